@@ -1,0 +1,176 @@
+"""One tree of errors: the type on the wire, the HTTP status and whether a retry can help.
+
+A service raises one of these; ``api/problems.py`` is the only place that turns one into a body.
+Messages are read by people: say what failed, quote the harmless value, name what is allowed and the
+next step. Secrets never go into ``message`` or ``details``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+#: A scalar quoted in a message is cut to this many characters.
+QUOTE_LENGTH = 80
+
+
+def quote(value: object) -> str:
+    """Return `value` as it may stand in a message: short, on one line, never a container's contents."""
+    if isinstance(value, str | int | float | bool) or value is None:
+        text = repr(value) if isinstance(value, str) else str(value)
+        return text if len(text) <= QUOTE_LENGTH else text[: QUOTE_LENGTH - 1] + "…"
+    return f"a value of type {type(value).__name__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a request, at one place.
+
+    `location` is the path in the request (``("body", "payload_indexes", 0, "type")``), `kind` a stable
+    word for programs (``unknown_extractor``), `status` the HTTP status this problem alone would give.
+    """
+
+    location: tuple[str | int, ...]
+    message: str
+    kind: str = "value_error"
+    status: int = 422
+
+
+class TesseraError(Exception):
+    """Base of everything that Tessera raises on purpose."""
+
+    type: ClassVar[str] = "InternalServerError"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        details: Mapping[str, object] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, object] = dict(details or {})
+        self.retry_after_s = retry_after_s
+
+
+class BadRequestError(TesseraError):
+    type, status = "BadRequestError", 400
+
+
+class UnauthorizedError(TesseraError):
+    type, status = "UnauthorizedError", 401
+
+
+class ForbiddenError(TesseraError):
+    type, status = "ForbiddenError", 403
+
+
+class NotEnabledError(ForbiddenError):
+    type = "NotEnabledError"
+
+
+class NotFoundError(TesseraError):
+    """Also what belongs to another organization or lies outside a key's scope: same body."""
+
+    type, status = "NotFoundError", 404
+
+    def __init__(self, resource: str, identifier: str) -> None:
+        super().__init__(
+            f"{resource} {quote(identifier)} was not found.",
+            details={"resource": resource, "id": identifier[:128]},
+        )
+
+
+class AlreadyExistsError(TesseraError):
+    type, status = "AlreadyExistsError", 409
+
+
+class ConflictError(TesseraError):
+    """The resource is in a state that does not allow this."""
+
+    type, status = "ConflictError", 409
+
+
+class PayloadTooLargeError(TesseraError):
+    type, status = "PayloadTooLargeError", 413
+
+
+class ValidationError(TesseraError):
+    """Everything that is wrong with one request, reported together."""
+
+    type, status = "ValidationError", 422
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        first = self.problems[0].message if self.problems else "The request is not valid."
+        more = len(self.problems) - 1
+        super().__init__(first if more <= 0 else f"{first} (and {more} more, see details)")
+
+
+class TooManyRequestsError(TesseraError):
+    type, status, retryable = "TooManyRequestsError", 429, True
+
+
+class ProcessingError(TesseraError):
+    type, status = "ProcessingError", 500
+
+
+class FeatureExtractionError(TesseraError):
+    type, status = "FeatureExtractionError", 500
+
+
+class StorageError(TesseraError):
+    type, status = "StorageError", 500
+
+
+class UnavailableError(TesseraError):
+    """A part that is needed cannot answer now."""
+
+    type, status, retryable = "ServiceUnavailableError", 503, True
+
+
+class InferenceServiceUnavailableError(UnavailableError):
+    """A model that is needed is not installed or cannot be loaded; the message names the remedy."""
+
+    type, retryable = "InferenceServiceUnavailableError", False
+
+
+class QdrantError(UnavailableError):
+    """The vector store refused, failed or cannot be reached."""
+
+    type = "QdrantError"
+
+
+class DeadlineError(UnavailableError):
+    type = "TimeoutError"
+
+
+class InsufficientStorageError(TesseraError):
+    type, status, retryable = "InsufficientStorageError", 507, True
+
+
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raise what `problems` call for, or return when there is none.
+
+    One problem of status 422 makes the whole answer a 422 that lists all of them; otherwise a 400
+    before a 409 (a taken name is reported only when nothing else is wrong).
+    """
+    if not problems:
+        return
+    statuses = {problem.status for problem in problems}
+    if 422 in statuses:
+        raise ValidationError(problems)
+    worst = BadRequestError if 400 in statuses else AlreadyExistsError
+    kept = [p for p in problems if p.status == worst.status]
+    raise worst(
+        " ".join(p.message for p in kept),
+        details={
+            "validation_errors": [
+                {"type": p.kind, "location": list(p.location), "message": p.message} for p in kept
+            ]
+        },
+    )

@@ -1,0 +1,143 @@
+"""What an extractor is: a pure description of its outputs, and a function from samples to features.
+
+A new extractor is one file: subclass `Extractor`, fill the class attributes, implement `outputs` and
+`extract`. ``registry.py`` finds it; the contract tests run on arrival. Heavy libraries are imported
+inside the method that uses them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from tessera.models import PayloadIndex
+
+
+class Params(BaseModel):
+    """Parameters of an extractor; unknown keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+@dataclass(frozen=True, slots=True)
+class VectorOutput:
+    """A dense vector that an extractor writes.
+
+    `name` is the vector's name in the collection (``text_extractor_v1_embedding``), `inference_name`
+    the vendor's name in feature URIs, `model_id` what really runs (``all-MiniLM-L6-v2``).
+    `query_inputs` are the kinds of query that this vector space can embed: ``text``, ``image``.
+    `aliases` are further spellings of the output in a feature URI.
+    """
+
+    name: str
+    dimensions: int
+    inference_name: str
+    model_id: str
+    description: str
+    query_inputs: tuple[str, ...] = ("text",)
+    aliases: tuple[str, ...] = ()
+    distance: str = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldOutput:
+    """A payload field that an extractor writes; `type` is a bucket schema type."""
+
+    type: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    vectors: tuple[VectorOutput, ...] = ()
+    fields: Mapping[str, FieldOutput] = field(default_factory=dict)
+    indexes: tuple[PayloadIndex, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a sample: a text, or a local file with its media type."""
+
+    text: str | None = None
+    path: Path | None = None
+    mime_type: str | None = None
+    filename: str | None = None
+    #: Files that belong to this one: a subtitle file beside a video, by role (``subtitles``).
+    sidecars: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One source to extract from: inputs by the extractor's input name (``text``, ``image``, ``video``)."""
+
+    inputs: Mapping[str, Input]
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One document to be: where it lies in its source, its fields, its vectors and its files.
+
+    `position` is a natural key inside the source (start in ms; page and block), so that the document
+    keeps its id when the source is extracted again. `files` become blobs; the field of that name
+    then holds the blob's URL.
+    """
+
+    position: tuple[str | int, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    vectors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    files: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample(Exception):
+    """This sample cannot be extracted; the others of its batch can.
+
+    `kind` is one of ``unreadable``, ``unsupported``, ``too_large``, ``model_missing``, ``limit``.
+    """
+
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Extractor(ABC):
+    """Base of every extractor. Instances hold no state but loaded models.
+
+    `inputs` maps each input name to the bucket property types it accepts. `positions` names the
+    payload fields that make a document's position.
+    """
+
+    name: ClassVar[str]
+    #: Further names under which the same implementation and the same vector space are registered.
+    also_named: ClassVar[tuple[str, ...]] = ()
+    description: ClassVar[str]
+    icon: ClassVar[str] = "box"
+    inputs: ClassVar[Mapping[str, tuple[str, ...]]]
+    positions: ClassVar[tuple[str, ...]] = ()
+    max_inputs: ClassVar[Mapping[str, int]] = {}
+    cost_tier: ClassVar[int] = 1
+    Params: ClassVar[type[Params]] = Params
+
+    @abstractmethod
+    def outputs(self, params: Any) -> Outputs:
+        """Return what `extract` will write with these parameters. Pure; no model is loaded."""
+
+    @abstractmethod
+    def extract(self, samples: Sequence[Sample], params: Any) -> Iterator[Iterable[Feature] | BadSample]:
+        """Yield, for each sample in order, its features or why there are none."""
+
+    def embed_query(self, vector: VectorOutput, kind: str, value: str | Path) -> npt.NDArray[np.float32]:
+        """Return the query vector `float32[dimensions]` for a text or an image file.
+
+        Raises `BadSample` with kind ``unsupported`` when this vector space cannot embed `kind`.
+        """
+        raise BadSample("unsupported", f"{vector.name} cannot embed a query of kind {kind!r}.")

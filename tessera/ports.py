@@ -1,0 +1,216 @@
+"""The two ports: what Tessera needs of a vector engine, and of something that runs extraction.
+
+Everything that crosses them is plain data, so that a request can travel to a host process, to a
+Qdrant server or to a Ray worker without change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tessera.filters import Filter
+from tessera.models import PayloadIndex
+
+Payload = dict[str, Any]
+Vector = npt.NDArray[np.float32]
+Distance = Literal["cosine", "dot", "euclid", "manhattan"]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseVector:
+    """A named vector of a view: `float32[dimensions]`, compared by `distance`."""
+
+    name: str
+    dimensions: int
+    distance: Distance = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An index built from a namespace's log, and where it stands.
+
+    `view_id` is the physical name: ``<namespace_id>-<generation>``, never reused, never the user's.
+    `location` is a directory for the embedded engine and a base URL for a server. `secret` is the
+    server's key, never part of ``repr``.
+    """
+
+    namespace_id: str
+    view_id: str
+    vectors: tuple[DenseVector, ...]
+    location: str
+    alias: str | None = None
+    secret: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as the log holds it: final payload and the vectors that it has."""
+
+    document_id: str
+    payload: Payload
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One log entry, ready to apply; holds final values, so that applying it again changes nothing.
+
+    An `artifact` entry names a local Arrow file (see ``tessera/log.py`` for its columns); `deletes`
+    may accompany it. An `indexes` entry is the complete set from then on. A missing id to delete is
+    as good as deleted.
+    """
+
+    seq: int
+    kind: Literal["edit", "artifact", "indexes"]
+    upserts: tuple[Document, ...] = ()
+    deletes: tuple[str, ...] = ()
+    artifact_path: str | None = None
+    indexes: tuple[PayloadIndex, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a view has come: every entry up to `seq` is in it, `document_count` documents exactly.
+
+    `durable` says whether this position is flushed to disk (survives power loss).
+    """
+
+    view_id: str
+    seq: int
+    document_count: int
+    durable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Nearest documents to `vector` among those that `filter` lets through.
+
+    `exact` scans; otherwise `ef` widens the graph search (engine default when None).
+    """
+
+    vector_name: str
+    vector: Vector
+    limit: int
+    filter: Filter | None = None
+    offset: int = 0
+    ef: int | None = None
+    exact: bool = False
+    with_vectors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Documents that `filter` lets through, by point id, or by `sort_path` (nulls last, ties by id).
+
+    `after` is the cursor of the page before: the last point id, or (sort key, point id) as
+    `PageResult.next_after` gave it.
+    """
+
+    limit: int
+    filter: Filter | None = None
+    offset: int = 0
+    after: Any = None
+    sort_path: str | None = None
+    descending: bool = False
+    with_vectors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A found document. `score` is the engine's similarity, None for a listing."""
+
+    document_id: str
+    payload: Payload
+    score: float | None = None
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PageResult:
+    hits: tuple[Hit, ...]
+    next_after: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What the engine itself says of a payload index: its type, its parameters, the points in it."""
+
+    field_name: str
+    type: str
+    params: Mapping[str, Any]
+    points: int
+
+
+class Vectors(Protocol):
+    """A vector engine that holds views. Every method may be called from several threads.
+
+    Errors: `QdrantError` when the engine fails or cannot be reached; `BadRequestError` for a filter
+    or a sort that cannot be answered exactly (the message names the index that would help).
+    """
+
+    def open(self, view: View) -> Mark:
+        """Make `view` if it does not exist, load it if it does, and tell how far it has come."""
+
+    def apply(self, view: View, entries: Sequence[Entry]) -> Mark:
+        """Apply `entries` in order. When it returns they are findable, not yet durable."""
+
+    def flush(self, view: View) -> Mark:
+        """Make everything applied durable, then move the durable mark."""
+
+    def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
+        """Answer several searches at once, in their order."""
+
+    def page(self, view: View, page: Page) -> PageResult:
+        """List documents, exactly."""
+
+    def count(self, view: View, filter: Filter | None = None) -> int:
+        """Count documents, exactly."""
+
+    def get(self, view: View, document_ids: Sequence[str], with_vectors: bool = False) -> list[Hit]:
+        """Fetch by id; ids that do not exist are left out, the order is that of `document_ids`."""
+
+    def indexes(self, view: View) -> list[IndexReport]:
+        """Ask the engine which payload indexes it has. Our own shadow indexes are left out."""
+
+    def drop(self, view: View) -> None:
+        """Remove the view and all its files. Done already is as good as done."""
+
+    def close(self) -> None:
+        """Flush and close everything; the port cannot be used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A call of the runner that did not bring a value: what went wrong, and whose fault it was.
+
+    `crashed` tells a worker that died or ran out of time from an error that the function raised.
+    """
+
+    kind: str
+    message: str
+    crashed: bool = False
+    retryable: bool = False
+
+
+class Runner(Protocol):
+    """Maps a function over batches in other processes; failures are values."""
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        timeout_s: float,
+    ) -> Iterator[tuple[int, Any | Failed]]:
+        """Yield ``(index, value or Failed)`` in the order of completion; a crash costs one item.
+
+        `function` must be importable (a top-level function); items and values are pickled.
+        """
+
+    def close(self) -> None:
+        """Stop workers; calls under way end as `Failed`."""
