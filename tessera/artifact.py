@@ -1,0 +1,90 @@
+"""Artifacts: immutable Arrow IPC files that carry the documents of one extraction.
+
+Columns: ``document_id: string``, ``payload: binary`` (JSON), and for each named vector a column
+``v:<name>: fixed_size_list<float32>[dimensions]`` that is null where a document lacks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from tessera.ports import Document
+
+VECTOR_PREFIX = "v:"
+#: Most documents in one artifact; larger results are split.
+MAX_DOCUMENTS = 2000
+
+
+def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, int]) -> None:
+    """Write `documents` to `path`, complete and synced before the name exists.
+
+    `dimensions` gives the length of each named vector, `float32[dimensions]`.
+    """
+    import os
+
+    import pyarrow as pa
+
+    arrays: list[pa.Array] = [
+        pa.array([document.document_id for document in documents], pa.string()),
+        pa.array([orjson.dumps(document.payload) for document in documents], pa.binary()),
+    ]
+    names = ["document_id", "payload"]
+    for name, size in dimensions.items():
+        rows = [document.vectors.get(name) for document in documents]
+        flat = np.zeros((len(rows), size), dtype=np.float32)
+        missing = np.ones(len(rows), dtype=bool)
+        for index, row in enumerate(rows):
+            if row is not None:
+                flat[index] = row
+                missing[index] = False
+        arrays.append(
+            pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), size, mask=pa.array(missing))
+            if missing.any()
+            else pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), size)
+        )
+        names.append(VECTOR_PREFIX + name)
+    table = pa.table(dict(zip(names, arrays, strict=True)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as sink:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=200)
+        sink.flush()
+        os.fsync(sink.fileno())
+    part.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read(path: Path | str) -> Iterator[list[Document]]:
+    """Yield the documents of the artifact at `path` in slices of at most 200, memory-mapped."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            ids = batch.column("document_id").to_pylist()
+            payloads = batch.column("payload").to_pylist()
+            vectors: list[dict[str, np.ndarray]] = [{} for _ in ids]
+            for name in batch.schema.names:
+                if not name.startswith(VECTOR_PREFIX):
+                    continue
+                column = batch.column(name)
+                flat = column.values.to_numpy(zero_copy_only=False)
+                size = column.type.list_size
+                rows = flat.reshape(-1, size)[column.offset : column.offset + len(column)]
+                valid = column.is_valid().to_numpy(zero_copy_only=False)
+                for index in np.flatnonzero(valid):
+                    vectors[index][name[len(VECTOR_PREFIX) :]] = rows[index].copy()
+            yield [
+                Document(document_id, orjson.loads(payload), vector)
+                for document_id, payload, vector in zip(ids, payloads, vectors, strict=True)
+            ]

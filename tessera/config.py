@@ -1,0 +1,170 @@
+"""Settings, and where each one came from; the only reader of environment and settings files.
+
+Order: command-line flag, then ``TESSERA_<NAME>``, then ``tessera.toml`` in the data directory, then
+the default. An unknown key in either place is refused with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from tessera.errors import TesseraError, quote
+
+PREFIX = "TESSERA_"
+#: Variables that share the prefix but are not settings: those of the test suite and of the CLI's client side.
+_FOREIGN_PREFIXES = ("TESSERA_TEST_", "TESSERA_BENCH_")
+_CLIENT_VARIABLES = ("TESSERA_API_KEY", "TESSERA_URL")
+
+
+class ConfigurationError(TesseraError):
+    """A setting is unknown or has a value that is not allowed; the message says which and what is."""
+
+    type, status = "ConfigurationError", 500
+
+
+class Settings(BaseModel):
+    """Everything that can be set. Units are in the names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: Path = Field(Path("tessera-data"), description="Data directory; made with mode 0700.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8700, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    public_url: str | None = Field(None, description="Base URL of links in answers, behind a proxy.")
+    log_format: Literal["text", "json"] = Field("text", description="Form of the request log on stderr.")
+
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the metadata; default: SQLite in the data directory."
+    )
+
+    qdrant_url: str | None = Field(
+        None, description="Qdrant server of the shared tier; default: Qdrant Edge inside the data directory."
+    )
+    qdrant_api_key: SecretStr | None = Field(None, description="Key for `qdrant_url`.")
+    ray_head_node_url: str | None = Field(None, description="Ray cluster of the shared tier (ray://host:port).")
+    vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
+    max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
+    max_scan_documents: int = Field(
+        100_000, ge=1, description="Most documents a filter or sort without an index may read."
+    )
+
+    workers: int = Field(
+        default_factory=lambda: max(1, min(4, (os.cpu_count() or 2) - 1)),
+        ge=1,
+        le=256,
+        description="Processes that run extractors.",
+    )
+    models_dir: Path | None = Field(None, description="Model files; default: `models` in the data directory.")
+    offline: bool = Field(False, description="Never ask a model hub.")
+
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest JSON body.")
+    max_concurrent_jobs: int = Field(10, ge=1, le=1000, description="Batches in progress per shared namespace.")
+    job_threads: int = Field(4, ge=1, le=256, description="Batches in progress in this server.")
+    extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
+    row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
+
+    allow_dedicated: bool = Field(True, description="Whether namespaces may ask for dedicated infrastructure.")
+
+    @property
+    def models_path(self) -> Path:
+        return self.models_dir or self.data / "models"
+
+    @property
+    def blobs_path(self) -> Path:
+        return self.data / "blobs"
+
+    @property
+    def views_path(self) -> Path:
+        return self.data / "views"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Settings together with the origin of each: ``flag``, ``environment``, ``file`` or ``default``."""
+
+    settings: Settings
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return (name, value, origin) for each setting; secrets are hidden."""
+        return [
+            (name, "" if value is None else str(value), self.origins.get(name, "default"))
+            for name, value in self.settings
+        ]
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Configuration:
+    """Read settings from `flags` (None values mean absent), the environment and ``tessera.toml``.
+
+    Raises `ConfigurationError` that names the setting, the value and what is allowed.
+    """
+    environment = os.environ if environment is None else environment
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    _refuse_unknown(given, "flag")
+    from_env = {
+        key[len(PREFIX) :].lower(): value
+        for key, value in environment.items()
+        if key.startswith(PREFIX) and not key.startswith(_FOREIGN_PREFIXES) and key not in _CLIENT_VARIABLES
+    }
+    _refuse_unknown(from_env, "environment variable", prefix=PREFIX)
+    data = Path(given.get("data") or from_env.get("data") or Settings.model_fields["data"].default)
+    from_file = _read_file(data / "tessera.toml")
+
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in (("file", from_file), ("environment", from_env), ("flag", given)):
+        merged.update(values)
+        origins.update(dict.fromkeys(values, origin))
+    try:
+        settings = Settings(**{**merged, "data": data})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        hidden = "…" if "key" in name else quote(first["input"])
+        raise ConfigurationError(f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}.") from None
+    return Configuration(settings, origins)
+
+
+def client_environment() -> tuple[str | None, str | None]:
+    """Return the server URL and the API key that the CLI's client commands take from the environment."""
+    return os.environ.get("TESSERA_URL"), os.environ.get("TESSERA_API_KEY")
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment for child processes: ours, with one thread a numeric library by default."""
+    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return {}
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}.") from None
+    _refuse_unknown(values, f"key in {path}")
+    if "data" in values:
+        raise ConfigurationError(f"{path} may not set `data`: it lies inside that directory.")
+    return values
+
+
+def _refuse_unknown(values: Mapping[str, Any], what: str, prefix: str = "") -> None:
+    for name in values:
+        if name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            hint = f" Did you mean {prefix}{near[0].upper() if prefix else near[0]}?" if near else ""
+            shown = f"{prefix}{name.upper()}" if prefix else name
+            raise ConfigurationError(f"Unknown {what} {shown!r}.{hint} `tessera config` lists all settings.")

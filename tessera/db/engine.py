@@ -1,0 +1,173 @@
+"""The database: short read and write transactions, and one group-committing writer for what may lag.
+
+SQLite runs in WAL mode with ``synchronous=FULL``: a write transaction that returned survives power
+loss. Writers queue on a lock instead of on SQLite's busy handler, so that they are served in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from tessera.errors import InsufficientStorageError, StorageError
+
+
+def now() -> str:
+    """Return the present time as the database holds it: RFC 3339, UTC, microseconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Database:
+    """Connections to the metadata database at `url` (``sqlite:///…`` or ``postgresql+…``)."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = _make_engine(url)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._write_lock = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        self._later: queue.SimpleQueue[Callable[[Connection], None] | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._writer_lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a read transaction: everything read inside belongs to one moment."""
+        with _storage_errors(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a write transaction; it commits when the block ends and rolls back when it raises.
+
+        Keep blob and engine I/O outside: other writers wait.
+        """
+        with _storage_errors(), self._write_lock, self.engine.connect() as connection:
+            writing = connection.execution_options(tessera_write=True)
+            with writing.begin():
+                yield writing
+
+    def later(self, work: Callable[[Connection], None]) -> None:
+        """Queue `work` for the group-committing writer; no caller waits for it and a crash may lose it.
+
+        For what need not be exact: `last_used_at`, usage, the durable mark of a view.
+        """
+        with self._writer_lock:
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write_behind, name="db-writer", daemon=True)
+                self._writer.start()
+        self._later.put(work)
+
+    def close(self) -> None:
+        """Finish queued writes and close all connections."""
+        with self._writer_lock:
+            writer, self._writer = self._writer, None
+        if writer is not None:
+            self._later.put(None)
+            writer.join(timeout=10)
+        self.engine.dispose()
+
+    def _write_behind(self) -> None:
+        ending = False
+        while not ending:
+            batch = [self._later.get()]
+            while len(batch) < 500:
+                try:
+                    batch.append(self._later.get_nowait())
+                except queue.Empty:
+                    break
+            ending = None in batch
+            work = [item for item in batch if item is not None]
+            if work:
+                self._commit_together(work)
+
+    def _commit_together(self, work: list[Callable[[Connection], None]]) -> None:
+        try:
+            with self.write() as connection:
+                for item in work:
+                    item(connection)
+        except (StorageError, InsufficientStorageError, sa.exc.SQLAlchemyError):
+            # What lags may be lost: each of these values is written again later or recomputed.
+            if len(work) > 1:
+                for item in work:
+                    self._commit_together([item])
+
+
+def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Insert `rows`, replacing those whose primary key exists."""
+    if not rows:
+        return
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(table)
+    keys = [column.name for column in table.primary_key]
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        text = str(error.orig).lower()
+        if "full" in text or "no space" in text:
+            raise InsufficientStorageError(
+                "The disk that holds the data directory is full; nothing of this request was kept. Free space and "
+                "send it again."
+            ) from error
+        if "disk i/o" in text or "unable to open" in text or "locked" in text or "readonly" in text:
+            raise StorageError(
+                "The metadata database cannot be written now; nothing of this request was kept."
+            ) from error
+        raise
+
+
+def _make_engine(url: str) -> Engine:
+    def dumps(value: object) -> str:
+        return orjson.dumps(value).decode()
+
+    common: dict[str, Any] = {"json_serializer": dumps, "json_deserializer": orjson.loads}
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True, **common)
+    engine = sa.create_engine(
+        url, module=_sqlite_module(), pool_size=32, max_overflow=32, connect_args={"timeout": 30}, **common
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we emit BEGIN ourselves, see below
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "temp_store=MEMORY",
+            "mmap_size=268435456",
+            "secure_delete=ON",  # a purge leaves no trace of deleted rows in free pages
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writing = connection.get_execution_options().get("tessera_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+def _sqlite_module() -> Any:
+    """Return `pysqlite3` (a SQLite that is known to be fixed), or the standard module where it has no wheel."""
+    try:
+        from pysqlite3 import dbapi2
+    except ImportError:
+        import sqlite3 as dbapi2  # type: ignore[no-redef]
+    return dbapi2

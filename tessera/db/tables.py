@@ -1,0 +1,308 @@
+"""The tables of the metadata database, each documented where it is declared.
+
+Times are RFC 3339 strings in UTC (``2026-11-23T10:00:00.000000Z``): equal on SQLite and PostgreSQL,
+sortable as text. Columns of type JSON hold what the API speaks.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _in_namespace() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["namespace_id"], ["namespaces.namespace_id"], ondelete="CASCADE")
+
+
+#: Tenants. `internal_id` (``int_`` + 24 characters) never leaves the server.
+organizations = Table(
+    "organizations",
+    metadata,
+    Column("organization_id", String, primary_key=True),
+    Column("internal_id", String, nullable=False, unique=True),
+    Column("organization_name", String, nullable=False),
+    Column("account_type", String, nullable=False, default="enterprise"),
+    Column("infrastructure", JSON),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("user_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False, index=True),
+    Column("email", String, nullable=False),
+    Column("user_name", String, nullable=False),
+    Column("role", String, nullable=False, default="member"),
+    Column("status", String, nullable=False, default="active"),
+    Column("metadata", JSON, nullable=False, default=dict),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("organization_id", "email"),
+)
+
+#: API keys. Only the SHA-256 of a key is kept. `name` is unique among a user's keys that are not revoked
+#: (checked in the transaction that creates one).
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False, index=True),
+    Column("user_id", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("key_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("key_prefix", String, nullable=False),
+    Column("description", String, nullable=False, default=""),
+    Column("permissions", JSON, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("status", String, nullable=False, default="active"),
+    Column("rate_limit_override", Integer),
+    Column("expires_at", String),
+    Column("created_at", String, nullable=False),
+    Column("created_by", String),
+    Column("revoked_at", String),
+    Column("revoked_by", String),
+    Column("last_used_at", String),
+)
+
+#: Namespaces. `head` is the number of the last log entry, taken with ``UPDATE … SET head = head + 1``
+#: as the last statement before the insert. `view_id` names the view that answers; `mark_seq` is the
+#: durable position that the view last reported, `document_count` the exact count at that position.
+#: A deleted namespace leaves this table at once (see `purges`).
+namespaces = Table(
+    "namespaces",
+    metadata,
+    Column("namespace_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("namespace_name", String, nullable=False),
+    Column("description", String),
+    Column("namespace_type", String, nullable=False, default="standard"),
+    #: As registered: [{feature_extractor_name, version, params}]
+    Column("feature_extractors", JSON, nullable=False),
+    #: The user's indexes in the order sent: [PayloadIndex]
+    Column("user_indexes", JSON, nullable=False),
+    #: Indexes that extractors and the system add: [PayloadIndex]
+    Column("added_indexes", JSON, nullable=False),
+    #: What the plan decided for the view: [{name, dimensions, distance}]
+    Column("vectors", JSON, nullable=False),
+    #: {vector name: inference name or model id}
+    Column("vector_inference_map", JSON, nullable=False),
+    Column("infrastructure", JSON, nullable=False),
+    Column("auto_create_indexes", Boolean, nullable=False, default=False),
+    Column("head", Integer, nullable=False, default=0),
+    Column("view_id", String, nullable=False, unique=True),
+    Column("generation", Integer, nullable=False, default=1),
+    Column("mark_seq", Integer, nullable=False, default=0),
+    Column("document_count", Integer, nullable=False, default=0),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("organization_id", "namespace_name"),
+    Index("ix_namespaces_list", "organization_id", "created_at", "namespace_id"),
+)
+
+#: The log. `body` is an inline edit or an index set (orjson), `artifact_key` names an Arrow file.
+log_entries = Table(
+    "log_entries",
+    metadata,
+    Column("namespace_id", String, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("artifact_key", String),
+    Column("created_at", String, nullable=False),
+    _in_namespace(),
+)
+
+buckets = Table(
+    "buckets",
+    metadata,
+    Column("bucket_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("bucket_name", String, nullable=False),
+    Column("description", String),
+    Column("bucket_schema", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False, default=dict),
+    Column("unique_key", JSON),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("namespace_id", "bucket_name"),
+    _in_namespace(),
+)
+
+#: Objects. `fields` are the user's root fields (with `metadata` among them); `blobs` are
+#: [{blob_id, property, type, text | blob_key, details, metadata}]. `version` grows with each change.
+objects = Table(
+    "objects",
+    metadata,
+    Column("object_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("bucket_id", String, nullable=False),
+    Column("key_prefix", String),
+    Column("fields", JSON, nullable=False),
+    Column("blobs", JSON, nullable=False),
+    Column("version", Integer, nullable=False, default=1),
+    Column("content_hash", String, nullable=False),
+    Column("size_bytes", Integer, nullable=False, default=0),
+    Column("status", String, nullable=False, default="DRAFT"),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Index("ix_objects_bucket", "bucket_id", "created_at", "object_id"),
+    Index("ix_objects_content", "bucket_id", "content_hash"),
+    _in_namespace(),
+)
+
+collections = Table(
+    "collections",
+    metadata,
+    Column("collection_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("collection_name", String, nullable=False),
+    Column("description", String),
+    Column("source", JSON, nullable=False),
+    #: {feature_extractor_name, version, params, parameters, input_mappings, field_passthrough, …}
+    Column("feature_extractor", JSON, nullable=False),
+    Column("input_schema", JSON, nullable=False),
+    Column("output_schema", JSON, nullable=False),
+    Column("enabled", Boolean, nullable=False, default=True),
+    Column("metadata", JSON, nullable=False, default=dict),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("namespace_id", "collection_name"),
+    _in_namespace(),
+)
+
+#: What each source has in the view: its documents, and from which input and plan they came. An
+#: unchanged source (same hashes) writes nothing; ids that a new run does not bring are deleted.
+sources = Table(
+    "sources",
+    metadata,
+    Column("namespace_id", String, nullable=False),
+    Column("collection_id", String, primary_key=True),
+    Column("source_id", String, primary_key=True),
+    Column("input_hash", String, nullable=False),
+    Column("plan_hash", String, nullable=False),
+    Column("document_ids", JSON, nullable=False),
+    Index("ix_sources_source", "namespace_id", "source_id"),
+    _in_namespace(),
+)
+
+#: Batches. `attempt` grows each time a server takes the batch up; what an older attempt brings is dropped.
+batches = Table(
+    "batches",
+    metadata,
+    Column("batch_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("bucket_id", String, nullable=False),
+    Column("object_ids", JSON, nullable=False),
+    Column("collection_ids", JSON, nullable=False),
+    Column("status", String, nullable=False, default="DRAFT"),
+    Column("task_id", String),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("error", String),
+    Column("error_summary", JSON),
+    Column("metadata", JSON, nullable=False, default=dict),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Column("submitted_at", String),
+    Index("ix_batches_status", "status", "submitted_at"),
+    Index("ix_batches_bucket", "bucket_id", "created_at"),
+    _in_namespace(),
+)
+
+#: One row for each (collection, object) of a batch: PENDING, COMPLETED, FAILED or SKIPPED.
+batch_rows = Table(
+    "batch_rows",
+    metadata,
+    Column("batch_id", String, primary_key=True),
+    Column("collection_id", String, primary_key=True),
+    Column("object_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("status", String, nullable=False, default="PENDING"),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("documents", Integer, nullable=False, default=0),
+    Column("error_kind", String),
+    Column("error_message", String),
+    Column("updated_at", String, nullable=False),
+    Index("ix_batch_rows_status", "batch_id", "status"),
+    _in_namespace(),
+)
+
+#: Tasks belong to an organization; those inside a namespace carry its id and go with it.
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("task_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("namespace_id", String),
+    Column("task_type", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("inputs", JSON, nullable=False, default=list),
+    Column("outputs", JSON, nullable=False, default=list),
+    Column("additional_data", JSON, nullable=False, default=dict),
+    Column("error", String),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Index("ix_tasks_list", "organization_id", "created_at"),
+    Index("ix_tasks_namespace", "namespace_id"),
+)
+
+retrievers = Table(
+    "retrievers",
+    metadata,
+    Column("retriever_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("retriever_name", String, nullable=False),
+    Column("description", String),
+    #: {collection_identifiers, collection_ids, input_schema, stages, budget_limits, cache_config, tags, …}
+    Column("definition", JSON, nullable=False),
+    Column("version", Integer, nullable=False, default=1),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("namespace_id", "retriever_name"),
+    _in_namespace(),
+)
+
+#: Namespaces that are being removed: what is still to be wiped, so that a kill in the middle is resumed.
+purges = Table(
+    "purges",
+    metadata,
+    Column("namespace_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("task_id", String, nullable=False),
+    #: {view_ids: [...], infrastructure: {...}}
+    Column("targets", JSON, nullable=False),
+    Column("created_at", String, nullable=False),
+)
+
+#: Answers kept for requests that carried an Idempotency-Key: 24 h per organization and route.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("organization_id", String, primary_key=True),
+    Column("route", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("body_hash", LargeBinary(32), nullable=False),
+    Column("resource_id", String, nullable=False),
+    Column("created_at", String, nullable=False),
+)
