@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from tessera.blobs import sync
 from tessera.ports import Document
 
 VECTOR_PREFIX = "v:"
@@ -24,8 +25,6 @@ def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, in
 
     `dimensions` gives the length of each named vector, `float32[dimensions]`.
     """
-    import os
-
     import pyarrow as pa
 
     arrays: list[pa.Array] = [
@@ -53,14 +52,8 @@ def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, in
     with part.open("wb") as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=200)
-        sink.flush()
-        os.fsync(sink.fileno())
     part.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync(path)
 
 
 def read(path: Path | str) -> Iterator[list[Document]]:

@@ -1,4 +1,4 @@
-"""Blob storage: bytes by key in a directory, S3, GCS or Azure, through obstore.
+"""Blob storage: bytes by key in the data directory (obstore); an object store by URL takes its place at scale.
 
 Keys begin with the namespace's id (never its name). Content-addressed blobs live under
 ``<namespace_id>/blobs/<sha256>``, artifacts under ``<namespace_id>/artifacts/…``: what one tenant stores is
@@ -7,42 +7,47 @@ never shared with, or visible to, another.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tessera.errors import InsufficientStorageError, StorageError
 
+if TYPE_CHECKING:
+    from obstore.store import LocalStore
+
 
 class Blobs:
-    """Blobs below a local directory. Writes are synced before their name exists."""
+    """Blobs below a local directory. What `put` returned survives power loss."""
 
     def __init__(self, root: Path) -> None:
+        from obstore.store import LocalStore
+
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+        self.store: LocalStore = LocalStore(root, mkdir=True)
 
     def put(self, namespace_id: str, data: bytes) -> str:
         """Store `data` and return its key. Storing the same bytes again is free and gives the same key."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
         key = f"{namespace_id}/blobs/{hashlib.sha256(data).hexdigest()}"
-        path = self.path(key)
-        if path.exists():
-            return key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
-            with part.open("wb") as sink:
-                sink.write(data)
-                sink.flush()
-                os.fsync(sink.fileno())
-            part.rename(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            if error.errno == 28:
-                raise InsufficientStorageError("The disk that holds the blobs is full; nothing was kept.") from error
-            raise StorageError("A blob could not be written.") from error
+            obstore.put(self.store, key, data, mode="create")
+            sync(self.path(key))
+        except AlreadyExistsError:
+            pass
+        except (BaseError, OSError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+                raise InsufficientStorageError(
+                    "The disk that holds the blobs is full; nothing of this request was kept. Free space and send it "
+                    "again."
+                ) from error
+            raise StorageError("A blob could not be written; nothing of this request was kept.") from error
         return key
 
     def path(self, key: str) -> Path:
@@ -53,12 +58,22 @@ class Blobs:
         return self.root.joinpath(*parts)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys below `prefix` (a directory)."""
-        base = self.path(prefix)
-        for path in sorted(base.rglob("*")):
-            if path.is_file():
-                yield str(path.relative_to(self.root))
+        """Yield the keys below `prefix`."""
+        import obstore
+
+        for chunk in obstore.list(self.store, prefix=prefix):
+            yield from (item["path"] for item in chunk)
 
     def delete_namespace(self, namespace_id: str) -> None:
         """Remove everything of a namespace; nothing there is as good as removed."""
         shutil.rmtree(self.path(namespace_id), ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Make the file at `path` and its name durable."""
+    for target in (path, path.parent):
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
