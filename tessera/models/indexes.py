@@ -1,26 +1,13 @@
-"""The nouns: one model per noun for the answer, Create, Patch and Update beside it.
-
-Names, defaults and bounds are those of the API page and its contract. Unknown keys of a request are
-ignored (``extra="ignore"``), never an error; the API names them in a response header.
-"""
+"""Payload indexes: what a request states, and the complete form that the log and the engines hold."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-JsonObject = dict[str, Any]
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(extra="ignore", populate_by_name=True, protected_namespaces=())
-
-
-# --- payload indexes -------------------------------------------------------------------------------
-
+from tessera.models.base import JsonObject, Model
 
 class IndexType(StrEnum):
     KEYWORD = "keyword"
