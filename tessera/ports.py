@@ -146,6 +146,19 @@ class IndexReport:
     points: int
 
 
+class ViewLost(Exception):
+    """The view went away under a call (its host died); nothing is known of the call. Open it again and replay."""
+
+
+class ViewDamaged(Exception):
+    """The view's files are damaged, or are not those that its mark speaks of; it must be rebuilt from the log."""
+
+    def __init__(self, view_id: str, reason: str) -> None:
+        super().__init__(f"view {view_id}: {reason}")
+        self.view_id = view_id
+        self.reason = reason
+
+
 class Vectors(Protocol):
     """A vector engine that holds views. Every method may be called from several threads.
 

@@ -1,0 +1,304 @@
+"""Views: which one answers for a namespace, how far it has come, and what to do when it is lost.
+
+A view is opened on first use. It answers nothing before it has reached the head that the log had when
+it was opened; after that every writer applies its own entry before it reports success, so a search
+needs no look at the database. A view that is lost (its host died) is opened again and replayed from
+its durable mark; one that is damaged is set aside and rebuilt from the log under a new generation.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from tessera import log
+from tessera.blobs import Blobs
+from tessera.db.engine import Database
+from tessera.db.tables import namespaces
+from tessera.errors import NotFoundError, QdrantError
+from tessera.filters import Filter
+from tessera.ports import (
+    DenseVector,
+    Hit,
+    IndexReport,
+    Mark,
+    Page,
+    PageResult,
+    Search,
+    Vectors,
+    View,
+    ViewDamaged,
+    ViewLost,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger("tessera.views")
+
+#: Entries read from the log and sent to the engine at once.
+REPLAY_ENTRIES = 50
+#: How often applied entries are made durable (rule 8: every 50 entries or 1 s; the host counts entries).
+FLUSH_INTERVAL_S = 1.0
+
+
+class _Open:
+    """What is known of one namespace's view in this process. `lock` orders appliers and opening."""
+
+    __slots__ = ("applied", "count", "dirty", "gone", "lock", "ready", "view")
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.view: View | None = None
+        self.ready = False
+        self.applied = 0
+        self.count = 0
+        self.dirty = False
+        self.gone = False
+
+
+class Views:
+    """The views of all namespaces. `locate` says where a view of that name lives, and its secret."""
+
+    def __init__(
+        self,
+        db: Database,
+        vectors: Vectors,
+        blobs: Blobs,
+        locate: Callable[[str], tuple[str, str | None]],
+    ) -> None:
+        self._db = db
+        self._vectors = vectors
+        self._blobs = blobs
+        self._locate = locate
+        self._open: dict[str, _Open] = {}
+        self._open_lock = threading.Lock()
+        self._stop = threading.Event()
+        self._flusher = threading.Thread(target=self._flush_forever, name="view-flusher", daemon=True)
+        self._flusher.start()
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def apply(self, namespace_id: str, seq: int | None = None) -> Mark:
+        """Bring the view up to entry `seq` (the log's head when None); then it is findable.
+
+        Can be repeated; returns at once when the view is that far already.
+        Raises `QdrantError` when the engine cannot; the log keeps the entry and the next use applies it.
+        """
+        state = self._state(namespace_id)
+        if state.ready and seq is not None and state.applied >= seq:
+            return Mark(state.view.view_id if state.view else "", state.applied, state.count)
+        with self._attending(namespace_id, state):
+            for _ in range(3):
+                try:
+                    self._make_ready(namespace_id, state)
+                    target = self._head(namespace_id) if seq is None else seq
+                    self._catch_up(namespace_id, state, target)
+                    assert state.view is not None
+                    return Mark(state.view.view_id, state.applied, state.count)
+                except ViewLost:
+                    state.ready = False
+                except ViewDamaged as damage:
+                    self._set_aside(namespace_id, state, damage)
+            raise QdrantError("The namespace's index could not be brought up to date; try again.", retry_after_s=2)
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def search(self, namespace_id: str, searches: Sequence[Search]) -> list[list[Hit]]:
+        """Answer `searches` together."""
+        return self._reading(namespace_id, lambda view: self._vectors.search(view, searches))
+
+    def page(self, namespace_id: str, page: Page) -> PageResult:
+        """List documents, exactly."""
+        return self._reading(namespace_id, lambda view: self._vectors.page(view, page))
+
+    def get(self, namespace_id: str, document_ids: Sequence[str], with_vectors: bool = False) -> list[Hit]:
+        """Fetch documents by id; absent ones are left out."""
+        return self._reading(namespace_id, lambda view: self._vectors.get(view, document_ids, with_vectors))
+
+    def count(self, namespace_id: str, filter: Filter | None = None) -> int:
+        """Count documents, exactly."""
+        return self._reading(namespace_id, lambda view: self._vectors.count(view, filter))
+
+    def indexes(self, namespace_id: str) -> list[IndexReport]:
+        """Ask the engine for its payload indexes."""
+        return self._reading(namespace_id, self._vectors.indexes)
+
+    def document_count(self, namespace_id: str, stored: int) -> int:
+        """Return the exact count that goes with the applied position; `stored` when the view is closed.
+
+        Never opens a view, so that a list of ten thousand namespaces costs nothing.
+        """
+        state = self._open.get(namespace_id)
+        return state.count if state is not None and state.ready else stored
+
+    # --- ending ------------------------------------------------------------------------------------
+
+    def purge(self, namespace_id: str, view_ids: Sequence[str]) -> None:
+        """Forget the namespace and remove these views with all their files. Can be repeated."""
+        state = self._state(namespace_id)
+        with state.lock:
+            state.gone, state.ready, state.dirty = True, False, False
+            for view_id in view_ids:
+                location, secret = self._locate(view_id)
+                self._vectors.drop(View(namespace_id, view_id, (), location, secret=secret))
+        with self._open_lock:
+            self._open.pop(namespace_id, None)
+
+    def close(self) -> None:
+        """Make everything durable and stop."""
+        self._stop.set()
+        self._flusher.join(timeout=5)
+        self._flush_dirty()
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _state(self, namespace_id: str) -> _Open:
+        state = self._open.get(namespace_id)
+        if state is None:
+            with self._open_lock:
+                state = self._open.setdefault(namespace_id, _Open())
+        return state
+
+    @contextmanager
+    def _attending(self, namespace_id: str, state: _Open) -> Iterator[None]:
+        """Hold the namespace's lock, and leave no trace of a namespace that turns out not to exist."""
+        with state.lock:
+            if state.gone:
+                raise NotFoundError("namespace", namespace_id)
+            try:
+                yield
+            except NotFoundError:
+                state.gone = True
+                with self._open_lock:
+                    self._open.pop(namespace_id, None)
+                raise
+
+    def _reading(self, namespace_id: str, call: Callable[[View], T]) -> T:
+        state = self._state(namespace_id)
+        for _ in range(3):
+            if not state.ready:
+                self.apply(namespace_id)
+            view = state.view
+            assert view is not None
+            try:
+                return call(view)
+            except ViewLost:
+                with state.lock:
+                    if state.view is view:
+                        state.ready = False
+            except ViewDamaged as damage:
+                with state.lock:
+                    if state.view is view:
+                        self._set_aside(namespace_id, state, damage)
+        raise QdrantError("The namespace's index was lost while it was being read; try again.", retry_after_s=2)
+
+    def _row(self, namespace_id: str) -> Any:
+        with self._db.read() as connection:
+            row = connection.execute(
+                sa.select(
+                    namespaces.c.view_id,
+                    namespaces.c.vectors,
+                    namespaces.c.head,
+                    namespaces.c.mark_seq,
+                    namespaces.c.generation,
+                ).where(namespaces.c.namespace_id == namespace_id)
+            ).one_or_none()
+        if row is None:
+            raise NotFoundError("namespace", namespace_id)
+        return row
+
+    def _head(self, namespace_id: str) -> int:
+        return int(self._row(namespace_id).head)
+
+    def _make_ready(self, namespace_id: str, state: _Open) -> None:
+        if state.ready:
+            return
+        row = self._row(namespace_id)
+        location, secret = self._locate(row.view_id)
+        view = View(
+            namespace_id,
+            row.view_id,
+            tuple(DenseVector(**vector) for vector in row.vectors),
+            location,
+            secret=secret,
+        )
+        mark = self._vectors.open(view)
+        if mark.seq < row.mark_seq or mark.seq > row.head:
+            # A mark is written after the flush it speaks of, so a view behind the database's mark is not the
+            # one that was flushed: its directory was removed or replaced.
+            raise ViewDamaged(view.view_id, f"it stands at entry {mark.seq}, the database says {row.mark_seq}")
+        state.view, state.applied, state.count = view, mark.seq, mark.document_count
+        self._catch_up(namespace_id, state, row.head)
+        state.ready = True
+
+    def _catch_up(self, namespace_id: str, state: _Open, target: int) -> None:
+        assert state.view is not None
+        while state.applied < target:
+            with self._db.read() as connection:
+                entries = log.read(
+                    connection,
+                    namespace_id,
+                    after=state.applied,
+                    limit=REPLAY_ENTRIES,
+                    local_path=self._blobs.path,
+                )
+            if not entries:
+                break  # the log was removed with its namespace
+            mark = self._vectors.apply(state.view, entries)
+            state.applied, state.count, state.dirty = mark.seq, mark.document_count, True
+
+    def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
+        """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
+        row = self._row(namespace_id)
+        generation = row.generation + 1
+        logger.warning("view %s is damaged (%s); rebuilding from the log", row.view_id, damage.reason)
+        with self._db.write() as connection:
+            connection.execute(
+                sa.update(namespaces)
+                .where(namespaces.c.namespace_id == namespace_id, namespaces.c.view_id == row.view_id)
+                .values(view_id=f"{namespace_id}-{generation}", generation=generation, mark_seq=0)
+            )
+        state.ready = False
+        location, secret = self._locate(row.view_id)
+        self._vectors.drop(View(namespace_id, row.view_id, (), location, secret=secret))
+
+    def _flush_forever(self) -> None:
+        while not self._stop.wait(FLUSH_INTERVAL_S):
+            self._flush_dirty()
+
+    def _flush_dirty(self) -> None:
+        for namespace_id, state in list(self._open.items()):
+            if not state.dirty:
+                continue
+            with state.lock:
+                if not (state.dirty and state.ready and state.view):
+                    continue
+                try:
+                    mark = self._vectors.flush(state.view)
+                except ViewLost:
+                    state.ready = False
+                    continue
+                except QdrantError as error:
+                    logger.warning("view %s could not be flushed: %s", state.view.view_id, error.message)
+                    continue
+                state.dirty = False
+            self._db.later(_record(namespace_id, mark))
+
+
+def _record(namespace_id: str, mark: Mark) -> Callable[[sa.Connection], None]:
+    def write(connection: sa.Connection) -> None:
+        connection.execute(
+            sa.update(namespaces)
+            .where(
+                namespaces.c.namespace_id == namespace_id,
+                namespaces.c.view_id == mark.view_id,
+                namespaces.c.mark_seq <= mark.seq,
+            )
+            .values(mark_seq=mark.seq, document_count=mark.document_count)
+        )
+
+    return write
