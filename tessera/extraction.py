@@ -1,0 +1,186 @@
+"""Extraction of one chunk of a batch: what runs in a worker, given only a plain `ChunkJob`.
+
+The worker reads blobs and writes the artifact itself; what travels back is a few ids a row. It touches
+no database, so that its result can be dropped when the batch has moved on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tessera import artifact
+from tessera.blobs import Blobs
+from tessera.db.engine import now
+from tessera.errors import TesseraError
+from tessera.extractors.base import BadSample, Feature, Input, Sample
+from tessera.ids import document_id
+from tessera.log import check_documents
+from tessera.ports import DenseVector, Document
+from tessera.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class InputRef:
+    """One input of a row: a text in line, or a blob by key."""
+
+    text: str | None = None
+    blob_key: str | None = None
+    mime_type: str | None = None
+    filename: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """One source to extract: its inputs, the fields passed through, and the system fields of its documents."""
+
+    object_id: str
+    object_version: int
+    inputs: Mapping[str, InputRef]
+    passthrough: Mapping[str, Any]
+    system: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkJob:
+    """A chunk of rows of one collection, complete in itself."""
+
+    namespace_id: str
+    collection_id: str
+    extractor_name: str
+    extractor_version: str
+    params: Mapping[str, Any]
+    vectors: tuple[DenseVector, ...]
+    rows: tuple[ChunkRow, ...]
+    artifact_key: str
+    blobs_root: str
+    models_dir: str
+    offline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What became of a row: the ids of *all* its documents, or why there are none."""
+
+    object_id: str
+    document_ids: tuple[str, ...] = ()
+    error_kind: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """`artifact_keys` name the artifacts written, each with at most `artifact.MAX_DOCUMENTS` documents."""
+
+    rows: tuple[RowResult, ...]
+    artifact_keys: tuple[str, ...] = ()
+    documents: int = 0
+
+
+@dataclass(slots=True)
+class _Process:
+    """What a worker keeps between chunks."""
+
+    registries: dict[tuple[str, bool], Registry] = field(default_factory=dict)
+
+
+_process = _Process()
+
+
+def run_chunk(job: ChunkJob) -> ChunkResult:
+    """Extract every row of `job`, write the artifacts, and say for each row what became of it."""
+    registry = _registry(job)
+    extractor = registry.extractor(job.extractor_name, job.extractor_version)
+    params = extractor.Params.model_validate(job.params)
+    blobs = Blobs(Path(job.blobs_root))
+    samples = [_sample(row, blobs) for row in job.rows]
+    results: list[RowResult] = []
+    documents: list[Document] = []
+    declared = {vector.name: vector for vector in job.vectors}
+    outcomes = iter(extractor.extract(samples, params))
+    for row in job.rows:
+        outcome = next(outcomes, None)
+        try:
+            if outcome is None:
+                raise BadSample("ours", f"{job.extractor_name} brought no result for this row.")
+            if isinstance(outcome, BadSample):
+                raise outcome
+            made = [_document(job, row, feature, blobs) for feature in outcome]
+            check_documents(made, declared)
+        except BadSample as error:
+            results.append(RowResult(row.object_id, error_kind=error.kind, error_message=error.message))
+        except TesseraError as error:
+            results.append(RowResult(row.object_id, error_kind="ours", error_message=error.message))
+        else:
+            documents.extend(made)
+            results.append(RowResult(row.object_id, tuple(document.document_id for document in made)))
+    keys = _write(job, blobs, documents)
+    return ChunkResult(tuple(results), keys, len(documents))
+
+
+def write_documents(
+    blobs: Blobs, artifact_key: str, vectors: Sequence[DenseVector], documents: Sequence[Document]
+) -> tuple[str, ...]:
+    """Write `documents` as artifacts ``<artifact_key>.<n>.arrow`` of bounded size and return their keys."""
+    dimensions = {vector.name: vector.dimensions for vector in vectors}
+    keys = []
+    for number, start in enumerate(range(0, len(documents), artifact.MAX_DOCUMENTS)):
+        key = f"{artifact_key}.{number}.arrow"
+        part = documents[start : start + artifact.MAX_DOCUMENTS]
+        used = {name for document in part for name in document.vectors}
+        artifact.write(
+            blobs.path(key), part, {name: size for name, size in dimensions.items() if name in used}
+        )
+        keys.append(key)
+    return tuple(keys)
+
+
+def _write(job: ChunkJob, blobs: Blobs, documents: Sequence[Document]) -> tuple[str, ...]:
+    return write_documents(blobs, job.artifact_key, job.vectors, documents)
+
+
+def _registry(job: ChunkJob) -> Registry:
+    key = (job.models_dir, job.offline)
+    registry = _process.registries.get(key)
+    if registry is None:
+        registry = _process.registries[key] = Registry.load(Path(job.models_dir), offline=job.offline)
+    return registry
+
+
+def _sample(row: ChunkRow, blobs: Blobs) -> Sample:
+    return Sample(
+        {
+            name: Input(
+                text=ref.text,
+                path=blobs.path(ref.blob_key) if ref.blob_key else None,
+                mime_type=ref.mime_type,
+                filename=ref.filename,
+            )
+            for name, ref in row.inputs.items()
+        }
+    )
+
+
+def _document(job: ChunkJob, row: ChunkRow, feature: Feature, blobs: Blobs) -> Document:
+    identifier = document_id(job.collection_id, row.object_id, feature.position)
+    files = {
+        name: f"blob://{blobs.put(job.namespace_id, data)}"
+        for name, (data, _mime_type) in feature.files.items()
+    }
+    at = now()
+    payload = {
+        **row.passthrough,
+        **feature.fields,
+        **files,
+        **row.system,
+        "document_id": identifier,
+        "collection_id": job.collection_id,
+        "created_at": at,
+        "updated_at": at,
+    }
+    vectors = {name: np.asarray(vector, dtype=np.float32) for name, vector in feature.vectors.items()}
+    return Document(identifier, payload, vectors)

@@ -1,0 +1,699 @@
+"""Ingest: takes a submitted batch through extraction into the log, row by row and restartable anywhere.
+
+Every chunk ends in one transaction that checks that the batch, the attempt, the collection and each
+object's version are still the ones planned, appends the artifact, and records what became of its rows.
+A server that dies between two chunks takes the batch up again with the next attempt; what an older
+attempt still brings is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from tessera import artifact, log
+from tessera.context import Warehouse
+from tessera.db.engine import insert_or_replace, now
+from tessera.db.tables import batch_rows, batches, collections, namespaces, objects, organizations, sources, tasks
+from tessera.extraction import ChunkJob, ChunkResult, ChunkRow, InputRef, RowResult, run_chunk, write_documents
+from tessera.filters import values_at
+from tessera.ports import DenseVector, Failed
+
+logger = logging.getLogger("tessera.ingest")
+
+#: A chunk closes at either bound, so that a kill costs little and progress is seen.
+CHUNK_ROWS = 64
+CHUNK_BYTES = 8 * 2**20
+
+
+class Superseded(Exception):
+    """The batch was cancelled, retried or deleted while we worked on it; nothing of ours counts any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A batch as this server took it up."""
+
+    batch_id: str
+    number: int
+    namespace_id: str
+    internal_id: str
+    bucket_id: str
+    task_id: str | None
+    collection_ids: tuple[str, ...]
+    vectors: tuple[DenseVector, ...]
+
+
+def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
+    """Bring batch `batch_id` to its end, or to the next chunk when `stop` is set (it stays IN_PROGRESS then).
+
+    Can be repeated: rows that are done are not done again. When it returns with the batch COMPLETED,
+    its documents are durable and findable.
+    """
+    attempt = _take_up(wh, batch_id)
+    if attempt is None:
+        return
+    try:
+        for collection_id in attempt.collection_ids:
+            _run_collection(wh, attempt, collection_id, stop)
+            if stop.is_set():
+                return
+        wh.views.apply(attempt.namespace_id)
+        _finish(wh, attempt)
+    except Superseded:
+        logger.info("batch %s was superseded; what attempt %d still brings is dropped", batch_id, attempt.number)
+
+
+def fail_batch(wh: Warehouse, batch_id: str, message: str) -> None:
+    """End a batch that cannot go on as FAILED; rows that are done stay done."""
+    with wh.db.write() as connection:
+        row = connection.execute(
+            sa.update(batches)
+            .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]))
+            .values(status="FAILED", error=message, updated_at=now())
+            .returning(batches.c.task_id)
+        ).one_or_none()
+        if row is not None and row.task_id:
+            connection.execute(
+                sa.update(tasks)
+                .where(tasks.c.task_id == row.task_id)
+                .values(status="FAILED", error=message, updated_at=now())
+            )
+
+
+def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
+    with wh.db.write() as connection:
+        row = (
+            connection.execute(
+                sa.update(batches)
+                .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]))
+                .values(status="IN_PROGRESS", attempt=batches.c.attempt + 1, updated_at=now())
+                .returning(batches)
+            )
+            .mappings()
+            .one_or_none()
+        )
+        if row is None:
+            return None
+        place = connection.execute(
+            sa.select(namespaces.c.vectors, organizations.c.internal_id)
+            .join(organizations, organizations.c.organization_id == namespaces.c.organization_id)
+            .where(namespaces.c.namespace_id == row["namespace_id"])
+        ).one()
+        if row["task_id"]:
+            connection.execute(
+                sa.update(tasks)
+                .where(tasks.c.task_id == row["task_id"])
+                .values(status="IN_PROGRESS", updated_at=now())
+            )
+    attempt = _Attempt(
+        batch_id,
+        row["attempt"],
+        row["namespace_id"],
+        place.internal_id,
+        row["bucket_id"],
+        row["task_id"],
+        tuple(row["collection_ids"]),
+        tuple(DenseVector(**vector) for vector in place.vectors),
+    )
+    if attempt.number > 1:
+        _sweep(wh, attempt)
+    return attempt
+
+
+def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
+    """Remove artifacts that earlier attempts wrote but never logged."""
+    prefix = f"{attempt.namespace_id}/artifacts"
+    with wh.db.read() as connection:
+        logged = set(
+            connection.execute(
+                sa.select(log.log_entries.c.artifact_key).where(
+                    log.log_entries.c.namespace_id == attempt.namespace_id,
+                    log.log_entries.c.artifact_key.like(f"{prefix}/{attempt.batch_id}-%"),
+                )
+            ).scalars()
+        )
+    for key in wh.blobs.keys(prefix):
+        if key.startswith(f"{prefix}/{attempt.batch_id}-") and key not in logged:
+            wh.blobs.path(key).unlink(missing_ok=True)
+
+
+def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: threading.Event) -> None:
+    with wh.db.read() as connection:
+        collection = (
+            connection.execute(sa.select(collections).where(collections.c.collection_id == collection_id))
+            .mappings()
+            .one_or_none()
+        )
+    if collection is None:
+        _close_rows(wh, attempt, collection_id, "SKIPPED", "superseded", "The collection was deleted.")
+        return
+    jobs = _jobs(wh, attempt, collection)
+    again: list[ChunkJob] = []
+    for chunk, outcome in _map(wh, jobs):
+        if isinstance(outcome, Failed) and len(chunk.rows) > 1:
+            # One row took its neighbours down: each goes again alone, so that only the culprit fails.
+            again.extend(_alone(chunk))
+        else:
+            _commit(wh, attempt, chunk, _settled(chunk, outcome))
+        if stop.is_set():
+            return
+    for tries_left in range(wh.settings.row_attempts - 1, -1, -1):
+        retry: list[ChunkJob] = []
+        for chunk, outcome in _map(wh, again):
+            if isinstance(outcome, Failed) and outcome.retryable and tries_left:
+                retry.append(chunk)
+            else:
+                _commit(wh, attempt, chunk, _settled(chunk, outcome))
+            if stop.is_set():
+                return
+        again = retry
+
+
+def _map(wh: Warehouse, jobs: Sequence[ChunkJob]) -> Iterator[tuple[ChunkJob, ChunkResult | Failed]]:
+    for index, outcome in wh.runner.map(run_chunk, jobs, timeout_s=wh.settings.extract_timeout_s):
+        yield jobs[index], outcome
+
+
+def _alone(chunk: ChunkJob) -> Iterator[ChunkJob]:
+    for number, row in enumerate(chunk.rows):
+        yield replace(chunk, rows=(row,), artifact_key=f"{chunk.artifact_key}-{number}")
+
+
+def _settled(chunk: ChunkJob, outcome: ChunkResult | Failed) -> ChunkResult:
+    if isinstance(outcome, ChunkResult):
+        return outcome
+    return ChunkResult(
+        tuple(
+            RowResult(row.object_id, error_kind=outcome.kind, error_message=outcome.message) for row in chunk.rows
+        )
+    )
+
+
+# --- planning ----------------------------------------------------------------------------------------
+
+
+def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> list[ChunkJob]:
+    """Cut the collection's pending rows into chunks; rows whose source did not change are closed at once."""
+    extractor = collection["feature_extractor"]
+    plan_hash = _plan_hash(wh, collection)
+    chunks: list[ChunkJob] = []
+    rows: list[ChunkRow] = []
+    size = 0
+    unchanged: list[tuple[str, int]] = []
+
+    def close() -> None:
+        nonlocal rows, size
+        if rows:
+            key = f"{attempt.namespace_id}/artifacts/{attempt.batch_id}-{attempt.number}-{collection['collection_id']}-{len(chunks)}"
+            chunks.append(
+                ChunkJob(
+                    namespace_id=attempt.namespace_id,
+                    collection_id=collection["collection_id"],
+                    extractor_name=extractor["feature_extractor_name"],
+                    extractor_version=extractor["version"],
+                    params={**(extractor.get("params") or {}), **(extractor.get("parameters") or {})},
+                    vectors=attempt.vectors,
+                    rows=tuple(rows),
+                    artifact_key=key,
+                    blobs_root=str(wh.settings.blobs_path),
+                    models_dir=str(wh.settings.models_path),
+                    offline=wh.settings.offline,
+                )
+            )
+        rows, size = [], 0
+
+    for item, known in _pending(wh, attempt, collection["collection_id"]):
+        row = _chunk_row(wh, attempt, collection, item)
+        if known == (input_hash(row), plan_hash):
+            unchanged.append((item["object_id"], 0))
+            continue
+        rows.append(row)
+        size += item["size_bytes"]
+        if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            close()
+    close()
+    if unchanged:
+        _close_unchanged(wh, attempt, collection["collection_id"], [object_id for object_id, _ in unchanged])
+    return chunks
+
+
+def _pending(
+    wh: Warehouse, attempt: _Attempt, collection_id: str
+) -> list[tuple[RowMapping, tuple[str, str] | None]]:
+    with wh.db.read() as connection:
+        rows = connection.execute(
+            sa.select(objects, sources.c.input_hash, sources.c.plan_hash)
+            .select_from(
+                batch_rows.join(objects, objects.c.object_id == batch_rows.c.object_id).outerjoin(
+                    sources,
+                    sa.and_(
+                        sources.c.collection_id == batch_rows.c.collection_id,
+                        sources.c.source_id == batch_rows.c.object_id,
+                    ),
+                )
+            )
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                batch_rows.c.collection_id == collection_id,
+                batch_rows.c.status == "PENDING",
+            )
+            .order_by(objects.c.created_at, objects.c.object_id)
+        ).mappings()
+        return [(row, (row["input_hash"], row["plan_hash"]) if row["input_hash"] else None) for row in rows]
+
+
+def input_hash(row: ChunkRow) -> str:
+    """Return the digest of everything of a source that decides what its documents will be."""
+    return _digest(
+        {
+            "inputs": {
+                name: [ref.text, ref.blob_key, ref.filename] for name, ref in sorted(row.inputs.items())
+            },
+            "passthrough": row.passthrough,
+        }
+    )
+
+
+def _plan_hash(wh: Warehouse, collection: RowMapping) -> str:
+    extractor = collection["feature_extractor"]
+    implementation = wh.registry.extractor(extractor["feature_extractor_name"], extractor["version"])
+    given = {**(extractor.get("params") or {}), **(extractor.get("parameters") or {})}
+    params = implementation.Params.model_validate(given)
+    outputs = implementation.outputs(params)
+    return _digest(
+        {
+            "extractor": implementation.name,
+            "params": params.model_dump(mode="json"),
+            "models": [[vector.name, vector.model_id, vector.dimensions] for vector in outputs.vectors],
+        }
+    )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _chunk_row(wh: Warehouse, attempt: _Attempt, collection: RowMapping, item: RowMapping) -> ChunkRow:
+    extractor = collection["feature_extractor"]
+    fields: dict[str, Any] = item["fields"]
+    implementation = wh.registry.extractor(extractor["feature_extractor_name"], extractor["version"])
+    inputs = _inputs(implementation.inputs, extractor.get("input_mappings"), fields, item["blobs"])
+    return ChunkRow(
+        object_id=item["object_id"],
+        object_version=item["version"],
+        inputs=inputs,
+        passthrough=_passthrough(extractor, fields, item["blobs"]),
+        system={
+            "namespace_id": attempt.namespace_id,
+            "internal_id": attempt.internal_id,
+            "bucket_id": item["bucket_id"],
+            "object_id": item["object_id"],
+            "root_object_id": item["object_id"],
+            "root_bucket_id": item["bucket_id"],
+            "source_object_id": item["object_id"],
+        },
+    )
+
+
+def plain_path(path: str) -> str:
+    """Return a source path without the prefixes that the API allows (``payload.``, ``$.``)."""
+    return path.removeprefix("$.").removeprefix("payload.")
+
+
+def _inputs(
+    accepted: Mapping[str, Sequence[str]],
+    mappings: Any,
+    fields: Mapping[str, Any],
+    blobs: Sequence[Mapping[str, Any]],
+) -> dict[str, InputRef]:
+    """Find each of the extractor's inputs: mapped by the collection, else the first blob of a type it accepts."""
+    found: dict[str, InputRef] = {}
+    by_property = {blob["property"]: blob for blob in reversed(blobs)}
+    if isinstance(mappings, Mapping):
+        mappings = [{"input_key": key, "path": path} for key, path in mappings.items()]
+    for mapping in mappings or []:
+        if mapping.get("source_type") == "literal":
+            found[mapping["input_key"]] = InputRef(text=str(mapping.get("override")))
+            continue
+        path = plain_path(str(mapping.get("path") or ""))
+        blob = by_property.get(path.removeprefix("blobs."))
+        if blob is not None:
+            found[mapping["input_key"]] = _ref(blob)
+        elif values := values_at(fields, path):
+            found[mapping["input_key"]] = InputRef(text="\n".join(map(str, values)))
+    if not mappings:
+        for name, types in accepted.items():
+            blob = next((blob for blob in blobs if not types or blob["type"] in types), None)
+            if blob is not None:
+                found[name] = _ref(blob)
+    return found
+
+
+def _ref(blob: Mapping[str, Any]) -> InputRef:
+    details = blob.get("details") or {}
+    return InputRef(
+        text=blob.get("text"),
+        blob_key=blob.get("blob_key"),
+        mime_type=details.get("mime_type"),
+        filename=details.get("filename"),
+    )
+
+
+def _passthrough(
+    extractor: Mapping[str, Any], fields: Mapping[str, Any], blobs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the object's fields that documents carry: each under its target *and* its own path.
+
+    The API stores ``metadata.category`` as ``category`` by default, and its guides filter on
+    ``metadata.category``: both paths work, and an index on either one indexes.
+    """
+    texts = {blob["property"]: blob["text"] for blob in blobs if blob.get("text") is not None}
+    known = {**texts, **fields}
+    wanted = extractor.get("field_passthrough") or []
+    everything = extractor.get("include_all_source_fields")
+    if everything is None:
+        everything = extractor["feature_extractor_name"] == "passthrough_extractor" and not wanted
+    payload: dict[str, Any] = dict(known) if everything else {}
+    for item in wanted:
+        path = plain_path(item["source_path"])
+        values = values_at(known, path)
+        if not values:
+            if item.get("default") is None:
+                continue
+            value = item["default"]
+        else:
+            value = values if len(values) > 1 else _value_at(known, path, values[0])
+        _set(payload, path, value)
+        _set(payload, item.get("target_path") or path.rsplit(".", 1)[-1], value)
+    return payload
+
+
+def _value_at(fields: Mapping[str, Any], path: str, fallback: Any) -> Any:
+    """Return the value at `path` as it stands (a list of one stays a list)."""
+    here: Any = fields
+    for segment in path.split("."):
+        if not isinstance(here, Mapping) or segment not in here:
+            return fallback
+        here = here[segment]
+    return here
+
+
+def _set(payload: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    here = payload
+    for segment in parents:
+        below = here.get(segment)
+        if not isinstance(below, dict):
+            below = {}
+        else:
+            below = dict(below)  # the source's own dictionary stays as it is
+        here[segment] = below
+        here = below
+    here[last] = value
+
+
+# --- committing --------------------------------------------------------------------------------------
+
+
+def _commit(wh: Warehouse, attempt: _Attempt, chunk: ChunkJob, result: ChunkResult) -> None:
+    """Append what a chunk brought and record its rows, in one transaction; then make it findable."""
+    rows = {row.object_id: row for row in chunk.rows}
+    with wh.db.read() as connection:
+        plan_hash = _plan_hash_of(wh, connection, chunk.collection_id)
+    for _ in range(5):
+        with wh.db.write() as connection:
+            late = _check(connection, attempt, chunk)
+            if not any(r.object_id in late and r.document_ids for r in result.rows):
+                seq = _append(connection, attempt, chunk, result, rows, late, plan_hash)
+                break
+        result = _without(wh, chunk, result, late)
+    else:
+        raise Superseded
+    if seq is not None:
+        wh.views.apply(attempt.namespace_id, seq)
+
+
+def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[str]:
+    """Return the chunk's objects that are not as planned any more; raise when the whole chunk is late."""
+    batch = connection.execute(
+        sa.select(batches.c.status, batches.c.attempt).where(batches.c.batch_id == attempt.batch_id)
+    ).one_or_none()
+    if batch is None or batch.status != "IN_PROGRESS" or batch.attempt != attempt.number:
+        raise Superseded
+    exists = connection.execute(
+        sa.select(collections.c.collection_id).where(collections.c.collection_id == chunk.collection_id)
+    ).scalar()
+    if exists is None:
+        return {row.object_id for row in chunk.rows}
+    versions = {
+        object_id: version
+        for object_id, version in connection.execute(
+            sa.select(objects.c.object_id, objects.c.version).where(
+                objects.c.object_id.in_([row.object_id for row in chunk.rows])
+            )
+        )
+    }
+    return {row.object_id for row in chunk.rows if versions.get(row.object_id) != row.object_version}
+
+
+def _without(wh: Warehouse, chunk: ChunkJob, result: ChunkResult, late: set[str]) -> ChunkResult:
+    """Return `result` with the documents of `late` objects taken out of its artifacts."""
+    dropped = {identifier for r in result.rows if r.object_id in late for identifier in r.document_ids}
+    kept = [
+        document
+        for key in result.artifact_keys
+        for documents in artifact.read(wh.blobs.path(key))
+        for document in documents
+        if document.document_id not in dropped
+    ]
+    for key in result.artifact_keys:
+        wh.blobs.path(key).unlink(missing_ok=True)
+    keys = write_documents(wh.blobs, f"{chunk.artifact_key}-kept", chunk.vectors, kept)
+    rows = tuple(replace(r, document_ids=()) if r.object_id in late else r for r in result.rows)
+    return ChunkResult(rows, keys, len(kept))
+
+
+def _append(
+    connection: Connection,
+    attempt: _Attempt,
+    chunk: ChunkJob,
+    result: ChunkResult,
+    rows: Mapping[str, ChunkRow],
+    late: set[str],
+    plan_hash: str,
+) -> int | None:
+    done = [r for r in result.rows if r.object_id not in late and r.error_kind is None]
+    before = {
+        source_id: ids
+        for source_id, ids in connection.execute(
+            sa.select(sources.c.source_id, sources.c.document_ids).where(
+                sources.c.collection_id == chunk.collection_id,
+                sources.c.source_id.in_([r.object_id for r in done]),
+            )
+        )
+    }
+    stale = [
+        identifier
+        for r in done
+        for identifier in before.get(r.object_id, ())
+        if identifier not in set(r.document_ids)
+    ]
+    insert_or_replace(
+        connection,
+        sources,
+        [
+            {
+                "namespace_id": attempt.namespace_id,
+                "collection_id": chunk.collection_id,
+                "source_id": r.object_id,
+                "input_hash": input_hash(rows[r.object_id]),
+                "plan_hash": plan_hash,
+                "document_ids": list(r.document_ids),
+            }
+            for r in done
+        ],
+    )
+    _record_rows(connection, attempt, chunk.collection_id, result.rows, late)
+    seq: int | None = None
+    for number, key in enumerate(result.artifact_keys):
+        seq = log.append_artifact(
+            connection, attempt.namespace_id, key, deletes=stale if number == 0 else ()
+        )
+    if stale and not result.artifact_keys:
+        seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
+    return seq
+
+
+def _record_rows(
+    connection: Connection,
+    attempt: _Attempt,
+    collection_id: str,
+    results: Sequence[RowResult],
+    late: set[str],
+) -> None:
+    at = now()
+    values = [
+        {
+            "b_object_id": r.object_id,
+            "b_status": "SKIPPED" if r.object_id in late else "FAILED" if r.error_kind else "COMPLETED",
+            "b_documents": len(r.document_ids),
+            "b_kind": "superseded" if r.object_id in late else r.error_kind,
+            "b_message": "The object changed or was deleted while it was extracted."
+            if r.object_id in late
+            else r.error_message,
+        }
+        for r in results
+    ]
+    if values:
+        connection.execute(
+            sa.update(batch_rows)
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                batch_rows.c.collection_id == collection_id,
+                batch_rows.c.object_id == sa.bindparam("b_object_id"),
+            )
+            .values(
+                status=sa.bindparam("b_status"),
+                documents=sa.bindparam("b_documents"),
+                error_kind=sa.bindparam("b_kind"),
+                error_message=sa.bindparam("b_message"),
+                attempts=batch_rows.c.attempts + 1,
+                updated_at=at,
+            ),
+            values,
+        )
+    _record_progress(connection, attempt, "extract")
+
+
+def _close_rows(
+    wh: Warehouse, attempt: _Attempt, collection_id: str, status: str, kind: str | None, message: str | None
+) -> None:
+    with wh.db.write() as connection:
+        connection.execute(
+            sa.update(batch_rows)
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                batch_rows.c.collection_id == collection_id,
+                batch_rows.c.status == "PENDING",
+            )
+            .values(status=status, error_kind=kind, error_message=message, updated_at=now())
+        )
+        _record_progress(connection, attempt, "extract")
+
+
+def _close_unchanged(wh: Warehouse, attempt: _Attempt, collection_id: str, object_ids: Sequence[str]) -> None:
+    """Close rows whose input and plan are those of the documents that exist: nothing is written for them."""
+    with wh.db.write() as connection:
+        known = {
+            source_id: len(ids)
+            for source_id, ids in connection.execute(
+                sa.select(sources.c.source_id, sources.c.document_ids).where(
+                    sources.c.collection_id == collection_id
+                )
+            )
+        }
+        connection.execute(
+            sa.update(batch_rows)
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                batch_rows.c.collection_id == collection_id,
+                batch_rows.c.object_id == sa.bindparam("b_object_id"),
+            )
+            .values(status="COMPLETED", documents=sa.bindparam("b_documents"), updated_at=now()),
+            [{"b_object_id": o, "b_documents": known.get(o, 0)} for o in object_ids],
+        )
+        _record_progress(connection, attempt, "extract")
+
+
+def _plan_hash_of(wh: Warehouse, connection: Connection, collection_id: str) -> str:
+    collection = (
+        connection.execute(sa.select(collections).where(collections.c.collection_id == collection_id))
+        .mappings()
+        .one_or_none()
+    )
+    return _plan_hash(wh, collection) if collection is not None else ""
+
+
+def _counts(connection: Connection, batch_id: str) -> dict[str, int]:
+    return {
+        status: count
+        for status, count in connection.execute(
+            sa.select(batch_rows.c.status, sa.func.count())
+            .where(batch_rows.c.batch_id == batch_id)
+            .group_by(batch_rows.c.status)
+        )
+    }
+
+
+def _record_progress(connection: Connection, attempt: _Attempt, stage: str) -> None:
+    if not attempt.task_id:
+        return
+    counts = _counts(connection, attempt.batch_id)
+    total = sum(counts.values())
+    connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.task_id == attempt.task_id)
+        .values(
+            additional_data={
+                "batch_id": attempt.batch_id,
+                "stage": stage,
+                "total": total,
+                "done": total - counts.get("PENDING", 0),
+                "failed": counts.get("FAILED", 0),
+            },
+            updated_at=now(),
+        )
+    )
+
+
+def _finish(wh: Warehouse, attempt: _Attempt) -> None:
+    with wh.db.write() as connection:
+        counts = _counts(connection, attempt.batch_id)
+        failed, total = counts.get("FAILED", 0), sum(counts.values())
+        kinds = {
+            kind: count
+            for kind, count in connection.execute(
+                sa.select(batch_rows.c.error_kind, sa.func.count())
+                .where(batch_rows.c.batch_id == attempt.batch_id, batch_rows.c.status == "FAILED")
+                .group_by(batch_rows.c.error_kind)
+            )
+        }
+        status = "COMPLETED" if not failed else "FAILED" if failed == total else "COMPLETED_WITH_ERRORS"
+        error = None
+        if failed:
+            first = connection.execute(
+                sa.select(batch_rows.c.object_id, batch_rows.c.error_message)
+                .where(batch_rows.c.batch_id == attempt.batch_id, batch_rows.c.status == "FAILED")
+                .order_by(batch_rows.c.collection_id, batch_rows.c.object_id)
+                .limit(1)
+            ).one()
+            error = f"{failed} of {total} rows failed; the first, {first.object_id}: {first.error_message}"
+        done = connection.execute(
+            sa.update(batches)
+            .where(
+                batches.c.batch_id == attempt.batch_id,
+                batches.c.attempt == attempt.number,
+                batches.c.status == "IN_PROGRESS",
+            )
+            .values(status=status, error=error, error_summary=kinds or None, updated_at=now())
+            .returning(batches.c.batch_id)
+        ).one_or_none()
+        if done is None:
+            raise Superseded
+        _record_progress(connection, attempt, "done")
+        if attempt.task_id:
+            connection.execute(
+                sa.update(tasks)
+                .where(tasks.c.task_id == attempt.task_id)
+                .values(status=status, error=error, updated_at=now())
+            )
+

@@ -1,0 +1,91 @@
+"""Wiring: builds the warehouse from settings. The only file that names adapters."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from tessera.blobs import Blobs
+from tessera.config import Settings
+from tessera.context import Warehouse
+from tessera.db.engine import Database
+from tessera.db.migrate import migrate
+from tessera.jobs import Jobs
+from tessera.ports import Vectors
+from tessera.registry import Registry
+from tessera.views import Views
+
+
+def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs: bool = True) -> Warehouse:
+    """Open the data directory of `settings` and everything behind it; the caller holds the directory's lock.
+
+    With `run_jobs` unfinished batches and purges go on at once.
+    """
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
+    migrate(db)
+    blobs = Blobs(settings.blobs_path)
+    vectors, locate = _vectors(settings)
+    jobs = Jobs()
+    wh = Warehouse(
+        settings=settings,
+        db=db,
+        blobs=blobs,
+        vectors=vectors,
+        views=Views(db, vectors, blobs, locate),
+        runner=_runner(settings),
+        registry=Registry.load(settings.models_path, offline=settings.offline),
+        jobs=jobs,
+        signing_key=_signing_key(settings.data / "signing.key"),
+        base_url=(settings.public_url or base_url or f"http://{settings.host}:{settings.port}").rstrip("/"),
+    )
+    if run_jobs:
+        jobs.start(wh)
+    return wh
+
+
+def close_warehouse(wh: Warehouse) -> None:
+    """Park jobs at their next chunk, make everything durable, and let go of the data directory."""
+    assert isinstance(wh.jobs, Jobs)
+    wh.jobs.stop()
+    wh.runner.close()
+    wh.views.close()
+    wh.vectors.close()
+    wh.db.close()
+
+
+def _vectors(settings: Settings) -> tuple[Vectors, object]:
+    if settings.qdrant_url is None:
+        from tessera.adapters.qdrant.edge import EdgeVectors
+
+        settings.views_path.mkdir(parents=True, exist_ok=True)
+        return EdgeVectors(settings), lambda view_id: (str(settings.views_path / view_id), None)
+    from tessera.adapters.qdrant.server import ServerVectors
+
+    secret = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
+    return ServerVectors(settings), lambda _view_id: (settings.qdrant_url, secret)
+
+
+def _runner(settings: Settings) -> object:
+    from tessera.adapters.local import LocalRunner
+
+    return LocalRunner(settings.workers)
+
+
+def _signing_key(path: Path) -> bytes:
+    """Return the key that signs cursors and URLs: 32 random bytes, made once, readable by the owner only."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        pass
+    key = secrets.token_bytes(32)
+    part = path.with_suffix(".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(descriptor, key)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    part.rename(path)
+    return key
