@@ -1,0 +1,1 @@
+"""Tests: unit (one module), http (a server), contracts (both engines, both runners), docs, slow."""

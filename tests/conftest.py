@@ -1,0 +1,55 @@
+"""What holds for every test: nothing leaves this machine, and no setting of the developer's leaks in.
+
+``TESSERA_TEST_QDRANT_URL`` (with ``TESSERA_TEST_QDRANT_API_KEY``) names a real Qdrant server to test
+against; without it the tests start ``tests/qdrant_rest.py``, Qdrant's REST over the real Edge engine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+
+QDRANT_URL = os.environ.get("TESSERA_TEST_QDRANT_URL")
+
+for _name in [name for name in os.environ if name.startswith("TESSERA_")]:
+    if not _name.startswith("TESSERA_TEST_"):
+        del os.environ[_name]
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _is_here(host: str) -> bool:
+    """Whether `host` is this machine, or the Qdrant server that the tests were told to use."""
+    if host in {"localhost", "", urlsplit(QDRANT_URL or "").hostname}:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _stay_here(event: str, arguments: tuple[object, ...]) -> None:
+    """Refuse connections of the test process to other machines (an audit hook: no library gets past it)."""
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = str(arguments[1][0])
+        if not _is_here(host):
+            raise PermissionError(f"A test tried to connect to {host!r}; tests are offline.")
+
+
+sys.addaudithook(_stay_here)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the run stood on, above pytest's own closing line."""
+    engine = (
+        f"a real server ({urlsplit(QDRANT_URL).hostname})"
+        if QDRANT_URL
+        else "the stand-in tests/qdrant_rest.py (Qdrant's REST over Qdrant Edge)"
+    )
+    terminalreporter.write_line(
+        f"Qdrant server: {engine}. Offline: connections to other machines were refused."
+    )
