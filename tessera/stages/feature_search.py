@@ -1,0 +1,206 @@
+"""Find documents by meaning: one or several vector searches, fused into one ranking."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import AliasChoices, Field
+
+from tessera.errors import BadRequestError, Problem, ValidationError
+from tessera.filters import And, Condition, Filter, parse
+from tessera.ports import Hit, Search
+from tessera.stages.base import QueryInput, Stage, StageContext, StageParams
+
+#: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
+RRF_K = 60
+
+#: How an input of the API is spelled, and what kind of query it is.
+_INPUT_KINDS = {
+    "text": "text",
+    "image": "image",
+    "content": "image",
+    "vector": "vector",
+    "embedding": "vector",
+    "document": "document",
+    "document_id": "document",
+}
+
+
+class SearchParams(StageParams):
+    """One vector search. `query` is a text, or an object such as ``{"text": …}``, ``{"image": …}``."""
+
+    feature_uri: str | None = Field(
+        None,
+        validation_alias=AliasChoices("feature_uri", "feature_address"),
+        examples=["mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"],
+    )
+    query: Any = Field(None, validation_alias=AliasChoices("query", "input"))
+    top_k: int = Field(100, ge=1, le=10_000)
+    filters: dict[str, Any] | None = None
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    min_score: float | None = Field(None, allow_inf_nan=False)
+
+
+class FeatureSearchParams(StageParams):
+    """Searches and how their rankings become one."""
+
+    searches: list[SearchParams] = Field(min_length=1, max_length=16)
+    final_top_k: int = Field(25, ge=1, le=10_000)
+    fusion: Literal["rrf", "dbsf", "weighted", "max"] = "rrf"
+
+
+class FeatureSearch(Stage):
+    stage_id = "feature_search"
+    also_named = ("knn_search",)
+    category = "filter"
+    description = "Finds documents whose features are nearest to a text, a picture, a vector or another document."
+    icon = "search"
+    Params = FeatureSearchParams
+
+    def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Translate the short form (``feature_uri``, ``input``, ``limit``) and the two older ones."""
+        if "searches" in parameters:
+            return parameters
+        search = {
+            key: parameters[key]
+            for key in ("feature_uri", "feature_address", "query", "input", "filters", "weight", "min_score")
+            if key in parameters
+        }
+        mapping = parameters.get("input_mapping")
+        if isinstance(mapping, dict) and not {"query", "input"} & search.keys():
+            search["input"] = {kind: "{{INPUT." + str(name) + "}}" for kind, name in mapping.items()}
+        limit = parameters.get("limit", parameters.get("top_k", parameters.get("final_top_k")))
+        out: dict[str, Any] = {"searches": [search]}
+        if limit is not None:
+            search["top_k"] = limit
+            out["final_top_k"] = limit
+        if "fusion" in parameters:
+            out["fusion"] = parameters["fusion"]
+        return out
+
+    def run(
+        self, hits: list[Hit] | None, params: FeatureSearchParams, context: StageContext
+    ) -> list[Hit]:
+        """Search within the retriever's collections, or only among `hits` when an earlier stage chose them."""
+        within: Filter = context.within
+        if hits is not None:
+            if not hits:
+                return []
+            within = And((within, Condition("document_id", "in", [hit.document_id for hit in hits], True)))
+        searches: list[Search] = []
+        weights: list[float] = []
+        floors: list[float | None] = []
+        for number, wanted in enumerate(params.searches):
+            query = _query_input(wanted.query, number)
+            filter = within
+            if wanted.filters:
+                own = parse(wanted.filters, inputs=context.inputs, location=("searches", number, "filters"))
+                filter = And((within, own)) if own is not None else within
+            uris = [wanted.feature_uri] if wanted.feature_uri else context.text_features()
+            if not uris:
+                raise BadRequestError(
+                    "feature_search names no feature_uri and this namespace has no feature that takes a text query. "
+                    "List the features with GET /v1/collections/{id}/features and name one."
+                )
+            for uri in uris:
+                vector = context.embed(uri, query)
+                searches.append(
+                    Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter)
+                )
+                weights.append(wanted.weight)
+                floors.append(wanted.min_score)
+        rankings = context.search(searches)
+        kept = [
+            ranking if floor is None else [hit for hit in ranking if (hit.score or 0.0) >= floor]
+            for ranking, floor in zip(rankings, floors, strict=True)
+        ]
+        if len(kept) == 1:
+            return kept[0][: params.final_top_k]
+        return fuse(kept, weights, params.fusion)[: params.final_top_k]
+
+
+def fuse(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: str) -> list[Hit]:
+    """Merge rankings into one, best first; ties go to the smaller document id.
+
+    ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
+    ``max`` takes the best of those; ``dbsf`` adds scores scaled by mean ± 3 standard deviations
+    (distribution-based score fusion).
+    """
+    scores: dict[str, float] = {}
+    hits: dict[str, Hit] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for value, hit in zip(_scaled(ranking, method), ranking, strict=True):
+            hits.setdefault(hit.document_id, hit)
+            before = scores.get(hit.document_id)
+            if method == "max":
+                scores[hit.document_id] = weight * value if before is None else max(before, weight * value)
+            else:
+                scores[hit.document_id] = (before or 0.0) + weight * value
+    ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return [replace(hits[document_id], score=score) for document_id, score in ordered]
+
+
+def _scaled(ranking: Sequence[Hit], method: str) -> list[float]:
+    if method == "rrf":
+        return [1.0 / (RRF_K + rank) for rank in range(1, len(ranking) + 1)]
+    raw = [hit.score or 0.0 for hit in ranking]
+    if not raw:
+        return []
+    if method == "dbsf":
+        mean, spread = statistics.fmean(raw), statistics.pstdev(raw)
+        low, high = mean - 3 * spread, mean + 3 * spread
+    else:
+        low, high = min(raw), max(raw)
+    if high <= low:
+        return [1.0 for _ in raw]
+    return [min(1.0, max(0.0, (value - low) / (high - low))) for value in raw]
+
+
+def _query_input(query: Any, number: int) -> QueryInput:
+    if isinstance(query, str):
+        return QueryInput("text", query)
+    if isinstance(query, list):
+        return QueryInput("vector", _vector(query, number))
+    if isinstance(query, dict):
+        if "input_mode" in query:
+            query = {str(query["input_mode"]): query.get("value")}
+        for spelling, kind in _INPUT_KINDS.items():
+            if query.get(spelling) is not None:
+                value = query[spelling]
+                if kind == "vector":
+                    value = _vector(value, number)
+                elif kind == "document" and isinstance(value, dict):
+                    value = value.get("document_id")
+                return QueryInput(kind, value)  # type: ignore[arg-type]
+    raise ValidationError(
+        [
+            Problem(
+                ("searches", number, "query"),
+                'A search needs a query: a text, a list of numbers, or an object such as {"text": "…"}, '
+                '{"image": "<base64 or data URI>"}, {"vector": […]} or {"document_id": "doc_…"}.',
+                "query",
+            )
+        ]
+    )
+
+
+def _vector(value: Any, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    try:
+        vector = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        vector = np.empty((0, 0), dtype=np.float32)
+    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+        raise ValidationError(
+            [
+                Problem(
+                    ("searches", number, "query", "vector"),
+                    "A query vector is a list of finite numbers (no NaN, no infinity).",
+                    "vector",
+                )
+            ]
+        )
+    return vector
