@@ -169,6 +169,8 @@ objects = Table(
     Column("updated_at", String, nullable=False),
     Index("ix_objects_bucket", "bucket_id", "created_at", "object_id"),
     Index("ix_objects_content", "bucket_id", "content_hash"),
+    #: Without it a namespace's objects can only be counted, or go with it, by reading all objects.
+    Index("ix_objects_namespace", "namespace_id"),
     _in_namespace(),
 )
 
@@ -227,6 +229,7 @@ batches = Table(
     Column("submitted_at", String),
     Index("ix_batches_status", "status", "submitted_at"),
     Index("ix_batches_bucket", "bucket_id", "created_at"),
+    Index("ix_batches_namespace", "namespace_id"),
     _in_namespace(),
 )
 
@@ -245,6 +248,7 @@ batch_rows = Table(
     Column("error_message", String),
     Column("updated_at", String, nullable=False),
     Index("ix_batch_rows_status", "batch_id", "status"),
+    Index("ix_batch_rows_namespace", "namespace_id"),
     _in_namespace(),
 )
 

@@ -152,6 +152,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("batch_id", "collection_id", "object_id", name=op.f("pk_batch_rows")),
     )
     op.create_index("ix_batch_rows_status", "batch_rows", ["batch_id", "status"], unique=False)
+    op.create_index("ix_batch_rows_namespace", "batch_rows", ["namespace_id"], unique=False)
     op.create_table(
         "batches",
         sa.Column("batch_id", sa.String(), nullable=False),
@@ -177,6 +178,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("batch_id", name=op.f("pk_batches")),
     )
     op.create_index("ix_batches_bucket", "batches", ["bucket_id", "created_at"], unique=False)
+    op.create_index("ix_batches_namespace", "batches", ["namespace_id"], unique=False)
     op.create_index("ix_batches_status", "batches", ["status", "submitted_at"], unique=False)
     op.create_table(
         "buckets",
@@ -263,6 +265,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_objects_bucket", "objects", ["bucket_id", "created_at", "object_id"], unique=False)
     op.create_index("ix_objects_content", "objects", ["bucket_id", "content_hash"], unique=False)
+    op.create_index("ix_objects_namespace", "objects", ["namespace_id"], unique=False)
     op.create_table(
         "retrievers",
         sa.Column("retriever_id", sa.String(), nullable=False),
