@@ -141,6 +141,13 @@ def client_environment() -> tuple[str | None, str | None]:
     return os.environ.get("TESSERA_URL"), os.environ.get("TESSERA_API_KEY")
 
 
+def failpoint() -> tuple[str, int, str] | None:
+    """Return the (name, count, whom) of ``TESSERA_TEST_FAILPOINT``, see ``failpoints.py``."""
+    name, _, rest = os.environ.get("TESSERA_TEST_FAILPOINT", "").partition(":")
+    count, _, whom = rest.partition(":")
+    return (name, int(count or 1), whom or "self") if name else None
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment for child processes: ours, with one thread a numeric library by default."""
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}

@@ -1,0 +1,128 @@
+"""Retrievers: stages over collections, and what an execution takes and gives."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field
+
+from tessera.models.base import JsonObject, Model
+
+InputType = Literal[
+    "string",
+    "number",
+    "integer",
+    "float",
+    "boolean",
+    "object",
+    "array",
+    "date",
+    "datetime",
+    "text",
+    "image",
+    "audio",
+    "video",
+    "pdf",
+    "excel",
+    "document_reference",
+]
+
+
+class InputField(Model):
+    """One input of a retriever."""
+
+    type: InputType
+    required: bool = False
+    default: Any = None
+    description: str | None = None
+    enum: list[Any] | None = None
+    examples: list[Any] | None = None
+
+
+class CreateRetrieverRequest(Model):
+    """A retriever to create; `name`, `collection_ids` and ``input_schema.properties`` are accepted spellings."""
+
+    retriever_name: str = Field(
+        min_length=1,
+        max_length=100,
+        validation_alias=AliasChoices("retriever_name", "name"),
+        examples=["quickstart-search"],
+    )
+    collection_identifiers: list[str] = Field(
+        default_factory=list,
+        max_length=100,
+        validation_alias=AliasChoices("collection_identifiers", "collection_ids"),
+        examples=[["quickstart-docs"]],
+    )
+    stages: list[JsonObject] = Field(
+        min_length=1,
+        max_length=32,
+        examples=[
+            [
+                {
+                    "stage_name": "search",
+                    "stage_type": "filter",
+                    "config": {
+                        "stage_id": "feature_search",
+                        "parameters": {
+                            "feature_uri": "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1",
+                            "input": {"text": "{{INPUT.query_text}}"},
+                            "limit": 20,
+                        },
+                    },
+                }
+            ]
+        ],
+    )
+    input_schema: JsonObject | None = Field(
+        None, examples=[{"query_text": {"type": "text", "required": True}}]
+    )
+    description: str | None = Field(None, max_length=2000)
+    budget_limits: JsonObject | None = None
+    cache_config: JsonObject | None = None
+    tags: list[str] | None = None
+    visibility: str | None = None
+    display_config: JsonObject | None = None
+
+
+class PatchRetrieverRequest(Model):
+    """Metadata of a retriever; its stages do not change."""
+
+    retriever_name: str | None = Field(
+        None, min_length=1, max_length=100, validation_alias=AliasChoices("retriever_name", "name")
+    )
+    description: str | None = Field(None, max_length=2000)
+    tags: list[str] | None = None
+    visibility: str | None = None
+    display_config: JsonObject | None = None
+
+
+class ExecuteRequest(Model):
+    """One execution. `limit`, or `pagination` by method ``cursor`` or ``offset``, cuts the answer."""
+
+    inputs: JsonObject = Field(default_factory=dict, examples=[{"query_text": "wireless headphones"}])
+    filters: JsonObject | None = None
+    limit: int | None = Field(None, ge=1, le=1000)
+    pagination: JsonObject | None = Field(None, examples=[{"method": "offset", "page_size": 10, "page_number": 1}])
+    return_urls: bool | None = None
+    return_vectors: bool | None = None
+    stream: bool = False
+    collection_identifiers: list[str] | None = Field(
+        None, validation_alias=AliasChoices("collection_identifiers", "collection_ids")
+    )
+
+
+class AdhocExecuteRequest(ExecuteRequest):
+    """An execution of stages that are not stored."""
+
+    stages: list[JsonObject] = Field(min_length=1, max_length=32)
+    input_schema: JsonObject | None = None
+
+
+class SearchDocumentsRequest(Model):
+    """A plain text search over collections."""
+
+    query: str = Field(min_length=1, max_length=100_000)
+    collection_ids: list[str] = Field(default_factory=list)
+    filters: JsonObject | None = None
+    page_size: int = Field(10, ge=1, le=500, validation_alias=AliasChoices("page_size", "limit"))
