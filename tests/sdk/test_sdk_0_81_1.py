@@ -1,0 +1,16 @@
+"""The official client 0.81.1, unmodified, against a real server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+CLIENT = "0.81.1"
+SCENARIOS = ("scenarios_typed.py", "scenarios_high_level.py")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_scenario(outcome: Any) -> None:
+    assert outcome.ok, outcome.report

@@ -1,0 +1,16 @@
+"""The official client 1.3.783, unmodified, against a real server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+CLIENT = "1.3.783"
+SCENARIOS = ("scenarios_typed.py", "scenarios_high_level.py")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_scenario(outcome: Any) -> None:
+    assert outcome.ok, outcome.report
