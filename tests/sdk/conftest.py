@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.media import BLUE, GREEN, RED, picture, video
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
@@ -50,21 +52,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a video of three colours, two seconds each (``clip.mp4``), and a picture (``red.png``)."""
-    import av
-    import numpy as np
-    from PIL import Image
-
+    """A folder with a video of three colours, two seconds each (``clip.mp4``), and ``red.png``."""
     folder = tmp_path_factory.mktemp("media")
-    Image.new("RGB", (64, 64), (220, 20, 20)).save(folder / "red.png")
-    with av.open(str(folder / "clip.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
-        for colour in ((220, 20, 20), (20, 200, 20), (20, 20, 220)):
-            picture = np.full((96, 96, 3), colour, dtype=np.uint8)
-            for _ in range(20):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    (folder / "red.png").write_bytes(picture(RED))
+    (folder / "clip.mp4").write_bytes(video([(2, RED), (2, GREEN), (2, BLUE)]))
     return folder
 
 

@@ -1,0 +1,58 @@
+"""Sample media made by script, with known colours, cuts and words."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+#: (seconds, red-green-blue): one shot of a video, of one colour.
+Shot = tuple[float, tuple[int, int, int]]
+#: (start in seconds, end in seconds, words): one subtitle.
+Cue = tuple[float, float, str]
+
+RED, GREEN, BLUE = (220, 20, 20), (20, 200, 20), (20, 20, 220)
+
+_ASS_HEADER = (
+    b"[Script Info]\nScriptType: v4.00+\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize\n"
+    b"Style: Default,Arial,16\n[Events]\nFormat: Layer, Start, End, Style, Text\n"
+)
+
+
+def video(shots: Sequence[Shot], cues: Sequence[Cue] = (), *, size: int = 96, rate: int = 10) -> bytes:
+    """Return an MP4 of plain colours (MPEG-4 part 2), with `cues` as an embedded subtitle track."""
+    import av
+    from av.packet import Packet
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        pictures = container.add_stream("mpeg4", rate=rate)
+        pictures.width, pictures.height, pictures.pix_fmt = size, size, "yuv420p"
+        words = container.add_stream("mov_text") if cues else None
+        if words is not None:
+            words.codec_context.subtitle_header = _ASS_HEADER
+        for seconds, colour in shots:
+            picture = np.full((size, size, 3), colour, dtype=np.uint8)
+            for _ in range(round(seconds * rate)):
+                container.mux(pictures.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(pictures.encode())
+        for start_s, end_s, text in cues:
+            data = text.encode()
+            # A mov_text sample is the text behind its length in two bytes (3GPP TS 26.245, 5.17).
+            packet = Packet(len(data).to_bytes(2, "big") + data)
+            packet.stream, packet.time_base = words, Fraction(1, 1000)
+            packet.pts = packet.dts = round(start_s * 1000)
+            packet.duration = round((end_s - start_s) * 1000)
+            container.mux(packet)
+    return out.getvalue()
+
+
+def picture(colour: tuple[int, int, int], *, size: int = 64) -> bytes:
+    """Return a PNG of one colour."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(out, "PNG")
+    return out.getvalue()
