@@ -1,0 +1,828 @@
+"""A host process: owns open Qdrant Edge shards and answers for them over a pipe.
+
+Started as ``python -m tessera.adapters.qdrant.edge_host``; see `tessera.adapters.qdrant.edge`, which starts
+it. Edge holds the interpreter's lock during its calls, so shards live here and not in the server.
+
+One thread does everything: it drains the pipe, answers searches that wait for one view as one batch, then
+does one slice of each longer piece of work, and starts again. A view's directory holds ``shard/`` (Edge's
+files), ``mark.json`` (how far the view has come, moved only after a flush) and, only while the view is
+closed, ``checksums.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib.metadata
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import qdrant_edge
+
+from tessera.adapters.qdrant import pipe
+from tessera.adapters.qdrant.translate import Translator
+from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps
+from tessera.errors import BadRequestError, QdrantError
+from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
+
+#: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
+OLDEST_EDGE: Final = (0, 9, 0)
+#: The durable mark moves after so many entries, or so long after the first of them.
+FLUSH_ENTRIES: Final = 50
+FLUSH_AFTER_S: Final = 1.0
+#: Below this size vectors are searched without a graph, exactly: 100,000 of 384 dimensions are 150 MB.
+INDEXING_THRESHOLD_KB: Final = 200_000
+#: A directory that another process still holds is tried again for this long.
+LOCK_PATIENCE_S: Final = 5.0
+#: Exit status after a panic of the engine.
+PANIC_STATUS: Final = 70
+
+_MARK, _CHECKSUMS, _SHARD = "mark.json", "checksums.json", "shard"
+_PLACEHOLDER = "_none"
+_BLOCK = 64 * 1024
+_ZEROS = bytes(_BLOCK)
+
+logger = logging.getLogger("tessera.edge_host")
+
+
+class Panic(BaseException):
+    """The engine panicked; nothing that it holds in memory can be trusted any more."""
+
+
+@contextlib.contextmanager
+def _edge_call() -> Iterator[None]:
+    """Turn what Edge raises into `QdrantError`, and a panic (not an `Exception`) into `Panic`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, Panic):
+        raise
+    except Exception as error:  # noqa: BLE001 - Edge raises bare `Exception`
+        raise QdrantError(f"The vector engine failed: {_first_line(error)}") from error
+    except BaseException as panic:
+        raise Panic(_first_line(panic)) from panic
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+# --- the engine ----------------------------------------------------------------------------------------
+
+
+class EdgeEngine:
+    """One open shard, as `tessera.adapters.qdrant.view` wants an engine."""
+
+    def __init__(self, shard: qdrant_edge.EdgeShard, translator: Translator) -> None:
+        self._shard = shard
+        self._translator = translator
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        with _edge_call():
+            self._shard.update(
+                qdrant_edge.UpdateOperation.upsert_points(
+                    [qdrant_edge.Point(p.point_id, dict(p.vectors), p.payload) for p in points]
+                )
+            )
+
+    def delete(self, point_ids: Sequence[str]) -> None:
+        with _edge_call():
+            self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(point_ids)))
+
+    def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
+        with _edge_call():
+            self._shard.update(qdrant_edge.UpdateOperation.set_payload(list(point_ids), payload, key))
+
+    def scroll(
+        self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
+    ) -> tuple[list[Record], str | None]:
+        with _edge_call():
+            found, following = self._shard.scroll(
+                qdrant_edge.ScrollRequest(
+                    offset=start,
+                    limit=limit,
+                    filter=filter,
+                    with_payload=with_payload,
+                    with_vector=with_vectors,
+                )
+            )
+        return list(map(_record, found)), None if following is None else str(following)
+
+    def query_batch(self, queries: Sequence[Query]) -> list[list[Record]]:
+        with _edge_call():
+            answers = self._shard.query_batch(
+                qdrant_edge.QueryBatchRequest(
+                    [
+                        qdrant_edge.QueryRequest(
+                            query=qdrant_edge.Query.Nearest(query.vector, using=query.vector_name),
+                            limit=query.limit,
+                            offset=query.offset,
+                            filter=query.filter,
+                            with_payload=True,
+                            with_vector=query.with_vectors,
+                            params=qdrant_edge.SearchParams(hnsw_ef=query.ef, exact=query.exact),
+                        )
+                        for query in queries
+                    ]
+                )
+            )
+        return [
+            [Record(str(hit.id), hit.payload or {}, hit.score, _vectors(hit.vector)) for hit in answer]
+            for answer in answers
+        ]
+
+    def count(self, filter: Any | None) -> int:
+        with _edge_call():
+            return self._shard.count(qdrant_edge.CountRequest(exact=True, filter=filter))
+
+    def retrieve(self, point_ids: Sequence[str], with_payload: bool, with_vectors: bool) -> list[Record]:
+        with _edge_call():
+            found = self._shard.retrieve(list(point_ids), with_payload, with_vectors)
+        return list(map(_record, found))
+
+    def create_index(self, path: str, params: Any) -> None:
+        with _edge_call():
+            self._shard.update(qdrant_edge.UpdateOperation.create_field_index(path, params))
+
+    def drop_index(self, path: str) -> None:
+        with _edge_call():
+            self._shard.update(qdrant_edge.UpdateOperation.delete_field_index(path))
+
+    def index_info(self) -> dict[str, EngineIndex]:
+        with _edge_call():
+            schema = self._shard.info().payload_schema
+        indexes = {}
+        for path, stated in schema.items():
+            type_name, params = self._translator.index_report(stated.data_type, stated.params)
+            indexes[path] = EngineIndex(type_name, params, stated.points)
+        return indexes
+
+    def flush(self) -> None:
+        with _edge_call():
+            self._shard.flush()
+
+    def close(self) -> None:
+        with _edge_call():
+            self._shard.close()
+
+
+def _record(record: qdrant_edge.Record) -> Record:
+    return Record(str(record.id), record.payload, None, _vectors(record.vector))
+
+
+def _vectors(vector: Any) -> dict[str, Any]:
+    return vector if isinstance(vector, dict) else {}
+
+
+# --- a view's directory --------------------------------------------------------------------------------
+
+
+def _write_durably(path: Path, value: object) -> None:
+    """Replace `path` by the JSON of `value`; after a crash it holds the old or the new, whole."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(orjson.dumps(value))
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksum(path: Path) -> list[int]:
+    """Return size and CRC-32 of a file. Blocks of zeros are left out: Edge's files are mostly holes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        crc = position = 0
+        while position < size:
+            end = size
+            if hasattr(os, "SEEK_DATA"):
+                try:
+                    position = os.lseek(descriptor, position, os.SEEK_DATA)
+                except OSError:
+                    break  # nothing but a hole is left
+                end = os.lseek(descriptor, position, os.SEEK_HOLE)
+                position -= position % _BLOCK
+            while position < end:
+                block = os.pread(descriptor, _BLOCK, position)
+                if not block:
+                    break
+                if block != _ZEROS[: len(block)]:
+                    crc = zlib.crc32(block, zlib.crc32(position.to_bytes(8, "little"), crc))
+                position += _BLOCK
+        return [size, crc]
+    finally:
+        os.close(descriptor)
+
+
+def _all_checksums(directory: Path) -> dict[str, list[int]]:
+    sums = {_MARK: _checksum(directory / _MARK)}
+    for parent, _, names in os.walk(directory / _SHARD):
+        for name in names:
+            path = Path(parent, name)
+            sums[str(path.relative_to(directory))] = _checksum(path)
+    return sums
+
+
+@dataclass(slots=True)
+class OpenView:
+    """A view whose shard is loaded. `flush_at` is when its mark must move, None while nothing waits."""
+
+    directory: Path
+    live: LiveView
+    engine: EdgeEngine
+    flush_at: float | None = None
+
+    def flush(self) -> None:
+        """Make everything applied durable, then move the mark."""
+        self.live.flush()
+        self.write_mark()
+        self.flush_at = None
+
+    def write_mark(self) -> None:
+        """Write how far the view has come."""
+        _write_durably(self.directory / _MARK, _mark_of(self.live.view, self.live.standing))
+
+    def close(self) -> None:
+        """Flush, close the shard, and note what its files look like, to be checked when it is opened."""
+        self.flush()
+        self.engine.close()
+        _write_durably(self.directory / _CHECKSUMS, _all_checksums(self.directory))
+
+
+def _mark_of(view: View, standing: Standing) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "view_id": view.view_id,
+        "vectors": [[vector.name, vector.dimensions, vector.distance] for vector in view.vectors],
+        **standing.to_json(),
+    }
+
+
+def open_view(view: View, *, max_scan_documents: int) -> OpenView:
+    """Load the view in its directory, or make it.
+
+    Raises `ViewDamaged` when files are missing, changed or not those of this view, and `QdrantError` when
+    another process holds the directory.
+    """
+    directory = Path(view.location)
+    translator = Translator(qdrant_edge)
+    standing = _read_standing(view, directory)
+    clean = _verify_checksums(view, directory)
+    if standing is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        standing = Standing()
+        _write_durably(directory / _MARK, _mark_of(view, standing))
+    shard_directory = directory / _SHARD
+    try:
+        shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0)
+        engine = EdgeEngine(shard, translator)
+        count = engine.count(None)
+    except Panic as panic:
+        raise ViewDamaged(view.view_id, f"the engine panics on its files ({panic})") from panic
+    if clean and count != standing.document_count:
+        raise ViewDamaged(
+            view.view_id, f"it holds {count} documents where its mark says {standing.document_count}"
+        )
+    # After a kill the shard may be ahead of its mark; every change keeps this number exact from here.
+    standing.document_count = count
+    live = LiveView(view, engine, translator, standing, max_scan_documents=max_scan_documents)
+    return OpenView(directory, live, engine)
+
+
+def _read_standing(view: View, directory: Path) -> Standing | None:
+    """Return what the mark says, None for a view that does not exist yet."""
+    try:
+        raw = (directory / _MARK).read_bytes()
+    except FileNotFoundError:
+        if (directory / _SHARD).exists():
+            raise ViewDamaged(view.view_id, "its mark is missing") from None
+        return None
+    try:
+        stored = orjson.loads(raw)
+        standing = Standing.from_json(stored)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ViewDamaged(view.view_id, f"its mark cannot be read ({_first_line(error)})") from error
+    if stored.get("view_id") != view.view_id:
+        raise ViewDamaged(view.view_id, f"its mark is that of view {stored.get('view_id')!r}")
+    if stored.get("vectors") != [[v.name, v.dimensions, v.distance] for v in view.vectors]:
+        raise ViewDamaged(view.view_id, "it was made for other vectors")
+    return standing
+
+
+def _verify_checksums(view: View, directory: Path) -> bool:
+    """Check the files of a view that was closed cleanly, and say whether it was.
+
+    The list goes away before the shard is loaded: from then on files change.
+    """
+    path = directory / _CHECKSUMS
+    try:
+        expected = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise ViewDamaged(view.view_id, "its list of checksums cannot be read") from error
+    actual = _all_checksums(directory)
+    if actual != expected:
+        changed = sorted(
+            name for name in actual.keys() | expected.keys() if actual.get(name) != expected.get(name)
+        )
+        raise ViewDamaged(view.view_id, f"{len(changed)} files changed while it was closed: {changed[0]}")
+    path.unlink()
+    _sync_directory(directory)
+    return True
+
+
+def _load_or_create(
+    view: View, directory: Path, translator: Translator, *, may_create: bool
+) -> qdrant_edge.EdgeShard:
+    if not directory.exists():
+        if not may_create:
+            raise ViewDamaged(view.view_id, "its files are missing")
+        return _create(view, directory, translator)
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            with _edge_call():
+                return qdrant_edge.EdgeShard.load(str(directory))
+        except QdrantError as error:
+            if "WouldBlock" in error.message:
+                if time.monotonic() > deadline:
+                    raise QdrantError(
+                        f"The directory of view {view.view_id} is held by another process: {view.location}",
+                        retry_after_s=5,
+                    ) from error
+                time.sleep(0.05)
+            elif may_create:
+                # Killed while it was being made: nothing that was in it was ever called durable.
+                shutil.rmtree(directory)
+                return _create(view, directory, translator)
+            else:
+                raise ViewDamaged(view.view_id, error.message) from error
+
+
+def _create(view: View, directory: Path, translator: Translator) -> qdrant_edge.EdgeShard:
+    vectors = translator.vector_params(view.vectors)
+    config = qdrant_edge.EdgeConfig(
+        vectors=vectors or None,
+        # Edge wants at least one vector, even of a view that only lists and filters.
+        sparse_vectors=None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()},
+        optimizers=qdrant_edge.EdgeOptimizersConfig(
+            indexing_threshold=INDEXING_THRESHOLD_KB, default_segment_number=1
+        ),
+        max_search_threads=1,  # else eight threads a shard
+    )
+    with _edge_call():
+        return qdrant_edge.EdgeShard.create(str(directory), config)
+
+
+def drop_directory(directory: Path) -> None:
+    """Remove a view's directory. A kill in between leaves a part that the next call removes."""
+    trash = directory.with_name(directory.name + ".dropped")
+    shutil.rmtree(trash, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        directory.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+# --- requests ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Job:
+    """A piece of work under way for one or (searches) several requests."""
+
+    request_ids: list[int]
+    view_id: str
+    steps: Steps[Any]
+    answer: Callable[[Any], list[Any]]
+    #: Each request alone, for when a batch of several fails because of one of them.
+    retry: list[tuple[int, View, Any]] = field(default_factory=list)
+
+
+Request = tuple[int, str, View, Any]
+
+_WRITES = frozenset({"open", "apply", "flush", "drop"})
+
+
+class _NotOpen(Exception):  # noqa: N818 - becomes `ViewLost` at the other end
+    pass
+
+
+class Host:
+    """The loop: what arrives, what is under way, which views are open."""
+
+    def __init__(self, connection: socket.socket, *, max_open_views: int, max_scan_documents: int) -> None:
+        self._connection = connection
+        self._incoming = pipe.Incoming()
+        self._max_open = max_open_views
+        self._max_scan = max_scan_documents
+        self._views: OrderedDict[str, OpenView] = OrderedDict()
+        #: Where each view stood when it was closed to make room; it may be opened again without asking.
+        self._closed_at: dict[str, int] = {}
+        self._reads: deque[Request] = deque()
+        self._writes: OrderedDict[str, deque[Request]] = OrderedDict()
+        self._reading: list[Job] = []
+        self._writing: OrderedDict[str, Job] = OrderedDict()
+        self._stop_request: int | None = None
+
+    def serve(self) -> None:
+        """Run until the other end closes the pipe or asks to stop."""
+        while self._receive():
+            self._start_reads()
+            self._step_reads()
+            self._step_write()
+            self._flush_due()
+            if self._stop_request is not None and not (self._writes or self._writing or self._reading):
+                self._close_all()
+                self._reply(self._stop_request, pipe.OK, None)
+                return
+
+    # --- the pipe ----------------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        """Take in everything that has arrived; wait only when there is nothing else to do."""
+        busy = self._reading or self._writing or self._writes or self._stop_request is not None
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        if not poll.poll(0 if busy else self._patience_ms()):
+            return True
+        while True:
+            try:
+                data = self._connection.recv(1 << 20, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not data:
+                return False
+            for request_id, operation, view, arguments in self._incoming.feed(data):
+                self._take(request_id, operation, view, arguments)
+
+    def _patience_ms(self) -> float | None:
+        due = [opened.flush_at for opened in self._views.values() if opened.flush_at is not None]
+        return max(0.0, (min(due) - time.monotonic()) * 1000) if due else None
+
+    def _take(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
+        if operation == "stop":
+            self._stop_request = request_id
+        elif operation in _WRITES:
+            self._writes.setdefault(view.view_id, deque()).append((request_id, operation, view, arguments))
+        else:
+            self._reads.append((request_id, operation, view, arguments))
+
+    def _reply(self, request_id: int, outcome: str, value: Any) -> None:
+        pipe.send(self._connection, (request_id, outcome, value))
+
+    def _fail(self, request_ids: Sequence[int], error: BaseException) -> None:
+        outcome: tuple[str, Any]
+        if isinstance(error, BadRequestError):
+            outcome = pipe.BAD_REQUEST, (error.message, error.details)
+        elif isinstance(error, ViewDamaged):
+            outcome = pipe.DAMAGED, error.reason
+        elif isinstance(error, _NotOpen):
+            outcome = pipe.LOST, str(error)
+        elif isinstance(error, Panic):
+            outcome = pipe.PANIC, f"The vector engine panicked: {error}"
+        elif isinstance(error, QdrantError):
+            outcome = pipe.FAILED, error.message
+        else:
+            outcome = pipe.FAILED, f"The vector host failed: {type(error).__name__}: {_first_line(error)}"
+            logger.error("request failed", exc_info=error)
+        for request_id in request_ids:
+            self._reply(request_id, *outcome)
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def _start_reads(self) -> None:
+        """Turn waiting reads into jobs; searches that wait for one view become one."""
+        searches: dict[str, list[tuple[int, View, Any]]] = {}
+        while self._reads:
+            request_id, operation, view, arguments = self._reads.popleft()
+            if operation == "search":
+                searches.setdefault(view.view_id, []).append((request_id, view, arguments))
+            else:
+                self._start_read(request_id, operation, view, arguments)
+        for waiting in searches.values():
+            self._start_searches(waiting)
+
+    def _start_read(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
+        try:
+            live = self._live(view)
+        except (_NotOpen, ViewDamaged, QdrantError) as error:
+            self._fail([request_id], error)
+            return
+        steps, answer = self._read_steps(live, operation, arguments)
+        self._reading.append(Job([request_id], view.view_id, steps, answer))
+
+    def _start_searches(self, waiting: list[tuple[int, View, Any]]) -> None:
+        request_ids = [request_id for request_id, _, _ in waiting]
+        view = waiting[0][1]
+        try:
+            live = self._live(view)
+        except (_NotOpen, ViewDamaged, QdrantError) as error:
+            self._fail(request_ids, error)
+            return
+        lengths = [len(searches) for _, _, searches in waiting]
+
+        def answer(found: list[list[Hit]]) -> list[Any]:
+            rest = iter(found)
+            return [[_pack(next(rest)) for _ in range(length)] for length in lengths]
+
+        steps = live.search([search for _, _, searches in waiting for search in searches])
+        retry = waiting if len(waiting) > 1 else []
+        self._reading.append(Job(request_ids, view.view_id, steps, answer, retry))
+
+    @staticmethod
+    def _read_steps(
+        live: LiveView, operation: str, arguments: Any
+    ) -> tuple[Steps[Any], Callable[[Any], list[Any]]]:
+        if operation == "page":
+            return live.page(arguments), _pack_page
+        if operation == "count":
+            return live.count(arguments), lambda found: [found]
+        if operation == "get":
+            return _at_once(lambda: live.get(*arguments)), lambda hits: [_pack(hits)]
+        if operation == "indexes":
+            return _at_once(live.indexes), lambda reports: [reports]
+        raise ValueError(f"unknown operation {operation!r}")
+
+    def _step_reads(self) -> None:
+        jobs, self._reading = self._reading, []
+        for job in jobs:
+            try:
+                next(job.steps)
+                self._reading.append(job)
+            except StopIteration as done:
+                for request_id, value in zip(job.request_ids, job.answer(done.value), strict=True):
+                    self._reply(request_id, pipe.OK, value)
+            except Panic as panic:
+                self._die(job.request_ids, panic)
+            except Exception as error:  # noqa: BLE001 - one request's error must not end the host
+                if job.retry:
+                    for request in job.retry:
+                        self._start_searches([request])
+                else:
+                    self._fail(job.request_ids, self._examined(job.view_id, error))
+
+    def _examined(self, view_id: str, error: Exception) -> Exception:
+        """Tell an engine error that damaged files explain from one that the request explains.
+
+        Requests are checked before they reach the engine, so an engine error is rare enough to read the
+        whole view once.
+        """
+        if not isinstance(error, QdrantError) or view_id not in self._views:
+            return error
+        engine = self._views[view_id].engine
+        try:
+            start: str | None = None
+            seen = 0
+            while True:
+                records, start = engine.scroll(None, start, 1000, True, True)
+                seen += len(records)
+                if start is None:
+                    break
+            if seen != self._views[view_id].live.standing.document_count:
+                return ViewDamaged(view_id, f"{seen} of its documents can be read ({error.message})")
+        except QdrantError as damage:
+            return ViewDamaged(view_id, damage.message)
+        return error
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def _step_write(self) -> None:
+        """Do one slice for the view whose turn it is."""
+        if self._writes:
+            for view_id in [name for name in self._writes if name not in self._writing]:
+                queue = self._writes[view_id]
+                self._start_write(*queue.popleft())
+                if not queue:
+                    del self._writes[view_id]
+        if not self._writing:
+            return
+        view_id, job = self._writing.popitem(last=False)
+        try:
+            next(job.steps)
+            self._writing[view_id] = job  # to the end: other views have their turn first
+        except StopIteration as done:
+            self._applied(view_id)
+            self._reply(job.request_ids[0], pipe.OK, done.value)
+        except Panic as panic:
+            self._die(job.request_ids, panic)
+        except Exception as error:  # noqa: BLE001 - one entry's error must not end the host
+            self._applied(view_id)
+            self._fail(job.request_ids, error)
+
+    def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
+        try:
+            if operation == "apply":
+                steps = self._live(view).apply(arguments)
+                self._writing[view.view_id] = Job([request_id], view.view_id, steps, lambda mark: [mark])
+                return
+            if operation == "open":
+                answer = self._open(view).live.mark()
+            elif operation == "flush":
+                answer = self._flush(view)
+            else:
+                answer = self._drop(view)
+        except Panic as panic:
+            self._die([request_id], panic)
+        except Exception as error:  # noqa: BLE001 - one request's error must not end the host
+            self._fail([request_id], error)
+        else:
+            self._reply(request_id, pipe.OK, answer)
+
+    def _flush(self, view: View) -> Mark:
+        opened = self._views.get(view.view_id)
+        if opened is None:  # closed to make room, which flushed it
+            opened = self._reopen(view)
+        opened.flush()
+        return opened.live.mark(durable=True)
+
+    def _drop(self, view: View) -> None:
+        self._end_reads(view.view_id)
+        opened = self._views.pop(view.view_id, None)
+        self._closed_at.pop(view.view_id, None)
+        if opened is not None:
+            with contextlib.suppress(QdrantError):
+                opened.engine.close()
+        drop_directory(Path(view.location))
+
+    def _end_reads(self, view_id: str) -> None:
+        for job in [job for job in self._reading if job.view_id == view_id]:
+            self._reading.remove(job)
+            self._fail(job.request_ids, _NotOpen("the view was dropped"))
+
+    def _applied(self, view_id: str) -> None:
+        opened = self._views.get(view_id)
+        if opened is not None and opened.live.unflushed_entries and opened.flush_at is None:
+            opened.flush_at = time.monotonic() + FLUSH_AFTER_S
+
+    def _flush_due(self) -> None:
+        now = time.monotonic()
+        for view_id, opened in list(self._views.items()):
+            late = opened.flush_at is not None and opened.flush_at <= now
+            if not late and opened.live.unflushed_entries < FLUSH_ENTRIES:
+                continue
+            try:
+                opened.flush()
+            except Panic as panic:
+                self._die([], panic)
+            except (QdrantError, OSError) as error:
+                # The mark stays where it was; nothing is lost, and the next flush tries again.
+                logger.warning("view %s could not be flushed: %s", view_id, error)
+                opened.flush_at = now + FLUSH_AFTER_S
+
+    # --- open views --------------------------------------------------------------------------------
+
+    def _open(self, view: View) -> OpenView:
+        opened = self._views.get(view.view_id)
+        if opened is not None and not (opened.directory / _MARK).exists():
+            # The directory was removed under an open shard: what is in memory is all there is.
+            self._end_reads(view.view_id)
+            del self._views[view.view_id]
+            with contextlib.suppress(QdrantError):
+                opened.engine.close()
+            raise ViewDamaged(view.view_id, "its directory was removed")
+        if opened is None:
+            self._make_room()
+            opened = open_view(view, max_scan_documents=self._max_scan)
+            self._views[view.view_id] = opened
+            self._closed_at.pop(view.view_id, None)
+        self._views.move_to_end(view.view_id)
+        return opened
+
+    def _reopen(self, view: View) -> OpenView:
+        """Open a view that was closed here to make room; it must stand where it stood."""
+        stood_at = self._closed_at.get(view.view_id)
+        if stood_at is None:
+            raise _NotOpen(f"view {view.view_id} is not open in this host")
+        opened = self._open(view)
+        if opened.live.standing.seq != stood_at:
+            raise ViewDamaged(view.view_id, f"it stands at entry {opened.live.standing.seq}, not {stood_at}")
+        return opened
+
+    def _live(self, view: View) -> LiveView:
+        opened = self._views.get(view.view_id)
+        if opened is None:
+            opened = self._reopen(view)
+        self._views.move_to_end(view.view_id)
+        return opened.live
+
+    def _make_room(self) -> None:
+        busy = {job.view_id for job in self._reading} | set(self._writing)
+        idle = [view_id for view_id in self._views if view_id not in busy]
+        while len(self._views) >= self._max_open and idle:
+            self._close(idle.pop(0))
+
+    def _close(self, view_id: str) -> None:
+        opened = self._views.pop(view_id)
+        try:
+            opened.close()
+            self._closed_at[view_id] = opened.live.standing.seq
+        except (QdrantError, OSError) as error:
+            logger.warning("view %s could not be closed cleanly: %s", view_id, error)
+
+    def _close_all(self) -> None:
+        for view_id in list(self._views):
+            try:
+                self._close(view_id)
+            except Panic as panic:
+                logger.error("view %s: the engine panicked while closing: %s", view_id, panic)  # noqa: TRY400
+
+    def _die(self, request_ids: Sequence[int], panic: Panic) -> None:
+        """Tell who asked, and end: after a panic nothing in this process can be trusted."""
+        with contextlib.suppress(OSError):
+            self._fail(request_ids, panic)
+        os._exit(PANIC_STATUS)
+
+
+def _at_once(call: Callable[[], Any]) -> Steps[Any]:
+    """Return work of a single step."""
+    return call()
+    yield  # makes this a generator
+
+
+def _pack(hits: Sequence[Hit]) -> list[tuple[Any, ...]]:
+    """Return hits as plain tuples, which pickle in a fraction of the time."""
+    return [(hit.document_id, hit.payload, hit.score, hit.vectors) for hit in hits]
+
+
+def _pack_page(result: PageResult) -> list[Any]:
+    return [(_pack(result.hits), result.next_after)]
+
+
+# --- the process ---------------------------------------------------------------------------------------
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask Linux to end this process when the thread that started it ends; elsewhere EOF has to do.
+
+    A thread that waits for EOF cannot run while Edge holds the interpreter: an orphan held its directory
+    for 21 s that way, with this signal for 0.1 s.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal: Final = 1
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(0)  # the parent ended before the signal was set
+
+
+def check_edge_version() -> None:
+    """End with a message when the installed Qdrant Edge is one that loses data."""
+    version = importlib.metadata.version("qdrant-edge-py")
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if numbers < OLDEST_EDGE:
+        oldest = ".".join(map(str, OLDEST_EDGE))
+        sys.exit(
+            f"qdrant-edge-py {version} loses points when it is killed; install {oldest} or newer: "
+            f"pip install 'qdrant-edge-py>={oldest}'"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve on an inherited socket until it is closed."""
+    parser = argparse.ArgumentParser(prog="tessera.adapters.qdrant.edge_host")
+    parser.add_argument("--socket", type=int, required=True, help="file descriptor to serve on")
+    parser.add_argument("--parent", type=int, required=True, help="process id to die with")
+    parser.add_argument("--max-open-views", type=int, required=True)
+    parser.add_argument("--max-scan-documents", type=int, required=True)
+    options = parser.parse_args(arguments)
+    # Ctrl-C and a service manager's SIGTERM reach every process; the server decides when hosts end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(options.parent)
+    check_edge_version()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    host = Host(
+        socket.socket(fileno=options.socket),
+        max_open_views=options.max_open_views,
+        max_scan_documents=options.max_scan_documents,
+    )
+    host.serve()
+
+
+if __name__ == "__main__":
+    main()
