@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from tessera.blobs import Blobs
@@ -12,7 +13,7 @@ from tessera.context import Warehouse
 from tessera.db.engine import Database
 from tessera.db.migrate import migrate
 from tessera.jobs import Jobs
-from tessera.ports import Vectors
+from tessera.ports import Runner, Vectors
 from tessera.registry import Registry
 from tessera.views import Views
 
@@ -55,19 +56,27 @@ def close_warehouse(wh: Warehouse) -> None:
     wh.db.close()
 
 
-def _vectors(settings: Settings) -> tuple[Vectors, object]:
+def _vectors(settings: Settings) -> tuple[Vectors, Callable[[str], tuple[str, str | None]]]:
     if settings.qdrant_url is None:
         from tessera.adapters.qdrant.edge import EdgeVectors
 
         settings.views_path.mkdir(parents=True, exist_ok=True)
-        return EdgeVectors(settings), lambda view_id: (str(settings.views_path / view_id), None)
+        edge = EdgeVectors(
+            settings.vector_hosts,
+            settings.max_open_views,
+            settings.data / "run",
+            max_scan_documents=settings.max_scan_documents,
+        )
+        return edge, lambda view_id: (str(settings.views_path / view_id), None)
     from tessera.adapters.qdrant.server import ServerVectors
 
+    url = settings.qdrant_url
     secret = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
-    return ServerVectors(settings), lambda _view_id: (settings.qdrant_url, secret)
+    server = ServerVectors(max_scan_documents=settings.max_scan_documents)
+    return server, lambda _view_id: (url, secret)
 
 
-def _runner(settings: Settings) -> object:
+def _runner(settings: Settings) -> Runner:
     from tessera.adapters.local import LocalRunner
 
     return LocalRunner(settings.workers)

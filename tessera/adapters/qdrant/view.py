@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import orjson
 
-from tessera import ids
+from tessera import failpoints, ids
 from tessera.adapters.qdrant.translate import (
     DISPLACED_KEY,
     INT64_MAX,
@@ -388,6 +388,7 @@ class LiveView:
             points[point_id] = Point(point_id, vectors, hide(payload, shadows))
         existing = self._existing(list(points))
         self.engine.upsert(list(points.values()))
+        failpoints.reach("apply.slice")
         self.standing.document_count += len(points) - existing
 
     def _change_indexes(self, wanted: Sequence[PayloadIndex]) -> Steps[None]:
