@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from tessera import ingest, namespaces
 from tessera.context import Warehouse
+from tessera.db.engine import now
 from tessera.db.tables import batches, purges
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.errors import TesseraError
@@ -73,7 +74,10 @@ class Jobs:
 
     def _due_purges(self, wh: Warehouse) -> list[str]:
         with wh.db.read() as connection:
-            due = connection.execute(sa.select(purges.c.namespace_id)).scalars().all()
+            rows = connection.execute(sa.select(purges.c.namespace_id, purges.c.targets)).all()
+        # One that was swept stays until its second sweep is due.
+        at = now()
+        due = [namespace_id for namespace_id, targets in rows if targets.get("due_at", "") <= at]
         with self._lock:
             return [namespace_id for namespace_id in due if namespace_id not in self._running]
 

@@ -135,6 +135,10 @@ class Views:
         state = self._open.get(namespace_id)
         return state.count if state is not None and state.ready else stored
 
+    def is_open(self, namespace_id: str) -> bool:
+        """Say whether the view is open here or being opened; one that is not reads the log's head when it opens."""
+        return namespace_id in self._open
+
     # --- ending ------------------------------------------------------------------------------------
 
     def purge(self, namespace_id: str, view_ids: Sequence[str]) -> None:

@@ -64,6 +64,23 @@ class Database:
                 self._writer.start()
         self._later.put(work)
 
+    def forget_deleted(self) -> None:
+        """Empty SQLite's write-ahead log, in which rows that were deleted live on; elsewhere nothing to do.
+
+        Best effort: a reader that is under way keeps it until the next time.
+        """
+        if not self.is_sqlite:
+            return
+        with _storage_errors(), self._write_lock:
+            connection = self.engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                cursor.fetchall()
+                cursor.close()
+            finally:
+                connection.close()
+
     def close(self) -> None:
         """Finish queued writes and close all connections."""
         with self._writer_lock:
