@@ -62,6 +62,8 @@ logger = logging.getLogger("tessera.namespaces")
 
 CREATE_ROUTE = "POST /v1/namespaces"
 
+Row = Mapping[str, Any] | RowMapping
+
 _ID = re.compile(r"ns_[0-9a-f]{16}\Z")
 _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
 
@@ -161,7 +163,11 @@ def resolve(connection: Connection, principal: Principal, identifier: str) -> Ro
 
 
 def _find(
-    connection: Connection, principal: Principal, identifier: str, by_id: sa.Select[Any], by_name: sa.Select[Any]
+    connection: Connection,
+    principal: Principal,
+    identifier: str,
+    by_id: sa.Select[Any],
+    by_name: sa.Select[Any],
 ) -> RowMapping:
     wanted = names.clean(identifier)
     row = (
@@ -205,7 +211,7 @@ def get(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
 # --- answering ---------------------------------------------------------------------------------------
 
 
-def answer(wh: Warehouse, row: Mapping[str, Any]) -> JsonObject:
+def answer(wh: Warehouse, row: Row) -> JsonObject:
     """Return a namespace as the API shows it: every field, always, and no secret."""
     user_indexes = row["user_indexes"]
     named = {index["field_name"] for index in user_indexes}
@@ -243,7 +249,7 @@ def answer(wh: Warehouse, row: Mapping[str, Any]) -> JsonObject:
     }
 
 
-def _shown_infrastructure(settings: Settings, row: Mapping[str, Any]) -> JsonObject:
+def _shown_infrastructure(settings: Settings, row: Row) -> JsonObject:
     stored = row["infrastructure"]
     of_organization = row["organization_infrastructure"]
     resolved = resolve_infrastructure(
@@ -374,7 +380,9 @@ def _authorize_infrastructure(wh: Warehouse, principal: Principal, body: object)
     if not isinstance(infrastructure, dict):
         return
     dedicated = infrastructure.get("compute_tier") in (ComputeTier.DEDICATED_CPU, ComputeTier.DEDICATED_GPU)
-    if "admin" not in principal.permissions and (dedicated or any(infrastructure.get(n) for n in _URL_FIELDS)):
+    if "admin" not in principal.permissions and (
+        dedicated or any(infrastructure.get(n) for n in _URL_FIELDS)
+    ):
         raise ForbiddenError(
             "Dedicated tiers and infrastructure URLs need a key with the permission admin. Leave them out for "
             "shared infrastructure, or use an admin key.",
@@ -569,7 +577,9 @@ def _revoke_keys(connection: Connection, row: RowMapping, at: str) -> None:
         key_id
         for key_id, scopes in keys
         if scopes
-        and all(scope.get("resource_type") == "namespace" and scope.get("resource_id") in only for scope in scopes)
+        and all(
+            scope.get("resource_type") == "namespace" and scope.get("resource_id") in only for scope in scopes
+        )
     ]
     if orphaned:
         connection.execute(

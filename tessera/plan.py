@@ -341,8 +341,8 @@ def _params_problems(params: JsonObject | None, location: Location) -> list[Prob
     try:
         text = orjson.dumps(params)
     except orjson.JSONEncodeError:
-        reason = "holds a value that JSON cannot carry exactly (an integer beyond 64 bits, half a surrogate pair) or nests too deep"
-        return [Problem(place, f"{label(place)} {reason}.", "params_not_storable")]
+        reason = "an integer beyond 64 bits, half a surrogate pair, or nesting without end"
+        return [Problem(place, f"{label(place)} holds what cannot be kept: {reason}.", "params_not_storable")]
     if b"\\u0000" in text:
         return [Problem(place, f"{label(place)} holds a NUL character; remove it.", "nul_character")]
     return []
@@ -413,9 +413,13 @@ def _field_name_problems(name: str, location: Location) -> list[Problem]:
     if "[]" in name:
         return problem("holds '[]', which is reserved; arrays are searched without it.", "reserved_path")
     if any(c in '"\\' or not (c.isprintable() or unicodedata.category(c) == "Zs") for c in name):
-        return problem("holds a quote, a backslash or a control character; rename the field.", "path_characters")
+        return problem(
+            "holds a quote, a backslash or a control character; rename the field.", "path_characters"
+        )
     if segments[0] == _INTERNAL_ROOT:
-        return problem(f"begins with {_INTERNAL_ROOT!r}, which is reserved; rename the field.", "reserved_path")
+        return problem(
+            f"begins with {_INTERNAL_ROOT!r}, which is reserved; rename the field.", "reserved_path"
+        )
     return []
 
 
@@ -581,7 +585,9 @@ def _url_problems(url: str, location: Location, shape: _UrlShape) -> list[Proble
 
 
 def _plan_change(
-    model: type[PatchNamespaceRequest] | type[UpdateNamespaceRequest], body: object, current: Mapping[str, Any]
+    model: type[PatchNamespaceRequest] | type[UpdateNamespaceRequest],
+    body: object,
+    current: Mapping[str, Any],
 ) -> NamespaceChange:
     problems: list[Problem] = []
     body = _take_alias(body, problems)
@@ -625,7 +631,8 @@ def _unknown_extractor(
         known = ", ".join(registry.extractor_names())
         return Problem(
             (*location, "feature_extractor_name"),
-            f"{label(location)}: feature extractor {quote(item.feature_extractor_name)} is not known; known are {known}.",
+            f"{label(location)}: feature extractor {quote(item.feature_extractor_name)} is not known; known are "
+            f"{known}.",
             "unknown_extractor",
         )
     if item.version not in versions:

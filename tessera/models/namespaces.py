@@ -56,11 +56,17 @@ class NamespaceInfrastructure(Model):
     qdrant_collection: str = Field(min_length=3, max_length=128, examples=["ns_dev"])
     compute_tier: ComputeTier = ComputeTier.SHARED
     ray_cluster_id: str | None = Field(None, pattern=r"^ray_[a-zA-Z0-9_]{3,64}$")
-    ray_head_node_url: str | None = Field(None, max_length=URL_LENGTH, examples=["ray://shared-cluster:10001"])
+    ray_head_node_url: str | None = Field(
+        None, max_length=URL_LENGTH, examples=["ray://shared-cluster:10001"]
+    )
     ray_dashboard_url: str | None = Field(None, max_length=URL_LENGTH)
     qdrant_url: str | None = Field(None, max_length=URL_LENGTH)
     qdrant_api_key: str | None = Field(
-        None, min_length=1, max_length=4096, repr=False, json_schema_extra={"writeOnly": True, "format": "password"}
+        None,
+        min_length=1,
+        max_length=4096,
+        repr=False,
+        json_schema_extra={"writeOnly": True, "format": "password"},
     )
     max_concurrent_jobs: int = Field(10, ge=1, le=1000)
     autoscaling_enabled: bool = True
@@ -184,7 +190,10 @@ class PatchNamespaceRequest(_NamespaceFields):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"description": "Playlists of 2026", "payload_indexes": [{"field_name": "metadata.year", "type": "integer"}]}
+                {
+                    "description": "Playlists of 2026",
+                    "payload_indexes": [{"field_name": "metadata.year", "type": "integer"}],
+                }
             ]
         }
     )
@@ -219,7 +228,9 @@ class NamespaceModel(Model):
     description: str | None
     feature_extractors: list[FeatureExtractorAnswer]
     payload_indexes: list[PayloadIndex]
-    payload_index_count: int = Field(description="User indexes, without those that extractors and the system add.")
+    payload_index_count: int = Field(
+        description="User indexes, without those that extractors and the system add."
+    )
     document_count: int
     document_count_complete: bool
     bucket_count: int
@@ -237,9 +248,9 @@ class NamespaceModel(Model):
 
 
 class NamespaceSort(Model):
-    field: Literal["namespace_name", "namespace_id", "description", "created_at", "updated_at", "document_count"] = (
-        "created_at"
-    )
+    field: Literal[
+        "namespace_name", "namespace_id", "description", "created_at", "updated_at", "document_count"
+    ] = "created_at"
     direction: Literal["asc", "desc"] = "asc"
 
 
