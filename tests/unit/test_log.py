@@ -1,0 +1,134 @@
+"""The log: numbers without gaps, entries that can be applied again, one fold for all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from tessera import artifact, log
+from tessera.db.engine import Database, now
+from tessera.db.tables import log_entries, metadata, namespaces
+from tessera.errors import NotFoundError, ValidationError
+from tessera.models import IndexType, PayloadIndex
+from tessera.ports import DenseVector, Document
+
+NAMESPACE = "ns_0123456789abcdef"
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'log.sqlite3'}")
+    metadata.create_all(database.engine)
+    with database.write() as connection:
+        connection.execute(
+            namespaces.insert().values(
+                namespace_id=NAMESPACE,
+                organization_id="org_1",
+                namespace_name="n",
+                feature_extractors=[],
+                user_indexes=[],
+                added_indexes=[],
+                vectors=[],
+                vector_inference_map={},
+                infrastructure={},
+                view_id=f"{NAMESPACE}-1",
+                created_at=now(),
+                updated_at=now(),
+            )
+        )
+    yield database
+    database.close()
+
+
+def document(number: int, **payload: object) -> Document:
+    return Document(f"doc_{number}", dict(payload), {"v": np.full(4, number, dtype=np.float32)})
+
+
+def read_all(db: Database, folder: Path) -> list[log.Entry]:
+    with db.read() as connection:
+        return log.read(connection, NAMESPACE, after=0, limit=1000, local_path=lambda key: folder / key)
+
+
+def test_numbers_have_no_gaps_when_many_write_at_once(db: Database, tmp_path: Path) -> None:
+    def write(worker: int) -> None:
+        for number in range(20):
+            with db.write() as connection:
+                log.append_edit(connection, NAMESPACE, upserts=[document(worker * 100 + number)])
+
+    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [entry.seq for entry in read_all(db, tmp_path)] == list(range(1, 121))
+
+
+def test_a_transaction_that_fails_leaves_no_entry_and_no_gap(db: Database, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), db.write() as connection:
+        log.append_edit(connection, NAMESPACE, deletes=["doc_1"])
+        raise RuntimeError
+    with db.write() as connection:
+        assert log.append_edit(connection, NAMESPACE, deletes=["doc_1"]) == 1
+    assert len(read_all(db, tmp_path)) == 1
+
+
+def test_a_namespace_that_is_gone_takes_no_entry(db: Database) -> None:
+    with pytest.raises(NotFoundError), db.write() as connection:
+        log.append_edit(connection, "ns_ffffffffffffffff", deletes=["doc_1"])
+    with db.read() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(log_entries)).scalar() == 0
+
+
+def test_fold_holds_final_values_and_applying_twice_changes_nothing(db: Database, tmp_path: Path) -> None:
+    artifact.write(tmp_path / "a.arrow", [document(1, t="artifact"), document(3)], {"v": 4})
+    index = PayloadIndex(field_name="t", type=IndexType.KEYWORD, field_schema={"type": "keyword"})
+    with db.write() as connection:
+        log.append_indexes(connection, NAMESPACE, [index])
+        log.append_edit(connection, NAMESPACE, upserts=[document(1, t="edit"), document(2)])
+        log.append_artifact(connection, NAMESPACE, "a.arrow", deletes=["doc_1", "doc_2"])
+        log.append_edit(connection, NAMESPACE, deletes=["doc_3", "doc_absent"])
+    entries = read_all(db, tmp_path)
+    state = log.fold(entries)
+    assert sorted(state.documents) == ["doc_1"]
+    assert state.documents["doc_1"].payload == {"t": "artifact"}
+    assert state.documents["doc_1"].vectors["v"].tolist() == [1.0] * 4
+    assert state.indexes == (index,)
+    assert state.seq == 4
+    again = log.fold(entries, log.fold(entries))
+    assert sorted(again.documents) == ["doc_1"]
+
+
+def test_an_artifact_keeps_which_vectors_a_document_lacks(tmp_path: Path) -> None:
+    documents = [Document(f"d{n}", {"n": n}, {"v": np.ones(2, np.float32)} if n % 2 else {}) for n in range(450)]
+    artifact.write(tmp_path / "a.arrow", documents, {"v": 2})
+    slices = list(artifact.read(tmp_path / "a.arrow"))
+    assert [len(part) for part in slices] == [200, 200, 50]
+    read = [item for part in slices for item in part]
+    assert [item.document_id for item in read] == [f"d{n}" for n in range(450)]
+    assert [set(item.vectors) for item in read] == [{"v"} if n % 2 else set() for n in range(450)]
+
+
+def test_an_edit_too_large_for_the_log_is_refused(db: Database) -> None:
+    with pytest.raises(ValueError, match="artifact"), db.write() as connection:
+        log.append_edit(connection, NAMESPACE, upserts=[document(n) for n in range(101)])
+
+
+@pytest.mark.parametrize(
+    ("name", "vector", "word"),
+    [
+        ("w", [1.0, 2.0], "not one of this namespace's: v"),
+        ("v", [1.0], "2 numbers are needed"),
+        ("v", [1.0, float("nan")], "NaN"),
+        ("v", [1.0, float("inf")], "NaN or infinity"),
+    ],
+)
+def test_vectors_that_no_view_could_hold_are_refused(name: str, vector: list[float], word: str) -> None:
+    bad = Document("doc_x", {}, {name: np.asarray(vector, dtype=np.float32)})
+    with pytest.raises(ValidationError, match=word) as caught:
+        log.check_documents([bad], {"v": DenseVector("v", 2)})
+    assert caught.value.problems[0].location == ("documents", "doc_x", "vectors", name)

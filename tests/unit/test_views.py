@@ -1,0 +1,180 @@
+"""Views over the real engine: replay after a kill, rebuild after damage, purge, and what a reader may see."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from tessera import log
+from tessera.adapters.qdrant.edge import EdgeVectors
+from tessera.blobs import Blobs
+from tessera.db.engine import Database, now
+from tessera.db.tables import metadata, namespaces
+from tessera.errors import NotFoundError
+from tessera.ports import Document, Page, Search
+from tessera.views import Views
+
+NAMESPACE = "ns_0123456789abcdef"
+
+
+class Place:
+    """A namespace with its log, blobs and views in one directory, as a server holds them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.db = Database(f"sqlite:///{folder / 'db.sqlite3'}")
+        metadata.create_all(self.db.engine)
+        self.blobs = Blobs(folder / "blobs")
+        self.start()
+
+    def start(self) -> None:
+        self.vectors = EdgeVectors(1, 8, self.folder / "run")
+        self.views = Views(self.db, self.vectors, self.blobs, lambda view: (str(self.folder / "views" / view), None))
+
+    def stop(self) -> None:
+        self.views.close()
+        self.vectors.close()
+
+    def write(self, *documents: Document, deletes: tuple[str, ...] = ()) -> int:
+        with self.db.write() as connection:
+            return log.append_edit(connection, NAMESPACE, upserts=documents, deletes=deletes)
+
+    def found(self) -> dict[str, object]:
+        hits = self.views.page(NAMESPACE, Page(limit=1000)).hits
+        return {hit.document_id: hit.payload["n"] for hit in hits}
+
+    def row(self) -> sa.Row[tuple[object, ...]]:
+        with self.db.read() as connection:
+            return connection.execute(sa.select(namespaces)).one()
+
+    def kill_hosts(self) -> None:
+        for host in self.vectors._slots:
+            if host is not None:
+                os.kill(host.process.pid, signal.SIGKILL)
+                host.process.wait(10)
+
+
+def document(number: int, value: object = None) -> Document:
+    payload = {"n": number if value is None else value, "document_id": f"doc_{number}"}
+    return Document(f"doc_{number}", payload, {"v": np.asarray([1.0, number, 0, 0], dtype=np.float32)})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    here = Place(tmp_path)
+    with here.db.write() as connection:
+        connection.execute(
+            namespaces.insert().values(
+                namespace_id=NAMESPACE,
+                organization_id="org_1",
+                namespace_name="n",
+                feature_extractors=[],
+                user_indexes=[],
+                added_indexes=[],
+                vectors=[{"name": "v", "dimensions": 4, "distance": "cosine"}],
+                vector_inference_map={},
+                infrastructure={},
+                view_id=f"{NAMESPACE}-1",
+                created_at=now(),
+                updated_at=now(),
+            )
+        )
+    yield here
+    here.stop()
+    here.db.close()
+
+
+def test_a_view_is_made_on_first_use_and_counts_without_being_opened(place: Place) -> None:
+    assert not (place.folder / "views").exists()
+    assert place.views.document_count(NAMESPACE, 7) == 7
+    mark = place.views.apply(NAMESPACE, place.write(document(1), document(2)))
+    assert (mark.seq, mark.document_count) == (1, 2)
+    assert place.views.document_count(NAMESPACE, 7) == 2
+    nearest = place.views.search(NAMESPACE, [Search("v", np.asarray([1, 2, 0, 0], np.float32), limit=1)])
+    assert [hit.document_id for hit in nearest[0]] == ["doc_2"]
+
+
+def test_a_killed_host_loses_nothing_and_no_reader_notices(place: Place) -> None:
+    for number in range(30):
+        place.views.apply(NAMESPACE, place.write(document(number)))
+    place.kill_hosts()
+    assert place.found() == {f"doc_{n}": n for n in range(30)}
+    place.kill_hosts()
+    seq = place.write(document(3, "new"), deletes=("doc_4",))
+    assert place.views.apply(NAMESPACE, seq).document_count == 29
+    assert place.found()["doc_3"] == "new"
+
+
+def test_entries_that_were_logged_but_never_applied_are_found_after_a_restart(place: Place) -> None:
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    place.stop()
+    place.write(document(2))  # the server died between commit and apply
+    place.start()
+    assert place.found() == {"doc_1": 1, "doc_2": 2}
+
+
+@pytest.mark.parametrize("damage", ["removed", "emptied", "flipped"])
+def test_a_damaged_view_is_rebuilt_from_the_log(place: Place, damage: str) -> None:
+    for number in range(300):
+        place.write(document(number))
+    place.views.apply(NAMESPACE)
+    place.stop()
+    directory = place.folder / "views" / f"{NAMESPACE}-1"
+    if damage == "removed":
+        shutil.rmtree(directory)
+    elif damage == "emptied":
+        for file in directory.rglob("*.json"):
+            file.write_bytes(b"")
+    else:
+        largest = max((f for f in directory.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        largest.write_bytes(content)
+    place.start()
+    assert place.found() == {f"doc_{n}": n for n in range(300)}
+    assert place.row().view_id == f"{NAMESPACE}-2"
+    assert not directory.exists()
+
+
+def test_the_database_learns_the_exact_count_within_seconds(place: Place) -> None:
+    place.views.apply(NAMESPACE, place.write(document(1), document(2)))
+    deadline = time.monotonic() + 10
+    while place.row().document_count != 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (place.row().document_count, place.row().mark_seq) == (2, 1)
+
+
+def test_readers_never_see_the_past_while_a_view_replays(place: Place) -> None:
+    """A view that is opened again answers only once it has every entry that was there when it was opened."""
+    for number in range(200):
+        place.write(document(0, number))
+    place.views.apply(NAMESPACE)
+    place.kill_hosts()
+    seen: list[object] = []
+    threads = [threading.Thread(target=lambda: seen.append(place.found()["doc_0"])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [199] * 8
+
+
+def test_purge_leaves_no_file_and_a_gone_namespace_is_not_found(place: Place) -> None:
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    with place.db.write() as connection:
+        connection.execute(sa.delete(namespaces))
+    for _ in range(2):
+        place.views.purge(NAMESPACE, [f"{NAMESPACE}-1"])
+    assert not list((place.folder / "views").iterdir())
+    with pytest.raises(NotFoundError):
+        place.views.page(NAMESPACE, Page(limit=1))
+    assert place.views.document_count(NAMESPACE, 0) == 0
