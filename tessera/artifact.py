@@ -49,9 +49,8 @@ def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, in
     table = pa.table(dict(zip(names, arrays, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=200)
+    with part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=200)
     part.rename(path)
     sync(path)
 

@@ -49,7 +49,9 @@ class Settings(BaseModel):
         None, description="Qdrant server of the shared tier; default: Qdrant Edge inside the data directory."
     )
     qdrant_api_key: SecretStr | None = Field(None, description="Key for `qdrant_url`.")
-    ray_head_node_url: str | None = Field(None, description="Ray cluster of the shared tier (ray://host:port).")
+    ray_head_node_url: str | None = Field(
+        None, description="Ray cluster of the shared tier (ray://host:port)."
+    )
     vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
     max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
     max_scan_documents: int = Field(
@@ -66,12 +68,16 @@ class Settings(BaseModel):
     offline: bool = Field(False, description="Never ask a model hub.")
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest JSON body.")
-    max_concurrent_jobs: int = Field(10, ge=1, le=1000, description="Batches in progress per shared namespace.")
+    max_concurrent_jobs: int = Field(
+        10, ge=1, le=1000, description="Batches in progress per shared namespace."
+    )
     job_threads: int = Field(4, ge=1, le=256, description="Batches in progress in this server.")
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
 
-    allow_dedicated: bool = Field(True, description="Whether namespaces may ask for dedicated infrastructure.")
+    allow_dedicated: bool = Field(
+        True, description="Whether namespaces may ask for dedicated infrastructure."
+    )
 
     @property
     def models_path(self) -> Path:
@@ -132,7 +138,9 @@ def load(
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
         hidden = "…" if "key" in name else quote(first["input"])
-        raise ConfigurationError(f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}.") from None
+        raise ConfigurationError(
+            f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}."
+        ) from None
     return Configuration(settings, origins)
 
 

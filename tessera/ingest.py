@@ -22,8 +22,26 @@ from sqlalchemy.engine import Connection, RowMapping
 from tessera import artifact, log
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
-from tessera.db.tables import batch_rows, batches, collections, namespaces, objects, organizations, sources, tasks
-from tessera.extraction import ChunkJob, ChunkResult, ChunkRow, InputRef, RowResult, run_chunk, write_documents
+from tessera.db.tables import (
+    batch_rows,
+    batches,
+    collections,
+    log_entries,
+    namespaces,
+    objects,
+    organizations,
+    sources,
+    tasks,
+)
+from tessera.extraction import (
+    ChunkJob,
+    ChunkResult,
+    ChunkRow,
+    InputRef,
+    RowResult,
+    run_chunk,
+    write_documents,
+)
 from tessera.filters import values_at
 from tessera.ports import DenseVector, Failed
 
@@ -69,7 +87,9 @@ def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
         wh.views.apply(attempt.namespace_id)
         _finish(wh, attempt)
     except Superseded:
-        logger.info("batch %s was superseded; what attempt %d still brings is dropped", batch_id, attempt.number)
+        logger.info(
+            "batch %s was superseded; what attempt %d still brings is dropped", batch_id, attempt.number
+        )
 
 
 def fail_batch(wh: Warehouse, batch_id: str, message: str) -> None:
@@ -135,9 +155,9 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
     with wh.db.read() as connection:
         logged = set(
             connection.execute(
-                sa.select(log.log_entries.c.artifact_key).where(
-                    log.log_entries.c.namespace_id == attempt.namespace_id,
-                    log.log_entries.c.artifact_key.like(f"{prefix}/{attempt.batch_id}-%"),
+                sa.select(log_entries.c.artifact_key).where(
+                    log_entries.c.namespace_id == attempt.namespace_id,
+                    log_entries.c.artifact_key.like(f"{prefix}/{attempt.batch_id}-%"),
                 )
             ).scalars()
         )
@@ -193,7 +213,8 @@ def _settled(chunk: ChunkJob, outcome: ChunkResult | Failed) -> ChunkResult:
         return outcome
     return ChunkResult(
         tuple(
-            RowResult(row.object_id, error_kind=outcome.kind, error_message=outcome.message) for row in chunk.rows
+            RowResult(row.object_id, error_kind=outcome.kind, error_message=outcome.message)
+            for row in chunk.rows
         )
     )
 
@@ -208,12 +229,12 @@ def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> list[Chun
     chunks: list[ChunkJob] = []
     rows: list[ChunkRow] = []
     size = 0
-    unchanged: list[tuple[str, int]] = []
+    unchanged: list[str] = []
 
     def close() -> None:
         nonlocal rows, size
         if rows:
-            key = f"{attempt.namespace_id}/artifacts/{attempt.batch_id}-{attempt.number}-{collection['collection_id']}-{len(chunks)}"
+            name = f"{attempt.batch_id}-{attempt.number}-{collection['collection_id']}-{len(chunks)}"
             chunks.append(
                 ChunkJob(
                     namespace_id=attempt.namespace_id,
@@ -223,7 +244,7 @@ def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> list[Chun
                     params={**(extractor.get("params") or {}), **(extractor.get("parameters") or {})},
                     vectors=attempt.vectors,
                     rows=tuple(rows),
-                    artifact_key=key,
+                    artifact_key=f"{attempt.namespace_id}/artifacts/{name}",
                     blobs_root=str(wh.settings.blobs_path),
                     models_dir=str(wh.settings.models_path),
                     offline=wh.settings.offline,
@@ -234,7 +255,7 @@ def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> list[Chun
     for item, known in _pending(wh, attempt, collection["collection_id"]):
         row = _chunk_row(wh, attempt, collection, item)
         if known == (input_hash(row), plan_hash):
-            unchanged.append((item["object_id"], 0))
+            unchanged.append(item["object_id"])
             continue
         rows.append(row)
         size += item["size_bytes"]
@@ -242,7 +263,7 @@ def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> list[Chun
             close()
     close()
     if unchanged:
-        _close_unchanged(wh, attempt, collection["collection_id"], [object_id for object_id, _ in unchanged])
+        _close_unchanged(wh, attempt, collection["collection_id"], unchanged)
     return chunks
 
 
@@ -525,9 +546,7 @@ def _append(
     _record_rows(connection, attempt, chunk.collection_id, result.rows, late)
     seq: int | None = None
     for number, key in enumerate(result.artifact_keys):
-        seq = log.append_artifact(
-            connection, attempt.namespace_id, key, deletes=stale if number == 0 else ()
-        )
+        seq = log.append_artifact(connection, attempt.namespace_id, key, deletes=stale if number == 0 else ())
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
     return seq
@@ -696,4 +715,3 @@ def _finish(wh: Warehouse, attempt: _Attempt) -> None:
                 .where(tasks.c.task_id == attempt.task_id)
                 .values(status=status, error=error, updated_at=now())
             )
-

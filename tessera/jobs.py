@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -47,6 +48,10 @@ class Jobs:
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
         self._dispatcher.start()
 
+    def is_running(self) -> bool:
+        """Whether work is taken up; what the server's health tells."""
+        return self._dispatcher is not None and self._dispatcher.is_alive()
+
     def wake(self) -> None:
         """Look for work now."""
         self._wake.set()
@@ -65,9 +70,9 @@ class Jobs:
             self._wake.clear()
             try:
                 for namespace_id in self._due_purges(wh):
-                    self._start_one(namespace_id, namespace_id, lambda ns=namespace_id: namespaces.purge(wh, ns))
+                    self._start_one(namespace_id, namespace_id, partial(namespaces.purge, wh, namespace_id))
                 for batch_id, namespace_id in self._due_batches(wh):
-                    self._start_one(batch_id, namespace_id, lambda b=batch_id: self._run_batch(wh, b))
+                    self._start_one(batch_id, namespace_id, partial(self._run_batch, wh, batch_id))
             except TesseraError as error:
                 logger.warning("jobs cannot be read now: %s", error.message)
             self._wake.wait(IDLE_POLL_S)
@@ -92,7 +97,7 @@ class Jobs:
         with self._lock:
             busy = Counter(self._running.values())
             running = set(self._running)
-        due = []
+        due: list[tuple[str, str]] = []
         for batch_id, namespace_id, infrastructure in rows:
             limit = (infrastructure or {}).get("max_concurrent_jobs") or wh.settings.max_concurrent_jobs
             if batch_id in running or busy[namespace_id] >= limit:
@@ -136,5 +141,7 @@ class Jobs:
             except Exception as error:
                 # A defect of ours must not leave the batch spinning: it fails with a message and a trace.
                 logger.exception("batch %s failed", batch_id)
-                ingest.fail_batch(wh, batch_id, f"Internal error: {type(error).__name__}. The server's log has more.")
+                ingest.fail_batch(
+                    wh, batch_id, f"Internal error: {type(error).__name__}. The server's log has more."
+                )
                 return

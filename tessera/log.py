@@ -68,7 +68,9 @@ def append_artifact(
     connection: Connection, namespace_id: str, artifact_key: str, *, deletes: Sequence[str] = ()
 ) -> int:
     """Append an artifact that already is in blob storage, with the ids that it replaces for good."""
-    return _append(connection, namespace_id, "artifact", orjson.dumps({"deletes": list(deletes)}), artifact_key)
+    return _append(
+        connection, namespace_id, "artifact", orjson.dumps({"deletes": list(deletes)}), artifact_key
+    )
 
 
 def _append(
@@ -184,7 +186,9 @@ def check_documents(documents: Sequence[Document], vectors: Mapping[str, DenseVe
             declared = vectors.get(name)
             if declared is None:
                 known = ", ".join(sorted(vectors)) or "none"
-                problems.append(Problem(location, f"Vector {name!r} is not one of this namespace's: {known}."))
+                problems.append(
+                    Problem(location, f"Vector {name!r} is not one of this namespace's: {known}.")
+                )
             elif values.shape != (declared.dimensions,):
                 problems.append(
                     Problem(

@@ -46,10 +46,17 @@ from tessera.models.retrievers import (
     SearchDocumentsRequest,
 )
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
+from tessera.plan import effective_indexes, stored_indexes
 from tessera.ports import Hit
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 
 Location = tuple[str | int, ...]
+
+#: Keys of a stage that are not parameters where a stage is written flat.
+_STAGE_KEYS = frozenset(
+    {"type", "stage_id", "stage_name", "stage_type", "config", "version", "batch_size", "description"}
+    | {"feature_extractor", "collection_ids"}
+)
 
 #: A picture in a query, decoded, may not be larger than this.
 MAX_QUERY_IMAGE_BYTES = 16 * 2**20
@@ -58,7 +65,9 @@ MAX_QUERY_IMAGE_BYTES = 16 * 2**20
 # --- stages, normalised --------------------------------------------------------------------------------
 
 
-def normalise_stage(wh: Warehouse, raw: Mapping[str, Any], index: int) -> tuple[dict[str, Any], list[Problem]]:
+def normalise_stage(
+    wh: Warehouse, raw: Mapping[str, Any], index: int
+) -> tuple[dict[str, Any], list[Problem]]:
     """Return a stage in the API's first shape, whichever of the four it came in, and what is wrong with it.
 
     Shapes: ``{stage_name, stage_type, config: {stage_id, parameters}}``; ``{stage_type, stage_id, parameters}``;
@@ -73,7 +82,17 @@ def normalise_stage(wh: Warehouse, raw: Mapping[str, Any], index: int) -> tuple[
         parameters = {
             key: value
             for key, value in raw.items()
-            if key not in ("type", "stage_id", "stage_name", "stage_type", "config", "version", "batch_size", "description")
+            if key
+            not in (
+                "type",
+                "stage_id",
+                "stage_name",
+                "stage_type",
+                "config",
+                "version",
+                "batch_size",
+                "description",
+            )
         }
         for other in ("feature_extractor", "collection_ids"):
             parameters.pop(other, None)
@@ -133,7 +152,11 @@ def _input_fields(raw: Mapping[str, Any] | None) -> tuple[dict[str, InputField],
             fields[name] = InputField.model_validate(value)
         except pydantic.ValidationError as error:
             problems.extend(
-                Problem(("body", "input_schema", name, *item["loc"]), f"Input {name}: {item['msg']}.", item["type"])
+                Problem(
+                    ("body", "input_schema", name, *item["loc"]),
+                    f"Input {name}: {item['msg']}.",
+                    item["type"],
+                )
                 for item in error.errors(include_url=False)
             )
     return fields, problems
@@ -177,9 +200,7 @@ def create(
                 "collection_identifiers": request.collection_identifiers,
                 "collection_ids": found,
                 "stages": stages,
-                "input_schema": {
-                    name: field.model_dump(exclude_none=True) for name, field in fields.items()
-                },
+                "input_schema": {name: field.model_dump(exclude_none=True) for name, field in fields.items()},
                 "budget_limits": request.budget_limits,
                 "cache_config": request.cache_config,
                 "tags": request.tags,
@@ -214,7 +235,9 @@ def list_(
                 retrievers.c.retriever_name.icontains(search, autoescape=True),
                 retrievers.c.description.icontains(search, autoescape=True),
             )
-        total = connection.execute(sa.select(sa.func.count()).select_from(retrievers).where(condition)).scalar_one()
+        total = connection.execute(
+            sa.select(sa.func.count()).select_from(retrievers).where(condition)
+        ).scalar_one()
         rows = (
             connection.execute(
                 sa.select(retrievers)
@@ -252,7 +275,9 @@ def patch(
                 )
             ).scalar()
             if taken:
-                raise AlreadyExistsError(f"A retriever named {quote(name)} exists in this namespace ({taken}).")
+                raise AlreadyExistsError(
+                    f"A retriever named {quote(name)} exists in this namespace ({taken})."
+                )
             row["retriever_name"] = name
         if "description" in given:
             row["description"] = given.pop("description")
@@ -470,10 +495,7 @@ def _context(
         asked = parse(filters, inputs=inputs, location=("body", "filters"))
         if asked is not None:
             within = And((within, asked))
-    indexes = {
-        index["field_name"]: PayloadIndex.model_validate(index)
-        for index in [*plan.place["added_indexes"], *plan.place["user_indexes"]]
-    }
+    indexes = {index.field_name: index for index in _indexes(plan.place)}
     return StageContext(
         within=within,
         indexes=indexes,
@@ -483,6 +505,10 @@ def _context(
         embed=lambda uri, query: _embed(wh, plan, uri, query),
         text_features=lambda: _text_features(wh, plan.place),
     )
+
+
+def _indexes(place: RowMapping) -> tuple[PayloadIndex, ...]:
+    return effective_indexes(stored_indexes(place["user_indexes"]), stored_indexes(place["added_indexes"]))
 
 
 def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
@@ -525,7 +551,9 @@ def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[
                 allowed = ", ".join(quote(value) for value in field.enum)
                 problems.append(
                     Problem(
-                        ("body", "inputs", name), f"Input {name} is {quote(inputs[name])}; allowed: {allowed}.", "enum"
+                        ("body", "inputs", name),
+                        f"Input {name} is {quote(inputs[name])}; allowed: {allowed}.",
+                        "enum",
                     )
                 )
         elif field.default is not None:
@@ -571,7 +599,9 @@ def _cut(wh: Warehouse, plan: _Plan, request: ExecuteRequest) -> tuple[int, int]
             return (page - 1) * limit, limit
         value = decode_cursor(wh, str(cursor))
         if value.get("r") != plan.retriever_id or not isinstance(value.get("o"), int):
-            raise BadRequestError("pagination.cursor belongs to another retriever; start again without a cursor.")
+            raise BadRequestError(
+                "pagination.cursor belongs to another retriever; start again without a cursor."
+            )
         return value["o"], limit
     if method == "offset":
         size = request.limit or number("page_size", 10, 1, 500)
@@ -605,7 +635,9 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
             raise NotFoundError("document", str(query.value))
         stored = found[0].vectors.get(vector.name)
         if stored is None:
-            raise BadRequestError(f"Document {quote(query.value)} has no vector {vector.name}; choose another feature_uri.")
+            raise BadRequestError(
+                f"Document {quote(query.value)} has no vector {vector.name}; choose another feature_uri."
+            )
         return QueryVector(vector.name, np.asarray(stored, dtype=np.float32))
     try:
         if query.kind == "text":
@@ -616,7 +648,8 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
             return QueryVector(vector.name, extractor.embed_query(vector, "image", Path(file.name)))
     except BadSample as error:
         raise BadRequestError(
-            f"{uri} cannot take this query: {error.message}", details={"feature_uri": uri, "input": query.kind}
+            f"{uri} cannot take this query: {error.message}",
+            details={"feature_uri": uri, "input": query.kind},
         ) from error
 
 
@@ -677,7 +710,9 @@ def _image_bytes(value: Any) -> bytes:
     except (binascii.Error, ValueError):
         raise BadRequestError("The query image is not valid base64; send base64 or a data URI.") from None
     if len(data) > MAX_QUERY_IMAGE_BYTES:
-        raise BadRequestError(f"The query image has {len(data)} bytes; at most {MAX_QUERY_IMAGE_BYTES} are allowed.")
+        raise BadRequestError(
+            f"The query image has {len(data)} bytes; at most {MAX_QUERY_IMAGE_BYTES} are allowed."
+        )
     return data
 
 

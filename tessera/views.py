@@ -48,7 +48,7 @@ FLUSH_INTERVAL_S = 1.0
 class _Open:
     """What is known of one namespace's view in this process. `lock` orders appliers and opening."""
 
-    __slots__ = ("applied", "count", "dirty", "gone", "lock", "ready", "view")
+    __slots__ = ("applied", "count", "gone", "lock", "ready", "view")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -56,7 +56,6 @@ class _Open:
         self.ready = False
         self.applied = 0
         self.count = 0
-        self.dirty = False
         self.gone = False
 
 
@@ -76,6 +75,8 @@ class Views:
         self._locate = locate
         self._open: dict[str, _Open] = {}
         self._open_lock = threading.Lock()
+        #: Namespaces with entries that are applied but not yet durable.
+        self._dirty: set[str] = set()
         self._stop = threading.Event()
         self._flusher = threading.Thread(target=self._flush_forever, name="view-flusher", daemon=True)
         self._flusher.start()
@@ -103,7 +104,9 @@ class Views:
                     state.ready = False
                 except ViewDamaged as damage:
                     self._set_aside(namespace_id, state, damage)
-            raise QdrantError("The namespace's index could not be brought up to date; try again.", retry_after_s=2)
+            raise QdrantError(
+                "The namespace's index could not be brought up to date; try again.", retry_after_s=2
+            )
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -145,7 +148,8 @@ class Views:
         """Forget the namespace and remove these views with all their files. Can be repeated."""
         state = self._state(namespace_id)
         with state.lock:
-            state.gone, state.ready, state.dirty = True, False, False
+            state.gone, state.ready = True, False
+            self._dirty.discard(namespace_id)
             for view_id in view_ids:
                 location, secret = self._locate(view_id)
                 self._vectors.drop(View(namespace_id, view_id, (), location, secret=secret))
@@ -198,7 +202,9 @@ class Views:
                 with state.lock:
                     if state.view is view:
                         self._set_aside(namespace_id, state, damage)
-        raise QdrantError("The namespace's index was lost while it was being read; try again.", retry_after_s=2)
+        raise QdrantError(
+            "The namespace's index was lost while it was being read; try again.", retry_after_s=2
+        )
 
     def _row(self, namespace_id: str) -> Any:
         with self._db.read() as connection:
@@ -234,7 +240,9 @@ class Views:
         if mark.seq < row.mark_seq or mark.seq > row.head:
             # A mark is written after the flush it speaks of, so a view behind the database's mark is not the
             # one that was flushed: its directory was removed or replaced.
-            raise ViewDamaged(view.view_id, f"it stands at entry {mark.seq}, the database says {row.mark_seq}")
+            raise ViewDamaged(
+                view.view_id, f"it stands at entry {mark.seq}, the database says {row.mark_seq}"
+            )
         state.view, state.applied, state.count = view, mark.seq, mark.document_count
         self._catch_up(namespace_id, state, row.head)
         state.ready = True
@@ -253,7 +261,8 @@ class Views:
             if not entries:
                 break  # the log was removed with its namespace
             mark = self._vectors.apply(state.view, entries)
-            state.applied, state.count, state.dirty = mark.seq, mark.document_count, True
+            state.applied, state.count = mark.seq, mark.document_count
+            self._dirty.add(namespace_id)
 
     def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
         """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
@@ -275,12 +284,12 @@ class Views:
             self._flush_dirty()
 
     def _flush_dirty(self) -> None:
-        for namespace_id, state in list(self._open.items()):
-            if not state.dirty:
-                continue
+        for namespace_id in list(self._dirty):
+            state = self._state(namespace_id)
             with state.lock:
-                if not (state.dirty and state.ready and state.view):
-                    continue
+                self._dirty.discard(namespace_id)
+                if not state.ready or state.view is None:
+                    continue  # lost or gone; what was applied is in the log and is replayed
                 try:
                     mark = self._vectors.flush(state.view)
                 except ViewLost:
@@ -288,8 +297,8 @@ class Views:
                     continue
                 except QdrantError as error:
                     logger.warning("view %s could not be flushed: %s", state.view.view_id, error.message)
+                    self._dirty.add(namespace_id)
                     continue
-                state.dirty = False
             self._db.later(_record(namespace_id, mark))
 
 

@@ -51,9 +51,7 @@ class LocalRunner:
                     waiting[pool.schedule(function, args=[item], timeout=timeout_s)] = index
                 if not waiting:
                     return
-                done, _ = concurrent.futures.wait(
-                    waiting, return_when=concurrent.futures.FIRST_COMPLETED
-                )
+                done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     yield waiting.pop(future), _outcome(future, timeout_s)
         finally:
@@ -93,8 +91,10 @@ def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | 
     except TimeoutError:
         return Failed("limit", f"The work took longer than {timeout_s:g} s.", crashed=True)
     except ProcessExpired as error:
-        return Failed("ours", f"The worker process ended with status {error.exitcode}.", crashed=True, retryable=True)
-    except Exception as error:  # a value, by the port's contract: whatever the function raised
+        return Failed(
+            "ours", f"The worker process ended with status {error.exitcode}.", crashed=True, retryable=True
+        )
+    except Exception as error:  # noqa: BLE001  by the port's contract whatever the function raised is a value
         return Failed("ours", f"{type(error).__name__}: {error}")
 
 

@@ -49,9 +49,7 @@ class AttributeFilter(Stage):
     icon = "filter"
     Params = AttributeFilterParams
 
-    def run(
-        self, hits: list[Hit] | None, params: AttributeFilterParams, context: StageContext
-    ) -> list[Hit]:
+    def run(self, hits: list[Hit] | None, params: AttributeFilterParams, context: StageContext) -> list[Hit]:
         """Filter in the index when this is the first stage, else among `hits`; the answer is the same."""
         wanted: Filter | None = parse(params.grammar(), inputs=context.inputs, location=("parameters",))
         if hits is None:

@@ -57,7 +57,9 @@ class FeatureSearch(Stage):
     stage_id = "feature_search"
     also_named = ("knn_search",)
     category = "filter"
-    description = "Finds documents whose features are nearest to a text, a picture, a vector or another document."
+    description = (
+        "Finds documents whose features are nearest to a text, a picture, a vector or another document."
+    )
     icon = "search"
     Params = FeatureSearchParams
 
@@ -82,9 +84,7 @@ class FeatureSearch(Stage):
             out["fusion"] = parameters["fusion"]
         return out
 
-    def run(
-        self, hits: list[Hit] | None, params: FeatureSearchParams, context: StageContext
-    ) -> list[Hit]:
+    def run(self, hits: list[Hit] | None, params: FeatureSearchParams, context: StageContext) -> list[Hit]:
         """Search within the retriever's collections, or only among `hits` when an earlier stage chose them."""
         within: Filter = context.within
         if hits is not None:
@@ -108,9 +108,7 @@ class FeatureSearch(Stage):
                 )
             for uri in uris:
                 vector = context.embed(uri, query)
-                searches.append(
-                    Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter)
-                )
+                searches.append(Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter))
                 weights.append(wanted.weight)
                 floors.append(wanted.min_score)
         rankings = context.search(searches)
