@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import queue
 import signal
 import socket
@@ -49,12 +50,14 @@ BLAME_WINDOW_S: Final = 600.0
 #: A host that does not end by itself within this time after it was asked to is killed.
 STOP_PATIENCE_S: Final = 30.0
 
+_LINUX = platform.system() == "Linux"
+
 T = TypeVar("T")
 logger = logging.getLogger("tessera.edge")
 
 
-class _HostDied(Exception):  # noqa: N818 - internal; becomes `ViewLost` or `QdrantError`
-    pass
+class _HostDied(Exception):
+    """The host ended before it answered; becomes `ViewLost` or `QdrantError` before a caller sees it."""
 
 
 class _Starter:
@@ -171,9 +174,9 @@ class _Host:
             raise DeadlineError(
                 f"The vector engine did not answer within {timeout_s:g} s.", retry_after_s=5
             ) from None
-        if outcome == pipe.OK:
-            return value
-        _raise_answer(outcome, value, view_id)
+        if outcome != pipe.OK:
+            _raise_answer(outcome, value, view_id)
+        return value
 
     def _read(self) -> None:
         """Hand answers to those who wait, until the host ends."""
@@ -239,7 +242,7 @@ def _raise_answer(outcome: str, value: Any, view_id: str) -> NoReturn:
 
 def _process_identity(pid: int) -> str | None:
     """Return the start time of a process that is a vector host, None when there is none of that id."""
-    if sys.platform == "linux":
+    if _LINUX:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             # The command's name stands in parentheses and may hold blanks; start time is the 22nd field.

@@ -17,6 +17,7 @@ import ctypes
 import importlib.metadata
 import logging
 import os
+import platform
 import select
 import shutil
 import signal
@@ -70,7 +71,7 @@ def _edge_call() -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, Panic):
         raise
-    except Exception as error:  # noqa: BLE001 - Edge raises bare `Exception`
+    except Exception as error:  # Edge raises bare `Exception`
         raise QdrantError(f"The vector engine failed: {_first_line(error)}") from error
     except BaseException as panic:
         raise Panic(_first_line(panic)) from panic
@@ -427,8 +428,8 @@ Request = tuple[int, str, View, Any]
 _WRITES = frozenset({"open", "apply", "flush", "drop"})
 
 
-class _NotOpen(Exception):  # noqa: N818 - becomes `ViewLost` at the other end
-    pass
+class _NotOpen(Exception):
+    """This host does not have the view; becomes `ViewLost` at the other end."""
 
 
 class Host:
@@ -642,11 +643,12 @@ class Host:
                 self._writing[view.view_id] = Job([request_id], view.view_id, steps, lambda mark: [mark])
                 return
             if operation == "open":
-                answer = self._open(view).live.mark()
+                answer: Mark | None = self._open(view).live.mark()
             elif operation == "flush":
                 answer = self._flush(view)
             else:
-                answer = self._drop(view)
+                self._drop(view)
+                answer = None
         except Panic as panic:
             self._die([request_id], panic)
         except Exception as error:  # noqa: BLE001 - one request's error must not end the host
@@ -750,7 +752,7 @@ class Host:
             try:
                 self._close(view_id)
             except Panic as panic:
-                logger.error("view %s: the engine panicked while closing: %s", view_id, panic)  # noqa: TRY400
+                logger.error("view %s: the engine panicked while closing: %s", view_id, panic)
 
     def _die(self, request_ids: Sequence[int], panic: Panic) -> None:
         """Tell who asked, and end: after a panic nothing in this process can be trusted."""
@@ -761,8 +763,8 @@ class Host:
 
 def _at_once(call: Callable[[], Any]) -> Steps[Any]:
     """Return work of a single step."""
+    yield from ()
     return call()
-    yield  # makes this a generator
 
 
 def _pack(hits: Sequence[Hit]) -> list[tuple[Any, ...]]:
@@ -783,7 +785,7 @@ def die_with_parent(parent_pid: int) -> None:
     A thread that waits for EOF cannot run while Edge holds the interpreter: an orphan held its directory
     for 21 s that way, with this signal for 0.1 s.
     """
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         set_parent_death_signal: Final = 1
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:

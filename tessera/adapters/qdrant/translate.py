@@ -30,6 +30,7 @@ MAX_EXACT_INTEGER = 2**53
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 _PLAIN_SEGMENT = re.compile(r"[A-Za-z0-9_-]+\Z")
+_ENGINE_SEGMENT = re.compile(r'"([^"]*)"|([^".]+)')
 # The spellings that the engine and the reference evaluator read as the same instant.
 _DATETIME = re.compile(
     r"(?!0000)\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)?)?\Z", re.ASCII
@@ -39,7 +40,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _RANGE_BOUNDS = {"gt": "gt", "gte": "gte", "lt": "lt", "lte": "lte"}
 
 
-class _Inexact(Exception):  # noqa: N818 - control flow inside this module, never seen outside
+class _Inexact(Exception):
     """The engine cannot answer this condition exactly; `superset` is what it can narrow down to."""
 
     def __init__(self, superset: Any = None) -> None:
@@ -96,6 +97,11 @@ def engine_path(path: str) -> str:
 def shadow_path(field_name: str) -> str:
     """Return the engine's path of the case-folded copy of `field_name`."""
     return f'{SHADOW_KEY}."{field_name}"'
+
+
+def path_segments(path: str) -> tuple[str, ...]:
+    """Cut a path of the engine's into its segments: it reports paths with fewer quotes than it was given."""
+    return tuple(quoted or plain for quoted, plain in _ENGINE_SEGMENT.findall(path))
 
 
 class Translator:
@@ -161,8 +167,8 @@ class Translator:
         if isinstance(filter, Condition):
             try:
                 return self._condition(filter, indexes, irregular), None
-            except _Inexact as inexact:
-                return inexact.superset, filter
+            except _Inexact as refused:
+                return refused.superset, filter
         parts = [self._push(child, indexes, irregular) for child in filter.children]
         exact = [condition for condition, residual in parts if residual is None and condition is not None]
         left = [residual for _, residual in parts if residual is not None]

@@ -31,6 +31,7 @@ from tessera.adapters.qdrant.translate import (
     is_datetime,
     is_geo_point,
     is_uuid,
+    path_segments,
     shadow_path,
 )
 from tessera.errors import BadRequestError
@@ -44,6 +45,8 @@ WRITE_SLICE = 200
 SCAN_SLICE = 1000
 
 T = TypeVar("T")
+#: Case-folded strings of one field of one document.
+Shadow = str | list[str]
 #: Work that stops after each slice and returns its answer at the end.
 Steps = Generator[None, None, T]
 
@@ -193,7 +196,7 @@ class _Field:
         self.sees = _SEES[index.type]
         self.folds = index.type == IndexType.KEYWORD
 
-    def look(self, payload: Payload) -> tuple[list[str] | None, bool]:
+    def look(self, payload: Payload) -> tuple[Shadow | None, bool]:
         """Return the case-folded strings at the path (None when there are none), and if all is regular.
 
         Regular means: no array of objects lies on the way, and every value that is not null is one that
@@ -218,13 +221,15 @@ class _Field:
             return self._folded(present), all(map(self.sees, present))
         return self._folded((node,)), self.sees(node)
 
-    def _folded(self, values: Iterable[Any]) -> list[str] | None:
+    def _folded(self, values: Iterable[Any]) -> Shadow | None:
         if not self.folds:
             return None
-        return [value.casefold() for value in values if isinstance(value, str)] or None
+        folded = [value.casefold() for value in values if isinstance(value, str)]
+        # A lone string instead of an array of one: what is stored is most of the cost of a write.
+        return folded[0] if len(folded) == 1 else folded or None
 
 
-def hide(payload: Payload, shadows: Mapping[str, list[str]]) -> Payload:
+def hide(payload: Payload, shadows: Mapping[str, Shadow]) -> Payload:
     """Return the payload as it is stored: with `shadows`, and a field of the user's of that name moved."""
     if not shadows and SHADOW_KEY not in payload:
         return payload
@@ -376,7 +381,7 @@ class LiveView:
             payload = document.payload
             if payload.get("document_id") != document.document_id:
                 payload = {**payload, "document_id": document.document_id}
-            shadows: dict[str, list[str]] = {}
+            shadows: dict[str, Shadow] = {}
             for indexed in self._fields:
                 folded, regular = indexed.look(payload)
                 if folded is not None:
@@ -398,11 +403,12 @@ class LiveView:
         fresh = [index for index in wanted if old.get(index.field_name) != _definition(index)]
         self._use(kept)  # until the change is complete, filters on the other fields are evaluated here
         self.standing.irregular.intersection_update(index.field_name for index in kept)
-        keep = {path for index in kept for path, _ in self._engine_indexes(index)}
-        present = set(self.engine.index_info())
-        for path in present - keep:  # dropped, changed, or left behind by a change that was cut short
-            self.engine.drop_index(path)
-            yield
+        keep = {path_segments(path) for index in kept for path, _ in self._engine_indexes(index)}
+        present = {path_segments(path): path for path in self.engine.index_info()}
+        for segments, path in present.items():
+            if segments not in keep:  # dropped, changed, or left behind by a change that was cut short
+                self.engine.drop_index(path)
+                yield
         if fresh and self.standing.document_count:
             yield from self._look_back(fresh)
         for index in fresh:
@@ -411,7 +417,7 @@ class LiveView:
                 yield
         for index in kept:
             for path, params in self._engine_indexes(index):
-                if path not in present:
+                if path_segments(path) not in present:
                     self.engine.create_index(path, params)
                     yield
         self._use(wanted)
@@ -430,22 +436,20 @@ class LiveView:
         while True:
             records, start = self.engine.scroll(None, start, WRITE_SLICE, True, False)
             # Documents with equal values (a category, say) are written together.
-            groups: dict[tuple[tuple[str, tuple[str, ...]], ...], list[str]] = {}
+            groups: dict[bytes, tuple[dict[str, Shadow], list[str]]] = {}
             for record in records:
                 payload = reveal(record.payload or {})
-                shadows: list[tuple[str, tuple[str, ...]]] = []
+                shadows: dict[str, Shadow] = {}
                 for indexed in fields:
                     folded, regular = indexed.look(payload)
                     if folded is not None:
-                        shadows.append((indexed.name, tuple(folded)))
+                        shadows[indexed.name] = folded
                     if not regular:
                         self.standing.irregular.add(indexed.name)
                 if shadows:
-                    groups.setdefault(tuple(shadows), []).append(record.point_id)
-            for values, point_ids in groups.items():
-                self.engine.set_payload(
-                    point_ids, SHADOW_KEY, {name: list(folded) for name, folded in values}
-                )
+                    groups.setdefault(orjson.dumps(shadows), (shadows, []))[1].append(record.point_id)
+            for shadows, point_ids in groups.values():
+                self.engine.set_payload(point_ids, SHADOW_KEY, shadows)
             yield
             if start is None:
                 return
@@ -652,10 +656,10 @@ class LiveView:
 
     def indexes(self) -> list[IndexReport]:
         """Report the payload indexes that the engine has, in the order in which they were declared."""
-        stated = self.engine.index_info()
+        stated = {path_segments(path): found for path, found in self.engine.index_info().items()}
         reports = []
         for index in self.standing.indexes:
-            found = stated.get(engine_path(index.field_name))
+            found = stated.get(path_segments(engine_path(index.field_name)))
             if found is not None:
                 reports.append(IndexReport(index.field_name, found.type, found.params, found.points))
         return reports

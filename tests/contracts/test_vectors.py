@@ -1,0 +1,585 @@
+"""What every vector engine must do, whichever stands behind the port: one set of tests, each engine."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tessera import artifact
+from tessera.adapters.qdrant.edge import EdgeVectors
+from tessera.errors import BadRequestError
+from tessera.filters import And, Condition, Filter, Not, Or
+from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
+from tessera.ports import DenseVector, Document, Entry, Page, Search, Vectors, View
+
+Payload = dict[str, Any]
+DIMENSIONS = 16
+
+
+@dataclass
+class Engine:
+    """An engine under test. `new_view` gives a view of its own that is opened already."""
+
+    vectors: Vectors
+    new_view: Callable[..., View]
+
+
+def _edge(directory: Path, max_scan_documents: int) -> Iterator[Engine]:
+    vectors = EdgeVectors(1, 8, directory / "run", max_scan_documents=max_scan_documents)
+    numbers = itertools.count(1)
+
+    def new_view(*declared: DenseVector) -> View:
+        view_id = f"ns_{next(numbers):016x}-1"
+        wanted = declared or (DenseVector("text", DIMENSIONS),)
+        view = View(view_id[:-2], view_id, wanted, str(directory / "views" / view_id))
+        vectors.open(view)
+        return view
+
+    yield Engine(vectors, new_view)
+    vectors.close()
+
+
+ENGINES: dict[str, Callable[[Path, int], Iterator[Engine]]] = {"edge": _edge}
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    yield from ENGINES[request.param](tmp_path_factory.mktemp(request.param), 100_000)
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def small_scans(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine that looks at 20 documents at most."""
+    yield from ENGINES[request.param](tmp_path_factory.mktemp(request.param), 20)
+
+
+# --- making things -------------------------------------------------------------------------------------
+
+
+def index(field_name: str, type: str, **params: Any) -> PayloadIndex:
+    schema = INDEX_PARAMS[IndexType(type)](**params).model_dump()
+    return PayloadIndex(field_name=field_name, type=IndexType(type), field_schema=schema)
+
+
+def vector(seed: int, dimensions: int = DIMENSIONS) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(dimensions).astype(np.float32)
+
+
+def document(number: int, /, **fields: Any) -> Document:
+    document_id = f"doc_{number:032x}"
+    return Document(document_id, {"document_id": document_id, **fields}, {"text": vector(number)})
+
+
+class Log:
+    """Numbers entries and applies them, as the log would."""
+
+    def __init__(self, engine: Engine, view: View | None = None) -> None:
+        self.vectors = engine.vectors
+        self.view = view or engine.new_view()
+        self.seq = 0
+
+    def __call__(self, **entry: Any) -> Entry:
+        self.seq += 1
+        made = Entry(self.seq, entry.pop("kind", "edit"), **entry)
+        self.mark = self.vectors.apply(self.view, [made])
+        assert self.mark.seq == self.seq
+        return made
+
+    def upsert(self, *documents: Document) -> None:
+        self(upserts=documents)
+
+    def index(self, *indexes: PayloadIndex) -> None:
+        self(kind="indexes", indexes=indexes)
+
+    def found(self, filter: Filter | None) -> set[str]:
+        """Return the ids that `filter` lets through, by every way to ask."""
+        listed, after = [], None
+        while True:
+            result = self.vectors.page(self.view, Page(7, filter, after=after))
+            listed += [hit.document_id for hit in result.hits]
+            if (after := result.next_after) is None:
+                break
+        assert len(set(listed)) == len(listed)
+        assert self.vectors.count(self.view, filter) == len(listed)
+        search = Search("text", vector(0), 10_000, filter)
+        with_vector = {hit.document_id for hit in self.vectors.search(self.view, [search])[0]}
+        assert with_vector == set(listed)
+        return with_vector
+
+    def numbers(self, filter: Filter | None) -> set[int]:
+        return {int(document_id[4:], 16) for document_id in self.found(filter)}
+
+
+@pytest.fixture
+def log(engine: Engine) -> Log:
+    return Log(engine)
+
+
+# --- applying ------------------------------------------------------------------------------------------
+
+
+def test_a_new_view_is_empty_and_stands_at_zero(engine: Engine) -> None:
+    view = engine.new_view()
+    mark = engine.vectors.open(view)
+    assert (mark.view_id, mark.seq, mark.document_count) == (view.view_id, 0, 0)
+    assert engine.vectors.page(view, Page(10)).hits == ()
+    assert engine.vectors.search(view, [Search("text", vector(1), 5)]) == [[]]
+
+
+def test_counts_are_exact_whatever_is_repeated_or_missing(log: Log) -> None:
+    log.upsert(*(document(n) for n in range(450)))
+    assert log.mark.document_count == 450
+    log.upsert(document(1), document(1, again=True), document(1000))
+    assert log.mark.document_count == 451
+    log(deletes=(document(1).document_id, document(1).document_id, "doc_unknown"))
+    assert log.mark.document_count == 450
+    log(deletes=("doc_unknown",))
+    assert log.mark.document_count == log.vectors.count(log.view) == 450
+
+
+def test_an_entry_that_was_applied_is_passed_over(log: Log) -> None:
+    log.upsert(document(1, version=1))
+    log.upsert(document(1, version=2))
+    old = Entry(1, "edit", upserts=(document(1, version=1),))
+    mark = log.vectors.apply(log.view, [old])
+    assert mark.seq == 2
+    assert log.vectors.get(log.view, [document(1).document_id])[0].payload["version"] == 2
+
+
+def test_deletes_come_before_upserts(log: Log) -> None:
+    log.upsert(document(1, version=1))
+    log(deletes=(document(1).document_id,), upserts=(document(1, version=2),))
+    assert log.mark.document_count == 1
+    assert log.vectors.get(log.view, [document(1).document_id])[0].payload["version"] == 2
+
+
+def test_an_upsert_replaces_payload_and_vectors(engine: Engine) -> None:
+    log = Log(engine, engine.new_view(DenseVector("text", 4), DenseVector("picture", 3, "dot")))
+    both = {"text": vector(1, 4), "picture": vector(2, 3)}
+    log.upsert(Document("doc_a", {"document_id": "doc_a", "old": {"deep": 1}}, both))
+    log.upsert(Document("doc_a", {"document_id": "doc_a", "new": 1}, {"picture": vector(3, 3)}))
+    (hit,) = log.vectors.get(log.view, ["doc_a"], with_vectors=True)
+    assert hit.payload == {"document_id": "doc_a", "new": 1}
+    assert set(hit.vectors) == {"picture"}
+    np.testing.assert_allclose(hit.vectors["picture"], vector(3, 3), rtol=1e-6)
+
+
+def test_an_artifact_brings_documents_with_the_vectors_that_they_have(engine: Engine, tmp_path: Path) -> None:
+    log = Log(engine, engine.new_view(DenseVector("text", DIMENSIONS), DenseVector("picture", 3)))
+    documents = [document(n, number=n) for n in range(700)]
+    documents[5] = Document(documents[5].document_id, documents[5].payload, {"picture": vector(5, 3)})
+    documents[6] = Document(documents[6].document_id, documents[6].payload, {})
+    path = tmp_path / "documents.arrow"
+    artifact.write(path, documents, {"text": DIMENSIONS, "picture": 3})
+    log.upsert(document(10_000))
+    log(kind="artifact", artifact_path=str(path), deletes=(document(10_000).document_id,))
+    assert log.mark.document_count == 700
+    hits = log.vectors.get(log.view, [d.document_id for d in documents[4:7]], with_vectors=True)
+    assert [set(hit.vectors) for hit in hits] == [{"text"}, {"picture"}, set()]
+    assert [hit.payload["number"] for hit in hits] == [4, 5, 6]
+    (found,) = log.vectors.search(log.view, [Search("picture", vector(5, 3), 10)])
+    assert [hit.document_id for hit in found] == [documents[5].document_id]
+
+
+def test_a_view_without_vectors_lists_and_filters(engine: Engine) -> None:
+    view = engine.new_view(DenseVector("text", DIMENSIONS))
+    bare = View(view.namespace_id, view.view_id + "b", (), view.location + "b")
+    engine.vectors.open(bare)
+    entry = Entry(1, "edit", upserts=(Document("doc_a", {"document_id": "doc_a", "k": 1}),))
+    assert engine.vectors.apply(bare, [entry]).document_count == 1
+    assert [hit.payload["k"] for hit in engine.vectors.page(bare, Page(5)).hits] == [1]
+    engine.vectors.drop(bare)
+
+
+def test_payloads_come_back_as_they_went_in(log: Log) -> None:
+    odd = {
+        "a b": 1, "dotted.key": {"x/y": [1, 2.5, None, True, "ä", {"z": []}]}, "empty": {}, "list": [],
+        "null": None, "big": 2**53 + 1, "negative": -(2**63), "float": 1.0, "text": "\u0000\U0001f600",
+        "_s": {"a b": "the user's own", " ": 2},
+    }  # fmt: skip
+    log.index(index("a b", "integer"), index("text", "keyword"), index("_s.a b", "keyword"))
+    log.upsert(document(1, **odd), document(2))
+    (hit,) = log.vectors.get(log.view, [document(1).document_id])
+    assert hit.payload == {"document_id": document(1).document_id, **odd}
+    assert isinstance(hit.payload["float"], float)
+    assert log.numbers(Condition("_s.a b", "eq", "THE USER'S OWN")) == {1}
+    for listed in log.vectors.page(log.view, Page(5)).hits:
+        assert ("_s" in listed.payload) == (listed.document_id == document(1).document_id)
+
+
+def test_get_keeps_the_order_and_leaves_out_what_is_absent(log: Log) -> None:
+    log.upsert(*(document(n) for n in range(20)))
+    wanted = [document(n).document_id for n in (7, 99, 3, 7)]
+    assert [hit.document_id for hit in log.vectors.get(log.view, wanted)] == [wanted[0], wanted[2], wanted[0]]
+    assert log.vectors.get(log.view, []) == []
+
+
+def test_a_dropped_view_is_gone_and_dropping_again_is_fine(engine: Engine) -> None:
+    log = Log(engine)
+    log.upsert(document(1))
+    engine.vectors.drop(log.view)
+    engine.vectors.drop(log.view)
+    assert engine.vectors.open(log.view).seq == 0
+    assert engine.vectors.count(log.view) == 0
+
+
+def test_flush_says_durable(log: Log) -> None:
+    log.upsert(document(1))
+    assert not log.mark.durable
+    mark = log.vectors.flush(log.view)
+    assert (mark.durable, mark.seq, mark.document_count) == (True, 1, 1)
+
+
+# --- searching -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", ["cosine", "dot", "euclid", "manhattan"])
+def test_search_equals_brute_force(engine: Engine, distance: Any) -> None:
+    log = Log(engine, engine.new_view(DenseVector("text", DIMENSIONS, distance)))
+    log.index(index("third", "integer"))
+    stored = np.stack([vector(n) for n in range(600)])
+    log.upsert(*(document(n, third=n % 3) for n in range(600)))
+    searches, expected = [], []
+    for seed in range(1000, 1020):
+        query = vector(seed)
+        scores = {
+            "cosine": (stored @ query) / np.linalg.norm(stored, axis=1),
+            "dot": stored @ query,
+            "euclid": -np.linalg.norm(stored - query, axis=1),
+            "manhattan": -np.abs(stored - query).sum(axis=1),
+        }[distance]
+        order = [n for n in np.argsort(-scores) if n % 3 == 1]
+        searches.append(Search("text", query, 10, Condition("third", "eq", 1), offset=2))
+        expected.append([document(int(n)).document_id for n in order[2:12]])
+    answers = log.vectors.search(log.view, searches)
+    assert [[hit.document_id for hit in hits] for hits in answers] == expected
+
+
+def test_searches_name_what_is_wrong(log: Log) -> None:
+    log.upsert(document(1))
+    with pytest.raises(BadRequestError, match="no vector 'pictures'.*text"):
+        log.vectors.search(log.view, [Search("pictures", vector(1), 1)])
+    with pytest.raises(BadRequestError, match="5 dimensions.*16"):
+        log.vectors.search(log.view, [Search("text", vector(1, 5), 1)])
+
+
+def test_searches_of_many_threads_are_answered_each_with_its_own(log: Log) -> None:
+    """Hosts answer waiting searches as one batch: answers must not be mixed up, nor one's error be all's."""
+    log.upsert(*(document(n) for n in range(300)))
+    wrong: list[object] = []
+
+    def ask(number: int) -> None:
+        for turn in range(30):
+            n = (number * 37 + turn) % 300
+            if number == 3:
+                try:
+                    log.vectors.search(log.view, [Search("text", vector(1, 5), 1)])
+                    wrong.append("no error")
+                except BadRequestError:
+                    continue
+            ((hit, *_),) = log.vectors.search(log.view, [Search("text", vector(n), 2)])
+            if hit.document_id != document(n).document_id:
+                wrong.append((n, hit))
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_vectors_come_back_on_request(log: Log) -> None:
+    log.upsert(document(1))
+    ((plain,),) = log.vectors.search(log.view, [Search("text", vector(1), 1)])
+    ((full,),) = log.vectors.search(log.view, [Search("text", vector(1), 1, with_vectors=True)])
+    assert plain.vectors == {}
+    expected = vector(1) / np.linalg.norm(vector(1))
+    np.testing.assert_allclose(full.vectors["text"], expected, rtol=1e-5)
+    assert full.vectors["text"].dtype == np.float32
+    assert full.score == pytest.approx(1.0, abs=1e-5)
+
+
+# --- listing -------------------------------------------------------------------------------------------
+
+
+def test_a_cursor_shows_each_document_once_under_inserts_and_deletes(log: Log) -> None:
+    log.upsert(*(document(n) for n in range(200)))
+    seen: list[str] = []
+    after, extra = None, itertools.count(1000)
+    while True:
+        result = log.vectors.page(log.view, Page(9, after=after))
+        seen += [hit.document_id for hit in result.hits]
+        after = result.next_after
+        if after is None:
+            break
+        log(upserts=(document(next(extra)),), deletes=(seen[-1],))  # the cursor's own document goes
+    assert len(seen) == len(set(seen))
+    assert {document(n).document_id for n in range(200)} <= set(seen)
+
+
+@pytest.mark.parametrize("filter", [None, Condition("half", "eq", 1), Condition("plain", "eq", 1)])
+def test_offset_and_cursor_agree(log: Log, filter: Filter | None) -> None:
+    log.index(index("half", "integer"))
+    log.upsert(*(document(n, half=n % 2, plain=n % 2) for n in range(60)))
+    everything = [hit.document_id for hit in log.vectors.page(log.view, Page(100, filter)).hits]
+    assert len(everything) == (30 if filter else 60)
+    for offset in (0, 1, 10, 29, 59, 60, 500):
+        hits = log.vectors.page(log.view, Page(10, filter, offset=offset)).hits
+        assert [hit.document_id for hit in hits] == everything[offset : offset + 10]
+    first = log.vectors.page(log.view, Page(10, filter))
+    second = log.vectors.page(log.view, Page(5, filter, offset=3, after=first.next_after))
+    assert [hit.document_id for hit in second.hits] == everything[13:18]
+    exactly = log.vectors.page(log.view, Page(len(everything), filter))
+    assert exactly.next_after is None
+
+
+#: In ascending order: numbers, strings by code point, the rest, and what has nothing there last.
+SORTED: list[Any] = [-3, 0.5, 1, 2**60, "", "B", "a", "ä", False, [{"x": 1}], {"a": 1}, {"b": 0}]
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("indexed", [None, "keyword", "integer"])
+def test_sorting_is_exact(log: Log, descending: bool, indexed: str | None) -> None:
+    values = [*SORTED, None, [], ["B", "zz"], "B"]
+    documents = [document(n, at={"deep": value}) for n, value in enumerate(values)]
+    documents.append(document(len(values)))
+    if indexed:
+        log.index(index("at.deep", indexed))
+    log.upsert(*documents)
+
+    def key(item: Document) -> tuple[bool, Any, str]:
+        value = item.payload.get("at", {}).get("deep")
+        if value == ["B", "zz"]:
+            value = "B"  # of several values the first counts
+        if value is None or value == []:
+            return True, 0, item.document_id
+        if value == [{"x": 1}]:
+            value = {"x": 1}
+        rank = 0 if type(value) in (int, float) else 1 if isinstance(value, str) else 2
+        order = str(value).lower().replace("'", '"').replace(": ", ":") if rank == 2 else value
+        place = sorted({(0, -3), (0, 0.5), (0, 1), (0, 2**60), *((1, s) for s in ("", "B", "a", "ä")),
+                        *((2, s) for s in ("false", '{"a":1}', '{"b":0}', '{"x":1}'))}).index((rank, order))  # fmt: skip
+        return False, -place if descending else place, item.document_id
+
+    expected = [item.document_id for item in sorted(documents, key=key)]
+    whole = log.vectors.page(log.view, Page(100, sort_path="at.deep", descending=descending))
+    assert [hit.document_id for hit in whole.hits] == expected
+    assert whole.next_after is None
+    for size in (1, 4, 7):
+        listed, after = [], None
+        while True:
+            page = Page(size, sort_path="at.deep", descending=descending, after=after)
+            result = log.vectors.page(log.view, page)
+            listed += [hit.document_id for hit in result.hits]
+            if (after := result.next_after) is None:
+                break
+        assert listed == expected
+    for offset in (1, 5, 16, 17, 40):
+        page = Page(4, sort_path="at.deep", descending=descending, offset=offset)
+        hits = log.vectors.page(log.view, page).hits
+        assert [hit.document_id for hit in hits] == expected[offset : offset + 4]
+
+
+def test_a_cursor_of_another_order_is_refused(log: Log) -> None:
+    log.upsert(*(document(n, n=n) for n in range(5)))
+    by_id = log.vectors.page(log.view, Page(2)).next_after
+    by_value = log.vectors.page(log.view, Page(2, sort_path="n")).next_after
+    with pytest.raises(BadRequestError, match="another order"):
+        log.vectors.page(log.view, Page(2, sort_path="n", after=by_id))
+    with pytest.raises(BadRequestError, match="another order"):
+        log.vectors.page(log.view, Page(2, after=by_value))
+
+
+# --- payload indexes -----------------------------------------------------------------------------------
+
+UUID = str(uuid.UUID(int=7))
+BERLIN = {"lat": 52.52, "lon": 13.405}
+#: type: (values that the index sees, values of other types that it does not)
+SEEN: dict[str, tuple[list[Any], list[Any]]] = {
+    "keyword": (["a", ["b", "c"]], [5, True, {"x": "y"}, 1.5]),
+    "integer": ([1, [2, 3]], ["1", 1.5, True, {"x": 1}]),
+    "float": ([1.5, 2, [0.5]], ["1.5", True]),
+    "bool": ([True, [False]], ["true", 1]),
+    "geo": ([BERLIN, [BERLIN, BERLIN]], ["52.5,13.4", {"lat": 52.5}, 3]),
+    "datetime": (["2024-01-01", "2024-01-01T10:00:00Z"], ["yesterday", 1704067200]),
+    "text": (["some words", ["more words"]], [5, True]),
+    "uuid": ([UUID, [UUID]], ["not-a-uuid", 5]),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_all_eight_types_are_reported_and_count_only_their_own(log: Log, when: str) -> None:
+    indexes = [index(f"fields.{name}", name) for name in SEEN]
+    documents = []
+    for name, (good, bad) in SEEN.items():
+        documents += [document(len(documents) + n, fields={name: v}) for n, v in enumerate(good + bad)]
+    if when == "before":
+        log.index(*indexes)
+    log.upsert(*documents)
+    if when == "after":
+        log.index(*indexes)
+    reports = {report.field_name: report for report in log.vectors.indexes(log.view)}
+    assert list(reports) == [f"fields.{name}" for name in SEEN]
+    for declared in indexes:
+        report = reports[declared.field_name]
+        assert report.type == declared.type
+        assert report.points == len(SEEN[declared.type][0])
+        assert report.params == {**declared.field_schema, "type": str(declared.type)}
+
+
+@pytest.mark.parametrize(
+    ("type", "params"),
+    [
+        ("keyword", {"is_tenant": True}),
+        ("uuid", {"is_tenant": True}),
+        ("integer", {"lookup": False}),
+        ("integer", {"range": False}),
+        ("text", {"tokenizer": "prefix", "min_token_len": 3, "max_token_len": 9, "lowercase": False}),
+    ],
+)
+def test_parameters_are_those_of_the_engine(log: Log, type: str, params: Payload) -> None:
+    log.index(index("field", type, **params))
+    (report,) = log.vectors.indexes(log.view)
+    assert params.items() <= report.params.items()
+
+
+def test_an_index_that_is_taken_away_is_gone_and_searches_go_on(log: Log) -> None:
+    log.index(index("a", "keyword"), index("b", "text"), index("c.d e", "keyword"))
+    log.upsert(*(document(n, a="Rock", b="big words", c={"d e": "X"}) for n in range(5)))
+    log.index(index("b", "text"))
+    assert [report.field_name for report in log.vectors.indexes(log.view)] == ["b"]
+    assert log.numbers(Condition("b", "text", "WORDS")) == set(range(5))
+    log.index()
+    assert log.vectors.indexes(log.view) == []
+    assert log.vectors.count(log.view) == 5
+
+
+def test_an_index_can_change_its_type(log: Log) -> None:
+    log.index(index("a", "keyword"))
+    log.upsert(document(1, a="Big Words"), document(2, a=7))
+    log.index(index("a", "text"))
+    (report,) = log.vectors.indexes(log.view)
+    assert (report.type, report.points) == ("text", 1)
+    log.index(index("a", "integer"))
+    (report,) = log.vectors.indexes(log.view)
+    assert (report.type, report.points) == ("integer", 1)
+
+
+TEXTS = [
+    "I met an old elephant", "Elephants remember", "a semidetached house", "straight-forward words",
+    "ein großes Haus", "日本語のテキスト",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("params", "word", "found"),
+    [
+        ({}, "i", set()),  # one letter: below the least length of 2
+        ({"min_token_len": 1}, "i", {0}),
+        ({}, "met", {0}),
+        ({"min_token_len": 4}, "met", set()),
+        ({}, "semidetached", {2}),
+        ({"max_token_len": 11}, "semidetached", set()),
+        ({}, "ELEPHANT", {0}),
+        ({"lowercase": False}, "ELEPHANT", set()),
+        ({"lowercase": False}, "Elephants", {1}),
+        ({}, "forward", {3}),
+        ({"tokenizer": "whitespace"}, "forward", set()),
+        ({"tokenizer": "whitespace"}, "straight-forward", set()),  # 16 letters as one token
+        ({"tokenizer": "whitespace", "max_token_len": 16}, "straight-forward", {3}),
+        ({}, "eleph", set()),
+        ({"tokenizer": "prefix"}, "eleph", {0, 1}),
+        ({}, "日本語", set()),
+        ({"tokenizer": "multilingual"}, "日本語", {5}),
+    ],
+)
+def test_each_text_parameter_decides_what_is_found(
+    log: Log, params: Payload, word: str, found: set[int]
+) -> None:
+    log.index(index("t", "text", **params))
+    log.upsert(*(document(n, t=text) for n, text in enumerate(TEXTS)))
+    assert log.numbers(Condition("t", "text", word)) == found
+
+
+# --- filters -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_strings_are_compared_without_case_unless_asked(log: Log, when: str) -> None:
+    """Keyword indexes know only exact values; a hidden folded copy answers the common question."""
+    values = ["Rock", "rock", "ROCKET", "STRASSE", "straße", ["Jazz", "Rock"], None]
+    documents = [document(n, g={"my genre": value}) for n, value in enumerate(values)]
+    if when == "before":
+        log.index(index("g.my genre", "keyword"))
+    log.upsert(*documents)
+    if when == "after":
+        log.index(index("g.my genre", "keyword"))
+    path = "g.my genre"
+    assert log.numbers(Condition(path, "eq", "rOCK")) == {0, 1, 5}
+    assert log.numbers(Condition(path, "eq", "rock", True)) == {1}
+    assert log.numbers(Condition(path, "eq", "strasse")) == {3, 4}
+    assert log.numbers(Condition(path, "ne", "rock")) == {2, 3, 4, 6}
+    assert log.numbers(Condition(path, "ne", "rock", True)) == {0, 2, 3, 4, 5, 6}
+    assert log.numbers(Condition(path, "in", ["JAZZ", "rocket"])) == {2, 5}
+    assert log.numbers(Condition(path, "nin", ["JAZZ", "rocket"])) == {0, 1, 3, 4, 6}
+    assert log.numbers(Condition(path, "starts_with", "ROCK")) == {0, 1, 2, 5}
+    assert log.numbers(Condition(path, "starts_with", "ROCK", True)) == {2}
+    assert log.numbers(Condition(path, "exists", False)) == {6}
+    for hit in log.vectors.page(log.view, Page(10)).hits:
+        assert set(hit.payload) == {"document_id", "g"}
+
+
+def test_a_path_with_values_that_its_index_does_not_see_is_still_answered_exactly(log: Log) -> None:
+    log.index(index("a.b", "keyword"), index("n", "integer"), index("d", "datetime"))
+    log.upsert(document(0, a={"b": "x"}, n=1, d="2024-01-01"), document(1, a={"b": "y"}, n=2))
+    assert log.numbers(Condition("a.b", "exists", True)) == {0, 1}
+    log.upsert(
+        document(2, a=[{"b": "x"}, {"b": "z"}], n=2.0, d="2024-01-01T00:00:00.0000001Z"),
+        document(3, a={"b": [None]}, n="1", d="soon"),
+        document(4, a={"b": [["x"]]}, n=[[1]]),
+        document(5, a={"b": 5}, n=True),
+    )
+    assert log.numbers(Condition("a.b", "eq", "X")) == {0, 2, 4}
+    assert log.numbers(Not((Condition("a.b", "eq", "X"),))) == {1, 3, 5}
+    assert log.numbers(Condition("a.b", "exists", True)) == {0, 1, 2, 4, 5}
+    assert log.numbers(Condition("n", "gte", 2)) == {1, 2}
+    assert log.numbers(Condition("n", "eq", 1)) == {0, 4}
+    assert log.numbers(Condition("d", "exists", True)) == {0, 2, 3}
+    log.index(index("a.b", "keyword"))  # kept, so still known to be irregular
+    assert log.numbers(Condition("a.b", "eq", "X")) == {0, 2, 4}
+
+
+def test_a_filter_that_must_look_at_too_much_names_the_index_to_add(small_scans: Engine) -> None:
+    log = Log(small_scans)
+    log.index(index("half", "integer"))
+    log.upsert(*(document(n, half=n % 2, tenth=n % 10, name=f"Name {n}") for n in range(60)))
+    for ask in (
+        lambda f: log.vectors.count(log.view, f),
+        lambda f: log.vectors.page(log.view, Page(5, f)),
+        lambda f: log.vectors.search(log.view, [Search("text", vector(1), 5, f)]),
+    ):
+        with pytest.raises(
+            BadRequestError, match="60 documents, more than 20; add a keyword index on 'name'"
+        ):
+            ask(Condition("name", "eq", "name 3"))
+        with pytest.raises(BadRequestError, match="integer index on 'tenth'"):
+            ask(And((Condition("half", "eq", 1), Condition("tenth", "eq", 1))))
+    with pytest.raises(BadRequestError, match="Sorting by 'name' would look at 60 documents"):
+        log.vectors.page(log.view, Page(5, sort_path="name"))
+    log.upsert(*(document(n, half=n % 2, tenth=n % 10, third=3) for n in range(100, 110)))
+    log.index(index("half", "integer"), index("third", "integer"))
+    few = And((Condition("third", "eq", 3), Condition("tenth", "eq", 4)))
+    assert log.numbers(few) == {104}
+    assert log.numbers(Or((few, And((Condition("third", "eq", 3), Condition("tenth", "eq", 5)))))) == {
+        104,
+        105,
+    }
