@@ -20,6 +20,9 @@ class JobQueue(Protocol):
     def wake(self) -> None:
         """Look for pending batches and purges now."""
 
+    def is_running(self) -> bool:
+        """Whether work is taken up."""
+
 
 @dataclass(frozen=True)
 class Warehouse:

@@ -99,6 +99,10 @@ class PayloadTooLargeError(TesseraError):
     type, status = "PayloadTooLargeError", 413
 
 
+class UnsupportedMediaTypeError(TesseraError):
+    type, status = "UnsupportedMediaTypeError", 415
+
+
 class ValidationError(TesseraError):
     """Everything that is wrong with one request, reported together."""
 
@@ -151,6 +155,23 @@ class DeadlineError(UnavailableError):
 
 class InsufficientStorageError(TesseraError):
     type, status, retryable = "InsufficientStorageError", 507, True
+
+
+class BadSample(TesseraError):
+    """This sample cannot be extracted, or this query not embedded; the others of its batch can.
+
+    `kind` is one of ``unreadable``, ``unsupported``, ``too_large``, ``model_missing``, ``limit``.
+    """
+
+    type, status = "BadRequestError", 400
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str]]:
+        # It travels between processes as a value.
+        return BadSample, (self.kind, self.message)
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:

@@ -1,0 +1,168 @@
+"""The HTTP application: what every request passes on its way to a route, and the routes.
+
+Order: request id → key (`auth.Authenticate`) → route → permission → body → validation → service. An
+error on any of these steps becomes a body in one place, `Front`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tessera.api import docs, problems
+from tessera.api.auth import Authenticate
+from tessera.api.request_log import RequestLog
+from tessera.api.routing import Exchange, Route, Router, ignored_header
+from tessera.context import Warehouse
+from tessera.errors import TesseraError
+from tessera.organizations import Keys
+
+logger = logging.getLogger("tessera.api")
+
+#: Modules with a `router`, hot routes first: a request is matched against them in this order.
+NOUNS = (
+    "namespaces",
+    "retrievers",
+    "documents",
+    "objects",
+    "batches",
+    "buckets",
+    "collections",
+    "tasks",
+    "blobs",
+    "catalogue",
+    "organizations",
+    "health",
+    "docs",
+)
+
+_REQUEST_ID = re.compile(rb"[\w-]{1,64}")
+_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+
+
+def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
+    """Return the application that serves `wh`; requests are logged to `log`."""
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_TELEMETRY,
+        middleware=[Middleware(Front, wh=wh, log=log), Middleware(Authenticate, keys=Keys(wh.db))],
+    )
+    app.state.warehouse = wh
+    for noun in NOUNS:
+        if find_spec(f"tessera.api.{noun}") is None:
+            continue
+        router: Router = import_module(f"tessera.api.{noun}").router
+        for route in router.routes:
+            if not isinstance(route, Route):
+                raise TypeError(
+                    f"tessera/api/{noun}.py must make its router with tessera.api.routing.Router."
+                )
+            # Flat, in one list: an included router would be searched through several more layers.
+            app.router.routes.append(route)
+    app.router.routes.append(_openapi_route(app))
+    # Everything is raised up to `Front`, which makes the bodies.
+    app.exception_handlers = dict.fromkeys((RequestValidationError, HTTPException), _raise_again)
+    return app
+
+
+def _openapi_route(app: FastAPI) -> Route:
+    async def openapi() -> dict[str, Any]:
+        """Describe all routes."""
+        if app.openapi_schema is None:
+            app.openapi_schema = docs.openapi(app)
+        return app.openapi_schema
+
+    return Route("/openapi.json", openapi, methods=["GET"], include_in_schema=False)
+
+
+async def _raise_again(_request: Request, error: Exception) -> Any:
+    raise error
+
+
+class Front:
+    """Outermost ASGI layer: request id, trailing slashes, error bodies, common headers, request log."""
+
+    def __init__(self, app: ASGIApp, wh: Warehouse, log: RequestLog | None) -> None:
+        self.app = app
+        self.max_body_bytes = wh.settings.max_body_bytes
+        self.log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; whatever is raised inside becomes an answer."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        exchange = Exchange(_request_id(scope), self.max_body_bytes)
+        scope["tessera"] = exchange
+        path: str = scope["path"]
+        if path.endswith("/") and len(path) > 1:
+            scope["path"] = path.rstrip("/") or "/"
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message["headers"] = list(message.get("headers", ()))
+                headers.append((b"x-request-id", exchange.request_id.encode()))
+                ignored = ignored_header(exchange.ignored)
+                if ignored is not None:
+                    headers.append((b"x-ignored-fields", ignored))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:  # the edge: whatever it is, it becomes an answer
+            if status:
+                # Half of the answer is out; all that is left is to end the connection.
+                logger.exception("Request %s failed while it was answered.", exchange.request_id)
+                raise
+            await self._answer_error(error, scope, answer, exchange)
+        finally:
+            if self.log is not None:
+                self.log.write(
+                    exchange.request_id,
+                    scope["method"],
+                    _template(scope),
+                    status,
+                    (time.perf_counter() - begun) * 1000,
+                    exchange.key_prefix,
+                )
+
+    async def _answer_error(self, error: Exception, scope: Scope, answer: Send, exchange: Exchange) -> None:
+        if isinstance(error, HTTPException) and error.status_code == 404 and "route" not in scope:
+            error = problems.no_such_route(scope["method"], scope["path"])
+        status, body, headers = problems.answer(error, exchange.request_id)
+        if status == 500 or not isinstance(error, TesseraError | RequestValidationError | HTTPException):
+            logger.error("Request %s failed.", exchange.request_id, exc_info=error)
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await answer({"type": "http.response.start", "status": status, "headers": headers})
+        await answer({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode())
+    return f"req_{secrets.token_hex(8)}"
+
+
+def _template(scope: Scope) -> str:
+    route = scope.get("route")
+    return str(route.path_format) if isinstance(route, Route) else "-"

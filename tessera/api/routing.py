@@ -1,0 +1,317 @@
+"""What every route has in common: permission before body, one JSON parser with limits, ignored keys named.
+
+A module with routes makes its router here, ``router = Router(tags=["Buckets"])``, and states paths in
+full (``/v1/buckets``). Permissions follow from the method unless a route says otherwise with
+``dependencies=[require("read")]``.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import AliasChoices, AliasPath, BaseModel
+from starlette.types import Receive, Scope, Send
+
+from tessera.context import Principal
+from tessera.errors import (
+    ForbiddenError,
+    PayloadTooLargeError,
+    Problem,
+    UnauthorizedError,
+    UnsupportedMediaTypeError,
+    ValidationError,
+    quote,
+)
+
+#: Deepest nesting of lists and objects in a body: a filter may nest 16 conditions of two levels each.
+MAX_DEPTH = 64
+
+#: Of ignored keys the response header names the first few.
+_IGNORED_SHOWN = 20
+
+_BY_METHOD = {
+    "GET": "read",
+    "HEAD": "read",
+    "POST": "write",
+    "PUT": "write",
+    "PATCH": "write",
+    "DELETE": "delete",
+}
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What belongs to one request on its way through the server (``scope["tessera"]``)."""
+
+    request_id: str
+    max_body_bytes: int
+    principal: Principal | None = None
+    key_prefix: str = "-"
+    ignored: list[str] = field(default_factory=list)
+
+
+class JsonRequest(Request):
+    """A request whose body is read once, within limits, and parsed by one strict parser."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self._loaded = False
+
+    async def load(self) -> None:
+        """Read and parse the body; later calls of `body` and `json` answer from memory.
+
+        Raises `UnsupportedMediaTypeError`, `PayloadTooLargeError`, or `ValidationError` for what is not
+        JSON, is nested deeper than `MAX_DEPTH`, or holds NaN or an infinite number.
+        """
+        if self._loaded:
+            return
+        self._body = await self._read_body()
+        if self._body:
+            self._refuse_other_types()
+            self._json = parse(self._body)
+        self._loaded = True
+
+    async def json(self) -> Any:
+        """Return the parsed body; an absent one is an empty object."""
+        await self.load()
+        return self._json if self._body else {}
+
+    async def _read_body(self) -> bytes:
+        limit = exchange(self).max_body_bytes
+        declared = self.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            await self._discard(4 * limit)
+            raise _too_large(limit)
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in self.stream():
+            size += len(chunk)
+            if size > limit:
+                await self._discard(4 * limit)
+                raise _too_large(limit)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def _discard(self, limit: int) -> None:
+        """Read on without keeping anything: a client that is still sending would not see the answer."""
+        seen = 0
+        while seen < limit:
+            message = await self._receive()
+            seen += len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
+
+    def _refuse_other_types(self) -> None:
+        given = self.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if given != "application/json" and not given.endswith("+json"):
+            raise UnsupportedMediaTypeError(
+                f"The body must be JSON with Content-Type: application/json, not {quote(given)}.",
+                details={"supported": ["application/json"]},
+            )
+
+
+class Route(APIRoute):
+    """A route that checks the key's permission, then reads the body, then validates."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        permission = _permission(self)
+        takes_json = self.body_field is not None
+        known = _known_keys(self)
+
+        async def checked(request: Request) -> Response:
+            principal = exchange(request).principal
+            if principal is not None and permission not in principal.permissions:
+                raise _forbidden(permission, principal, request)
+            request = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
+            if takes_json:
+                await request.load()
+                if known is not None and isinstance(body := await request.json(), dict):
+                    note_ignored(request, body, known)
+            return await handle(request)
+
+        return checked
+
+
+class Router(APIRouter):
+    """A router whose routes are `Route`; a body without a content type is taken for JSON."""
+
+    def __init__(self, *, tags: list[str]) -> None:
+        super().__init__(
+            tags=list(tags), route_class=Route, strict_content_type=False, redirect_slashes=False
+        )
+
+
+def require(permission: str) -> Any:
+    """Return a dependency that states which permission a route needs (read, write, delete, admin)."""
+
+    async def required() -> None:
+        """Checked by `Route` before the body is read; this function only carries the word."""
+
+    required.permission = permission  # type: ignore[attr-defined]
+    return Depends(required)
+
+
+def exchange(request: Request) -> Exchange:
+    """Return what the server knows about this request."""
+    return cast(Exchange, request.scope["tessera"])
+
+
+def principal(request: Request) -> Principal:
+    """Return who is asking. Raises `UnauthorizedError` on a public route without a key."""
+    found = exchange(request).principal
+    if found is None:
+        raise UnauthorizedError("This route needs an API key: send the header Authorization: Bearer sk_….")
+    return found
+
+
+async def _principal(request: Request) -> Principal:
+    return principal(request)
+
+
+async def _json_body(request: Request) -> Any:
+    return await request.json()
+
+
+#: Parameter of a route: who is asking.
+Asking = Annotated[Principal, Depends(_principal)]
+
+#: Parameter of a route that validates its body by hand: the parsed JSON ({} when there is none).
+RawBody = Annotated[Any, Depends(_json_body)]
+
+
+def parse(body: bytes) -> Any:
+    """Parse `body`. Raises `ValidationError` that says where it is not JSON, or that it nests too deep."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if "depth limit" in error.msg or "recursion" in error.msg:
+            raise _too_deep() from None
+        raise ValidationError(
+            [
+                Problem(
+                    ("body",),
+                    f"The body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
+                    "json_invalid",
+                )
+            ]
+        ) from None
+    # Counting brackets is cheap and settles nearly every body; only suspects are walked.
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        raise _too_deep()
+    return value
+
+
+def note_ignored(request: Request, body: Mapping[str, Any], known: Container[str]) -> None:
+    """Remember top-level keys of `body` that the route does not know; the answer names them in a header."""
+    exchange(request).ignored.extend(key for key in body if key not in known)
+
+
+def model_keys(model: type[BaseModel]) -> frozenset[str] | None:
+    """Return the top-level keys that `model` reads, aliases included; None when it keeps every key."""
+    if model.model_config.get("extra") == "allow":
+        return None
+    keys: set[str] = set()
+    for name, info in model.model_fields.items():
+        keys.add(name)
+        aliases = info.validation_alias
+        for alias in aliases.choices if isinstance(aliases, AliasChoices) else [aliases, info.alias]:
+            first = alias.path[0] if isinstance(alias, AliasPath) else alias
+            if isinstance(first, str):
+                keys.add(first)
+    return frozenset(keys)
+
+
+def ignored_header(ignored: list[str]) -> bytes | None:
+    """Return the value of ``X-Ignored-Fields`` (ASCII, comma separated), or None when there is none."""
+    if not ignored:
+        return None
+    shown = [key.encode("ascii", "backslashreplace").decode()[:64] for key in ignored[:_IGNORED_SHOWN]]
+    clean = ["".join(c if c.isprintable() and c != "," else "?" for c in key) for key in shown]
+    more = ["..."] if len(ignored) > _IGNORED_SHOWN else []
+    return ", ".join(clean + more).encode()
+
+
+def _deeper_than(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else cast("list[object]", parent))
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep() -> ValidationError:
+    message = f"The body nests lists and objects deeper than {MAX_DEPTH} levels."
+    return ValidationError([Problem(("body",), message, "json_too_deep")])
+
+
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"The body is larger than {limit} bytes, the limit of this server (setting max_body_bytes). Send large "
+        "files as an upload or by URL.",
+        details={"max_body_bytes": limit},
+    )
+
+
+def _forbidden(permission: str, principal: Principal, request: Request) -> ForbiddenError:
+    granted = sorted(principal.permissions, key=["read", "write", "delete", "admin"].index)
+    return ForbiddenError(
+        f"{request.method} {request.scope['route'].path_format} needs the permission {permission}; this key has "
+        f"{', '.join(granted) or 'none'}. An admin can make a key with it.",
+        details={"required": permission, "granted": granted},
+    )
+
+
+def _permission(route: APIRoute) -> str:
+    calls = (dependency.call for dependency in _flat(route.dependant))
+    stated = [call.permission for call in calls if call is not None and hasattr(call, "permission")]
+    if stated:
+        return str(stated[-1])
+    methods = route.methods or {"GET"}
+    if methods == {"POST"} and route.path.rsplit("/", 1)[-1] in {"list", "execute", "explain", "aggregate"}:
+        return "read"
+    return _BY_METHOD[next(iter(sorted(methods - {"HEAD"} or methods)))]
+
+
+def _flat(dependant: Dependant) -> Iterable[Dependant]:
+    for child in dependant.dependencies:
+        yield child
+        yield from _flat(child)
+
+
+def _known_keys(route: APIRoute) -> frozenset[str] | None:
+    parameters = route.dependant.body_params
+    if len(parameters) != 1:
+        return None
+    annotation = parameters[0].field_info.annotation
+    members = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else (annotation,)
+    )
+    # A dependency may read keys of the body too.
+    keys: frozenset[str] = frozenset().union(*(getattr(d.call, "reads", ()) for d in _flat(route.dependant)))
+    for member in members:
+        if member is type(None):
+            continue
+        if not (isinstance(member, type) and issubclass(member, BaseModel)):
+            return None
+        found = model_keys(member)
+        if found is None:
+            return None
+        keys |= found
+    return keys

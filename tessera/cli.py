@@ -1,0 +1,426 @@
+"""The command ``tessera``. Heavy modules are imported inside the command that needs them.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 no server reached, 4 the server refused, 5 done
+in part, 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tessera import __version__
+
+if TYPE_CHECKING:
+    from tessera.config import Configuration, Settings
+    from tessera.context import Warehouse
+    from tessera.db.engine import Database
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+#: Requests in flight get this long when the server is told to end; all of the ending twice that and more.
+_GRACE_S = 10
+_END_AT_MOST_S = 45
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    from tessera.config import ConfigurationError
+    from tessera.errors import TesseraError
+
+    try:
+        code: int = options.run(options)
+    except ConfigurationError as error:
+        return _fail(error.message, EXIT_USAGE)
+    except TesseraError as error:
+        return _fail(error.message, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left; what is still buffered has no reader either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"tessera: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tessera", description="A self-hosted multimodal warehouse: files in, search by meaning out."
+    )
+    parser.add_argument("--version", action="version", version=f"tessera {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    up = commands.add_parser(
+        "up", help="start the server", description="Start the server and keep it running."
+    )
+    _add_settings(up)
+    up.set_defaults(run=_up)
+
+    config = commands.add_parser(
+        "config",
+        help="show all settings",
+        description="Show each setting, its value, and where it came from. Secrets are hidden.",
+    )
+    _add_settings(config)
+    config.set_defaults(run=_config)
+
+    key = commands.add_parser(
+        "key",
+        help="make, list and revoke API keys",
+        description="Work on the keys in a data directory. Whether a server runs there does not matter.",
+    )
+    _add_key_commands(key)
+
+    version = commands.add_parser("version", help="show the version")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    parser.add_argument("--host", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--port", metavar="N", help="port to listen on (8700); 0 picks a free one")
+    parser.add_argument("--public-url", metavar="URL", help="base URL of links in answers, behind a proxy")
+    parser.add_argument("--log-format", choices=["text", "json"], help="form of the log on stderr")
+    parser.add_argument("--workers", metavar="N", help="processes that run extractors")
+    parser.add_argument("--models-dir", metavar="DIR", help="model files (DATA/models)")
+    parser.add_argument("--offline", action="store_const", const=True, help="never ask a model hub")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="data directory (tessera-data)")
+
+
+def _add_key_commands(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    create = actions.add_parser("create", help="make a key and print its secret, once")
+    _add_data(create)
+    create.add_argument("--name", help="name of the key (made up when absent)")
+    create.add_argument(
+        "--permission",
+        choices=["read", "write", "delete", "admin"],
+        default="write",
+        help="what it may do; each includes those before it (write)",
+    )
+    create.add_argument(
+        "--admin", action="store_const", const="admin", dest="permission", help="short for --permission admin"
+    )
+    create.add_argument("--email", help="whose key it is (the user that the first start made)")
+    create.set_defaults(run=_key_create)
+
+    listing = actions.add_parser("list", help="list keys, without secrets")
+    _add_data(listing)
+    listing.set_defaults(run=_key_list)
+
+    revoke = actions.add_parser("revoke", help="end a key for good")
+    revoke.add_argument("name", metavar="NAME", help="name, id or prefix of the key")
+    _add_data(revoke)
+    revoke.set_defaults(run=_key_revoke)
+
+
+def _load(options: argparse.Namespace) -> Configuration:
+    from tessera import config
+
+    flags = {name: value for name, value in vars(options).items() if name in config.Settings.model_fields}
+    return config.load(flags)
+
+
+# --- tessera up ---------------------------------------------------------------------------------------
+
+
+def _up(options: argparse.Namespace) -> int:
+    from tessera import data_directory
+    from tessera.db.engine import now
+
+    settings = _load(options).settings
+    os.umask(0o077)
+    signal.signal(signal.SIGTERM, _end_while_starting)
+    data_directory.prepare(settings.data)
+    with data_directory.held(settings.data) as announce:
+        listener = _listen(settings)
+        port = listener.getsockname()[1]
+        url = f"http://{_reachable(settings.host)}:{port}"
+        announce(data_directory.Owner(os.getpid(), socket.gethostname(), url, now()))
+        if not _is_loopback(settings.host):
+            _note(
+                f"Warning: listening on {settings.host}: other machines can connect, and what they send is not "
+                "encrypted. Put a proxy with TLS in front, or leave --host away."
+            )
+        from tessera.wiring import close_warehouse, open_warehouse
+
+        wh = open_warehouse(settings, base_url=settings.public_url or url)
+        try:
+            _first_key(settings.data, wh)
+            return _serve(wh, listener, url)
+        finally:
+            close_warehouse(wh)
+
+
+def _first_key(data: Path, wh: Warehouse) -> None:
+    """On the first start make the admin key, keep it, and show it: the one secret ever printed."""
+    from tessera import data_directory, organizations
+
+    if not organizations.is_new(wh.db):
+        return
+    key = organizations.new_key()
+    # The file first: a crash in between leaves a file that the next start replaces, never a lost key.
+    data_directory.write_admin_key(data, key)
+    organizations.bootstrap(wh.db, key)
+    print(f"API key: {key}", flush=True)
+    _note(f"This admin key is kept in {data / 'admin.key'}, readable by you only.")
+
+
+def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
+    import uvicorn
+
+    from tessera.api.app import make_app
+    from tessera.api.request_log import RequestLog
+
+    _configure_logging(wh.settings)
+    log = RequestLog(sys.stderr, wh.settings.log_format)
+
+    class Server(uvicorn.Server):
+        """Ends with exit code 0 after SIGTERM; at once on a second signal."""
+
+        received: int | None = None
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"Tessera is ready at {url}", flush=True)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.received is not None:
+                # Child processes end with this one.
+                os._exit(128 + sig)
+            self.received = sig
+            self.should_exit = True
+            _end_at_the_latest()
+
+        def capture_signals(self) -> Any:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle_exit)
+            from contextlib import nullcontext
+
+            return nullcontext()
+
+    server = Server(
+        uvicorn.Config(
+            make_app(wh, log=log),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            ws="none",
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )
+    server.run(sockets=[listener])
+    log.close()
+    return EXIT_INTERRUPTED if server.received == signal.SIGINT else EXIT_OK
+
+
+def _end_while_starting(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(EXIT_OK)
+
+
+def _end_at_the_latest() -> None:
+    """End the process even when something does not let go; what was acknowledged is durable anyway."""
+
+    def end() -> None:
+        _note(f"Ending took longer than {_END_AT_MOST_S} s; the process is stopped now.")
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(_END_AT_MOST_S, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bind the port early, so that the URL is known; connections are accepted only once all is ready."""
+    from tessera.errors import TesseraError
+
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise TesseraError(
+            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. Choose another port with "
+            "--port, or --port 0 for a free one."
+        ) from None
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", ""):
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def _configure_logging(settings: Settings) -> None:
+    import logging
+
+    class JsonLines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            import orjson
+
+            entry = {
+                "time": self.formatTime(record),
+                "level": record.levelname,
+                "logger": record.name,
+                "message": record.getMessage(),
+            }
+            if record.exc_info:
+                entry["traceback"] = self.formatException(record.exc_info)
+            return orjson.dumps(entry).decode()
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonLines()
+        if settings.log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("tessera").setLevel(logging.INFO)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- tessera config, version --------------------------------------------------------------------------
+
+
+def _config(options: argparse.Namespace) -> int:
+    rows = _load(options).rows()
+    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for name, value, origin in rows:
+        print(f"{name:<{names}}  {value:<{values}}  {origin}")
+    return EXIT_OK
+
+
+def _version(_options: argparse.Namespace) -> int:
+    print(f"tessera {__version__}")
+    return EXIT_OK
+
+
+# --- tessera key --------------------------------------------------------------------------------------
+
+
+def _key_create(options: argparse.Namespace) -> int:
+    from tessera import data_directory, organizations
+
+    settings = _load(options).settings
+    db = _open_database(settings)
+    try:
+        key, row = organizations.create_key_offline(db, options.email, options.name, [options.permission])
+    finally:
+        db.close()
+    if options.permission == "admin" and data_directory.read_admin_key(settings.data) is None:
+        data_directory.write_admin_key(settings.data, key)
+    print(f"API key: {key}", flush=True)
+    _note(f"Key {row['name']} ({row['key_id']}) may {options.permission}. It is not shown again.")
+    return EXIT_OK
+
+
+def _key_list(options: argparse.Namespace) -> int:
+    from tessera import organizations
+
+    db = _open_database(_load(options).settings)
+    try:
+        rows = organizations.list_keys_offline(db)
+    finally:
+        db.close()
+    table = [("NAME", "ID", "PREFIX", "PERMISSIONS", "STATUS", "LAST USED", "USER")]
+    table += [
+        (
+            row["name"],
+            row["key_id"],
+            row["key_prefix"],
+            ",".join(row["permissions"]),
+            row["status"],
+            row["last_used_at"] or "never",
+            row["email"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return EXIT_OK
+
+
+def _key_revoke(options: argparse.Namespace) -> int:
+    from tessera import organizations
+
+    db = _open_database(_load(options).settings)
+    try:
+        row = organizations.revoke_key_offline(db, options.name)
+    finally:
+        db.close()
+    print(f"Key {row['name']} ({row['key_id']}) is revoked.")
+    return EXIT_OK
+
+
+def _open_database(settings: Settings) -> Database:
+    """Open the metadata of a data directory that a server has used before; its schema is left alone."""
+    from tessera import data_directory
+    from tessera.db.engine import Database
+    from tessera.db.migrate import HEAD, current_revision
+    from tessera.errors import TesseraError
+
+    path = settings.data / "tessera.sqlite3"
+    if settings.database_url is None and not path.exists():
+        raise TesseraError(
+            f"{settings.data} is no data directory yet. Start a server there first: tessera up."
+        )
+    data_directory.check_version(settings.data)
+    os.umask(0o077)
+    db = Database(settings.database_url or f"sqlite:///{path}")
+    found = current_revision(db)
+    if found != HEAD:
+        db.close()
+        raise TesseraError(
+            f"The database has schema {found or 'none'}, this Tessera works with {HEAD}. Start the server once: "
+            "tessera up brings an older database up to date."
+        )
+    return db
+
+
+if __name__ == "__main__":
+    sys.exit(main())
