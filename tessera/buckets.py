@@ -1,0 +1,449 @@
+"""Buckets: named places for objects, each with the schema that its objects follow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from tessera import listing, names, namespaces
+from tessera.context import Principal, Warehouse
+from tessera.db.engine import now
+from tessera.db.tables import batch_rows, batches, buckets, collections, objects, tasks
+from tessera.errors import (
+    AlreadyExistsError,
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    Problem,
+    quote,
+    raise_problems,
+)
+from tessera.ids import new_id
+from tessera.models.buckets import (
+    BatchStatistics,
+    BucketCreateRequest,
+    BucketListStats,
+    BucketPatchRequest,
+    BucketResponse,
+    BucketSchema,
+    DeleteBucketResponse,
+    ListBucketsRequest,
+    ListBucketsResponse,
+    SchemaField,
+)
+from tessera.models.tasks import TaskType
+from tessera.pagination import PageRequest
+from tessera.plan import PROTECTED_FIELDS
+
+#: Words that routes below ``/v1/buckets/`` take.
+RESERVED_NAMES = frozenset({"list"})
+#: Keys that an object's answer has of its own at the root, so that no user field can stand there.
+OBJECT_KEYS = frozenset(
+    {
+        "object_id",
+        "bucket_id",
+        "namespace_id",
+        "internal_id",
+        "key_prefix",
+        "blob",
+        "blobs",
+        "metadata",
+        "status",
+        "error",
+        "version",
+        "content_hash",
+        "source_details",
+        "document_count",
+        "consistency",
+    }
+)
+_PROPERTY = re.compile(r"[^.\[\]$\x00-\x1f\x7f][^.\[\]\x00-\x1f\x7f]{0,99}")
+
+Location = tuple[str | int, ...]
+
+
+def create(wh: Warehouse, principal: Principal, namespace: str, request: BucketCreateRequest) -> BucketResponse:
+    """Create a bucket. Durable when it returns; a taken name is a 409, so a repeated call makes no second one."""
+    at = now()
+    name = names.clean(request.bucket_name)
+    problems = _name_problems(name) + _schema_problems(request.bucket_schema, ("body", "bucket_schema"))
+    if request.unique_key is not None:
+        problems.append(
+            Problem(
+                ("body", "unique_key"),
+                "unique_key is not available in this version; leave it out. To answer a repeated object with the "
+                "one that exists, create it with skip_duplicates or an Idempotency-Key.",
+                "not_available",
+                400,
+            )
+        )
+    with wh.db.write() as connection:
+        namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+        taken = _id_of_name(connection, namespace_id, name)
+        if taken and not problems:
+            problems.append(_taken(name, taken))
+        raise_problems(problems)
+        row = {
+            "bucket_id": new_id("bkt"),
+            "namespace_id": namespace_id,
+            "bucket_name": name,
+            "description": request.description,
+            "bucket_schema": _stored_schema(request.bucket_schema),
+            "metadata": request.metadata or {},
+            "unique_key": None,
+            "created_at": at,
+            "updated_at": at,
+        }
+        connection.execute(buckets.insert().values(**row))
+        return _answer(row, {}, {})
+
+
+def get(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> BucketResponse:
+    """Return a bucket by id or name, with exact counts."""
+    with wh.db.read() as connection:
+        namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+        return _read(connection, find(connection, namespace_id, identifier))
+
+
+def list_(
+    wh: Warehouse, principal: Principal, namespace: str, page: PageRequest, request: ListBucketsRequest
+) -> ListBucketsResponse:
+    """List buckets, oldest first unless sorted otherwise."""
+    with wh.db.read() as connection:
+        namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+        rows = connection.execute(
+            sa.select(buckets)
+            .where(buckets.c.namespace_id == namespace_id)
+            .order_by(buckets.c.created_at, buckets.c.bucket_id)
+        ).mappings()
+        chosen = listing.choose(
+            rows,
+            filters=request.filters,
+            search=request.search,
+            search_in=("bucket_id", "bucket_name", "description"),
+            sort=(request.sort.field, request.sort.direction) if request.sort else None,
+            case_sensitive=bool(request.case_sensitive),
+            id_field="bucket_id",
+        )
+        shown, pagination = listing.cut(wh, page, chosen)
+        ids = [row["bucket_id"] for row in shown]
+        counts, runs = _counts(connection, ids), _batch_counts(connection, ids)
+    results = [_answer(row, counts.get(row["bucket_id"], {}), runs.get(row["bucket_id"], {})) for row in shown]
+    total_objects = sum(result.object_count for result in results)
+    total_bytes = sum(result.total_size_bytes for result in results)
+    return ListBucketsResponse(
+        results=results,
+        total_count=len(chosen),
+        pagination=pagination,
+        stats=BucketListStats(
+            total_objects=total_objects,
+            total_size_bytes=total_bytes,
+            avg_objects_per_bucket=total_objects / len(results) if results else 0.0,
+            avg_size_per_bucket=total_bytes / len(results) if results else 0.0,
+        ),
+    )
+
+
+def patch(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: BucketPatchRequest
+) -> BucketResponse:
+    """Change what is given of name, description, metadata and schema; a schema only grows by optional properties."""
+    given = request.model_fields_set
+    problems: list[Problem] = []
+    with wh.db.write() as connection:
+        namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+        row = find(connection, namespace_id, identifier)
+        values: dict[str, Any] = {}
+        if request.bucket_name is not None:
+            name = names.clean(request.bucket_name)
+            if name != row["bucket_name"]:
+                values["bucket_name"] = name
+                problems += _name_problems(name)
+                taken = _id_of_name(connection, namespace_id, name)
+                if taken and not problems:
+                    problems.append(_taken(name, taken))
+        if "description" in given and request.description != row["description"]:
+            values["description"] = request.description
+        if "metadata" in given and (request.metadata or {}) != row["metadata"]:
+            values["metadata"] = request.metadata or {}
+        if request.bucket_schema is not None:
+            present = BucketSchema.model_validate(row["bucket_schema"])
+            problems += _growth_problems(present, request.bucket_schema)
+            schema = _stored_schema(request.bucket_schema)
+            if schema != row["bucket_schema"]:
+                values["bucket_schema"] = schema
+        raise_problems(problems)
+        if values:
+            connection.execute(
+                sa.update(buckets)
+                .where(buckets.c.bucket_id == row["bucket_id"])
+                .values(**values, updated_at=now())
+            )
+        return _read(connection, find(connection, namespace_id, row["bucket_id"]))
+
+
+def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> DeleteBucketResponse:
+    """Delete a bucket with its objects and batches. Durable when it returns; the name is free at once.
+
+    Refused while a collection reads it: a collection's documents go with the collection, so no document is
+    ever left without its source. The files of its blobs stay until the namespace is deleted, because other
+    objects and documents of the namespace may hold the same content.
+    """
+    at = now()
+    with wh.db.write() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+        bucket_id = row["bucket_id"]
+        readers = readers_of(connection, place["namespace_id"], [bucket_id])
+        if readers:
+            shown = ", ".join(reader["collection_name"] for reader in readers[:5])
+            more = f" and {len(readers) - 5} more" if len(readers) > 5 else ""
+            raise ConflictError(
+                f"Bucket {quote(row['bucket_name'])} is read by {len(readers)} collection(s): {shown}{more}. Delete "
+                "them first (DELETE /v1/collections/<id>); their documents go with them.",
+                details={"resource": "bucket", "id": bucket_id, "read_by": [r["collection_id"] for r in readers[:100]]},
+            )
+        count = connection.execute(
+            sa.select(sa.func.count()).select_from(objects).where(objects.c.bucket_id == bucket_id)
+        ).scalar_one()
+        own_batches = sa.select(batches.c.batch_id).where(batches.c.bucket_id == bucket_id)
+        unfinished = sa.select(batches.c.task_id).where(
+            batches.c.bucket_id == bucket_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"])
+        )
+        connection.execute(
+            sa.update(tasks).where(tasks.c.task_id.in_(unfinished)).values(status="CANCELED", updated_at=at)
+        )
+        connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id.in_(own_batches)))
+        connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
+        connection.execute(sa.delete(objects).where(objects.c.bucket_id == bucket_id))
+        connection.execute(sa.delete(buckets).where(buckets.c.bucket_id == bucket_id))
+        task_id = new_id("tsk")
+        connection.execute(
+            tasks.insert().values(
+                task_id=task_id,
+                organization_id=place["organization_id"],
+                namespace_id=place["namespace_id"],
+                task_type=TaskType.BUCKETS_DELETE,
+                status="COMPLETED",
+                inputs=[bucket_id],
+                outputs=[],
+                additional_data={"bucket_id": bucket_id, "object_count": count},
+                created_at=at,
+                updated_at=at,
+            )
+        )
+    return DeleteBucketResponse(
+        message=f"Bucket {row['bucket_name']} and its {count} object(s) were deleted.",
+        bucket_id=bucket_id,
+        bucket_name=row["bucket_name"],
+        object_count=count,
+        task_id=task_id,
+    )
+
+
+# --- for other services --------------------------------------------------------------------------------
+
+
+def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+    """Return the row of a bucket by id, else by name. Raises `NotFoundError`."""
+    found = (
+        connection.execute(
+            sa.select(buckets).where(
+                buckets.c.namespace_id == namespace_id,
+                sa.or_(buckets.c.bucket_id == identifier, buckets.c.bucket_name == names.clean(identifier)),
+            )
+        )
+        .mappings()
+        .all()
+    )
+    if not found:
+        raise NotFoundError("bucket", identifier)
+    return next((row for row in found if row["bucket_id"] == identifier), found[0])
+
+
+def readers_of(connection: Connection, namespace_id: str, bucket_ids: Sequence[str]) -> list[RowMapping]:
+    """Return the rows of the collections that read any of these buckets, oldest first."""
+    wanted = set(bucket_ids)
+    rows = connection.execute(
+        sa.select(collections)
+        .where(collections.c.namespace_id == namespace_id)
+        .order_by(collections.c.created_at, collections.c.collection_id)
+    ).mappings()
+    return [row for row in rows if wanted.intersection(row["source"].get("bucket_ids") or ())]
+
+
+# --- inside --------------------------------------------------------------------------------------------
+
+
+def _name_problems(name: str) -> list[Problem]:
+    return names.check(name, ("body", "bucket_name"), id_prefix="bkt", reserved=RESERVED_NAMES)
+
+
+def _id_of_name(connection: Connection, namespace_id: str, name: str) -> str | None:
+    found: str | None = connection.execute(
+        sa.select(buckets.c.bucket_id).where(
+            buckets.c.namespace_id == namespace_id, buckets.c.bucket_name == name
+        )
+    ).scalar()
+    return found
+
+
+def _taken(name: str, bucket_id: str) -> Problem:
+    return Problem(
+        ("body", "bucket_name"),
+        f"A bucket named {quote(name)} exists in this namespace ({bucket_id}). Use that one, or choose another name.",
+        "name_taken",
+        AlreadyExistsError.status,
+    )
+
+
+def _stored_schema(schema: BucketSchema) -> dict[str, Any]:
+    """Return the schema as it is kept and answered: what was said, without the defaults of what was not."""
+    return schema.model_dump(mode="json", exclude_unset=True)
+
+
+def _schema_problems(schema: BucketSchema, location: Location) -> list[Problem]:
+    problems: list[Problem] = []
+    for name, field in schema.properties.items():
+        place = (*location, "properties", name)
+        if not _PROPERTY.fullmatch(name):
+            problems.append(
+                Problem(
+                    place,
+                    f"Property {quote(name)} cannot be named so: 1 to 100 characters without dots, brackets and control "
+                    "characters, not beginning with a dollar sign, are allowed (dots separate the parts of a path).",
+                    "property_name",
+                )
+            )
+        elif name in OBJECT_KEYS or name in PROTECTED_FIELDS:
+            problems.append(
+                Problem(
+                    place,
+                    f"Property {quote(name)} is a field of the system; choose another name. Reserved are: "
+                    f"{', '.join(sorted(OBJECT_KEYS | PROTECTED_FIELDS))}.",
+                    "property_reserved",
+                )
+            )
+        problems += _field_problems(field, place)
+    return problems
+
+
+def _field_problems(field: SchemaField, location: Location) -> list[Problem]:
+    problems = []
+    if field.default is not None and field.enum is not None and field.default not in field.enum:
+        problems.append(
+            Problem(
+                (*location, "default"),
+                f"The default {quote(field.default)} of {quote(location[-1])} is not one of its enum.",
+                "default",
+            )
+        )
+    if field.default is not None:
+        # Imported here: objects.py stands on this module.
+        from tessera.objects import value_problem
+
+        wrong = value_problem(field, field.default)
+        if wrong is not None:
+            problems.append(
+                Problem((*location, "default"), f"The default of {quote(location[-1])} {wrong}", "default")
+            )
+    return problems
+
+
+def _growth_problems(present: BucketSchema, wanted: BucketSchema) -> list[Problem]:
+    """Refuse changes that objects which exist, or collections that read them, could contradict."""
+    location: Location = ("body", "bucket_schema")
+    problems = _schema_problems(wanted, location)
+    for name, field in present.properties.items():
+        new = wanted.properties.get(name)
+        if new is None:
+            problems.append(
+                _fixed((*location, "properties", name), f"Property {quote(name)} is missing, but a schema keeps its own.")
+            )
+        elif (new.type, new.required, new.enum) != (field.type, field.required, field.enum):
+            problems.append(
+                _fixed(
+                    (*location, "properties", name),
+                    f"Property {quote(name)} is {'required ' if field.required else ''}{field.type.value} and stays so "
+                    "(type, required and enum are fixed).",
+                )
+            )
+    for name, field in wanted.properties.items():
+        if name not in present.properties and field.required:
+            problems.append(
+                _fixed(
+                    (*location, "properties", name, "required"),
+                    f"Property {quote(name)} is new and cannot be required: objects that exist do not have it.",
+                )
+            )
+    return problems
+
+
+def _fixed(location: Location, message: str) -> Problem:
+    return Problem(
+        location,
+        f"{message} New properties that are not required may be added; for anything else create another bucket.",
+        "schema_fixed",
+        BadRequestError.status,
+    )
+
+
+def _read(connection: Connection, row: RowMapping) -> BucketResponse:
+    ids = [row["bucket_id"]]
+    return _answer(
+        row, _counts(connection, ids).get(ids[0], {}), _batch_counts(connection, ids).get(ids[0], {})
+    )
+
+
+def _counts(connection: Connection, bucket_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    rows = connection.execute(
+        sa.select(
+            objects.c.bucket_id,
+            sa.func.count().label("object_count"),
+            sa.func.coalesce(sa.func.sum(objects.c.size_bytes), 0).label("total_size_bytes"),
+            sa.func.max(objects.c.created_at).label("last_upload_at"),
+        )
+        .where(objects.c.bucket_id.in_(list(bucket_ids)))
+        .group_by(objects.c.bucket_id)
+    ).mappings()
+    return {row["bucket_id"]: dict(row) for row in rows}
+
+
+def _batch_counts(connection: Connection, bucket_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for bucket_id, status, count in connection.execute(
+        sa.select(batches.c.bucket_id, batches.c.status, sa.func.count())
+        .where(batches.c.bucket_id.in_(list(bucket_ids)))
+        .group_by(batches.c.bucket_id, batches.c.status)
+    ):
+        found.setdefault(bucket_id, {})[status] = count
+    return found
+
+
+def _answer(
+    row: Mapping[Any, Any], counts: Mapping[str, Any], runs: Mapping[str, int]
+) -> BucketResponse:
+    return BucketResponse(
+        bucket_id=row["bucket_id"],
+        bucket_name=row["bucket_name"],
+        namespace_id=row["namespace_id"],
+        description=row["description"],
+        bucket_schema=BucketSchema.model_validate(row["bucket_schema"]),
+        unique_key=row["unique_key"],
+        metadata=row["metadata"] or {},
+        object_count=counts.get("object_count", 0),
+        total_size_bytes=int(counts.get("total_size_bytes", 0)),
+        batch_stats=BatchStatistics(
+            total=sum(runs.values()),
+            active=runs.get("PENDING", 0) + runs.get("IN_PROGRESS", 0),
+            completed=runs.get("COMPLETED", 0) + runs.get("COMPLETED_WITH_ERRORS", 0),
+            failed=runs.get("FAILED", 0),
+        ),
+        last_upload_at=counts.get("last_upload_at"),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

@@ -1,0 +1,272 @@
+"""What a request may carry inline: text, base64 and data URIs, decoded strictly, and what bytes really are.
+
+The type of bytes is decided by the bytes; what a client declares is believed only where they say nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import urllib.parse
+import zipfile
+from dataclasses import dataclass
+
+OCTET_STREAM = "application/octet-stream"
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+
+_URL = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]{0,31})://\S*\s*")
+_MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
+_BLANKS = str.maketrans("", "", "\r\n\t ")
+
+#: Containers that may hold nothing but sound.
+_AUDIO_CONTAINERS = frozenset(
+    {"video/mp4", "video/webm", "video/x-matroska", "video/ogg", "video/quicktime", "video/3gpp", "video/x-ms-asf"}
+)
+_EXCEL = frozenset({XLSX, "application/vnd.ms-excel", "text/csv"})
+
+#: What each kind of blob may be, as people read it.
+FORMATS = {
+    "image": "PNG, JPEG, GIF, WebP, AVIF, HEIC, TIFF, BMP or JPEG 2000",
+    "video": "MP4, MOV, WebM, Matroska, AVI, MPEG, Ogg, FLV, ASF or GIF",
+    "audio": "MP3, WAV, FLAC, Ogg, AAC, M4A, AIFF, AMR or a video container",
+    "pdf": "PDF",
+    "excel": "XLSX, XLS or CSV",
+    "text": "UTF-8 text",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Decoded bytes and their media type."""
+
+    data: bytes
+    mime_type: str
+
+
+class BadContent(ValueError):
+    """A value that cannot be taken as content. `kind` is a stable word; ``url`` says that it is a URL."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+def url_scheme(value: str) -> str | None:
+    """Return the scheme when all of `value` is one URL (``https``, ``s3``, ``gs``, ``file`` …), else None."""
+    match = _URL.fullmatch(value)
+    return match[1].lower() if match else None
+
+
+def decode(value: object, kind: str, *, max_bytes: int) -> Content:
+    """Turn the `data` of a blob of type `kind` (a key of `FORMATS`) into bytes.
+
+    A text is taken as it stands, or out of a data URI; anything else is base64 or a data URI. Raises
+    `BadContent` for a URL, for what does not decode, for more than `max_bytes`, and for bytes that are
+    something else than `kind`.
+    """
+    if not isinstance(value, str):
+        wanted = "a string" if kind == "text" else "a string of base64 or a data URI"
+        raise BadContent("type", f"{wanted} is needed, not {_named(value)}.")
+    scheme = url_scheme(value)
+    if scheme is not None:
+        example = "data:text/plain;charset=utf-8,…" if kind == "text" else f"data:{_EXAMPLES[kind]};base64,…"
+        raise BadContent(
+            "url",
+            f"is a URL ({scheme}://…), and fetching by URL is not available in this version. Send the content itself: "
+            f"{'as text' if kind == 'text' else 'as base64'} or as a data URI ({example}).",
+        )
+    if value[:5].lower() == "data:":
+        data, declared, charset = _data_uri(value)
+    elif kind == "text":
+        data, declared, charset = _encoded(value), "text/plain", "utf-8"
+    else:
+        data, declared, charset = _base64(value), None, None
+    if not data:
+        raise BadContent("empty", "is empty; leave the blob out, or give it content.")
+    if len(data) > max_bytes:
+        raise BadContent(
+            "too_large", f"has {len(data)} bytes when decoded; at most {max_bytes} are allowed in a request."
+        )
+    if kind == "text":
+        return Content(_as_utf8(data, charset), declared if declared in _TEXT_TYPES else "text/plain")
+    return Content(data, _checked_type(data, kind, declared))
+
+
+def sniff(data: bytes) -> str | None:
+    """Return the media type that the first bytes of `data` tell, or None when they tell nothing."""
+    for offset, magic, mime_type in _MAGIC:
+        if data[offset : offset + len(magic)] == magic:
+            return mime_type
+    head = data[:64]
+    if head[:4] == b"RIFF":
+        return {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}.get(head[8:12])
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "audio/aiff"
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "video/mp4")
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "video/webm" if b"webm" in head else "video/x-matroska"
+    if head[:4] == b"OggS":
+        return "video/ogg" if b"theora" in head else "audio/ogg"
+    if head[:2] == b"BM" and len(data) >= 26 and int.from_bytes(head[2:6], "little") in (0, len(data)):
+        return "image/bmp"
+    if head[:4] == b"PK\x03\x04":
+        return XLSX if _is_workbook(data) else "application/zip"
+    if head[:1] == b"\x47" and data[188:189] == b"\x47" and data[376:377] in (b"\x47", b""):
+        return "video/mp2t"
+    if b"%PDF-" in data[:1024]:
+        return "application/pdf"
+    return _sound_frame(head)
+
+
+def family(mime_type: str) -> str:
+    """Return the kind of a media type: ``image``, ``video``, ``audio``, ``pdf``, ``excel``, ``text`` or ``other``."""
+    if mime_type == "application/pdf":
+        return "pdf"
+    if mime_type in _EXCEL:
+        return "excel"
+    first = mime_type.partition("/")[0]
+    return first if first in ("image", "video", "audio", "text") else "other"
+
+
+_EXAMPLES = {
+    "image": "image/png",
+    "video": "video/mp4",
+    "audio": "audio/mpeg",
+    "pdf": "application/pdf",
+    "excel": XLSX,
+}
+_TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/csv", "text/html", "application/json", "text/vtt"})
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF87a", "image/gif"),
+    (0, b"GIF89a", "image/gif"),
+    (0, b"II*\x00", "image/tiff"),
+    (0, b"MM\x00*", "image/tiff"),
+    (0, b"\x00\x00\x00\x0cjP  ", "image/jp2"),
+    (0, b"%PDF-", "application/pdf"),
+    (0, b"fLaC", "audio/flac"),
+    (0, b"ID3", "audio/mpeg"),
+    (0, b"#!AMR", "audio/amr"),
+    (0, b"FLV\x01", "video/x-flv"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
+    (0, b"\x00\x00\x01\xba", "video/mpeg"),
+    (0, b"\x00\x00\x01\xb3", "video/mpeg"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/vnd.ms-excel"),
+)
+#: Major brands of ISO base media files (ISO/IEC 14496-12) that are not plain MP4 video.
+_BRANDS = {
+    b"avif": "image/avif",
+    b"avis": "image/avif",
+    b"heic": "image/heic",
+    b"heix": "image/heic",
+    b"hevc": "image/heic",
+    b"mif1": "image/heic",
+    b"msf1": "image/heic",
+    b"qt  ": "video/quicktime",
+    b"M4A ": "audio/mp4",
+    b"M4B ": "audio/mp4",
+    b"3gp4": "video/3gpp",
+    b"3gp5": "video/3gpp",
+}
+
+
+def _checked_type(data: bytes, kind: str, declared: str | None) -> str:
+    seen = sniff(data)
+    if seen is None and kind == "excel" and _is_text(data):
+        seen = "text/csv"
+    mime_type = seen or declared
+    if mime_type is None or mime_type == OCTET_STREAM:
+        raise BadContent(
+            "unrecognised",
+            f"decodes to {len(data)} bytes that are not recognised as {kind}: {FORMATS[kind]}. If they are, send them "
+            f"as a data URI that names their media type (data:{_EXAMPLES[kind]};base64,…).",
+        )
+    if not _fits(mime_type, kind):
+        raise BadContent("mismatch", f"holds {mime_type}, but {kind} is needed: {FORMATS[kind]}.")
+    return mime_type
+
+
+def _fits(mime_type: str, kind: str) -> bool:
+    if family(mime_type) == kind:
+        return True
+    return (kind == "video" and mime_type == "image/gif") or (kind == "audio" and mime_type in _AUDIO_CONTAINERS)
+
+
+def _data_uri(value: str) -> tuple[bytes, str | None, str | None]:
+    """Split ``data:[<media type>][;name=value…][;base64],<data>`` (RFC 2397)."""
+    head, comma, rest = value[5:].partition(",")
+    if not comma:
+        raise BadContent("encoding", "begins as a data URI but has no comma before its data.")
+    media_type, *parameters = [part.strip() for part in head.split(";")]
+    media_type = media_type.lower()
+    if media_type and not _MEDIA_TYPE.fullmatch(media_type):
+        raise BadContent("encoding", "is a data URI whose media type is not valid (data:image/png;base64,…).")
+    charset = next((p[8:].strip('"') for p in parameters if p.lower().startswith("charset=")), None)
+    if parameters and parameters[-1].lower() == "base64":
+        return _base64(urllib.parse.unquote(rest)), media_type or None, charset
+    return urllib.parse.unquote_to_bytes(_encoded(rest)), media_type or "text/plain", charset
+
+
+def _base64(value: str) -> bytes:
+    try:
+        return base64.b64decode(value.translate(_BLANKS).encode("ascii"), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadContent(
+            "encoding",
+            "is not valid base64 (letters, digits, + and /, padded with = to a multiple of four). Send base64 or a data "
+            "URI.",
+        ) from None
+
+
+def _encoded(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise BadContent("encoding", "holds half a surrogate pair, which is not valid text.") from None
+
+
+def _as_utf8(data: bytes, charset: str | None) -> bytes:
+    try:
+        return data.decode(charset or "utf-8").encode()
+    except (UnicodeDecodeError, LookupError, UnicodeEncodeError):
+        named = charset or "utf-8"
+        raise BadContent("encoding", f"does not decode as {named[:40]} text; send UTF-8.") from None
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return b"\x00" not in data and bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_workbook(data: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any(name.startswith("xl/") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return False
+
+
+def _sound_frame(head: bytes) -> str | None:
+    """Recognise a bare MPEG audio or ADTS frame by its sync word and the fields that cannot be everything."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    if head[1] & 0xF6 == 0xF0:
+        return "audio/aac"
+    layer, bitrate, rate = head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
+    return "audio/mpeg" if layer and bitrate not in (0, 15) and rate != 3 else None
+
+
+def _named(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "a boolean"
+    return {int: "a number", float: "a number", dict: "an object", list: "a list"}.get(type(value), "something else")

@@ -1,0 +1,437 @@
+"""Documents: read and listed from the namespace's view, removed through its log.
+
+A document's payload is one flat dictionary; `present` turns it into the shape that the API answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from tessera import collections, content, links, log, namespaces
+from tessera.context import Principal, Warehouse
+from tessera.db.tables import sources
+from tessera.errors import BadRequestError, NotFoundError, Problem, quote, raise_problems
+from tessera.filters import And, Condition, Filter, parse
+from tessera.models.base import JsonObject
+from tessera.models.documents import (
+    BatchDeleteRequest,
+    BatchDeleteResponse,
+    DeletedDocument,
+    ListDocumentsRequest,
+)
+from tessera.models.tasks import GenericDeleteResponse
+from tessera.pagination import PageRequest, encode_cursor, paginate
+from tessera.ports import Hit, Page, Vector
+
+#: Root fields that stay at the root of an answer although the system writes them.
+_SHOWN_SYSTEM_FIELDS = (
+    "root_object_id",
+    "root_bucket_id",
+    "source_object_id",
+    "created_at",
+    "updated_at",
+)
+#: Root fields that never leave the server as they are: the organization's secret id, and the engine's shadows.
+_HIDDEN = frozenset({"internal_id", "_s", "_internal", "namespace_id", "bucket_id", "object_id"})
+#: Keys of an answer that are the system's own, whatever a payload holds under the same name.
+_OWN = frozenset({"document_id", "collection_id", "document_blobs"})
+
+#: Ids of documents to delete by a filter are read in pages of this size.
+_DELETE_PAGE = 1000
+
+
+# --- answering -----------------------------------------------------------------------------------------
+
+
+def present(
+    wh: Warehouse,
+    namespace_id: str,
+    payload: Mapping[str, Any],
+    *,
+    return_urls: bool = False,
+    vectors: Mapping[str, Vector] | None = None,
+    vector_names: Iterable[str] | None = None,
+    select: Sequence[str] | None = None,
+) -> JsonObject:
+    """Return a document as the API answers it; the payload itself stays as it is.
+
+    User fields and extractor outputs stand at the root, system fields in `_internal`. Every value
+    ``blob://…`` of this namespace becomes a URL that is good for an hour; with `return_urls` the list
+    `document_blobs` names it as `presigned_url` too. `vectors` are given as lists under `vectors`,
+    `vector_names` sorted under `_vectors`. `select` are the paths to keep beside the ids.
+    """
+    system = {name: payload[name] for name in _SHOWN_SYSTEM_FIELDS if name in payload}
+    fields = {
+        name: value
+        for name, value in payload.items()
+        if name not in _HIDDEN and name not in _OWN and name not in system
+    }
+    blobs: list[JsonObject] = []
+    fields = {name: _signed(wh, namespace_id, name, value, blobs) for name, value in fields.items()}
+    if select:
+        fields = _selected(fields, select)
+    if return_urls:
+        for blob in blobs:
+            blob["presigned_url"] = blob["url"]
+    answer: JsonObject = {
+        **fields,
+        "document_id": payload["document_id"],
+        "collection_id": payload["collection_id"],
+        **system,
+        "document_blobs": blobs,
+        "_internal": {
+            "namespace_id": namespace_id,
+            "document_id": payload["document_id"],
+            "collection_id": payload["collection_id"],
+            "created_at": payload.get("created_at"),
+            "updated_at": payload.get("updated_at"),
+            "lineage": {
+                "root_object_id": payload.get("root_object_id"),
+                "root_bucket_id": payload.get("root_bucket_id"),
+                "source_type": "bucket",
+                "source_object_id": payload.get("source_object_id"),
+            },
+        },
+    }
+    if vectors is not None:
+        answer["vectors"] = {name: [float(x) for x in values] for name, values in vectors.items()}
+    if vector_names is not None:
+        answer["_vectors"] = sorted(vector_names)
+    return answer
+
+
+def _signed(wh: Warehouse, namespace_id: str, path: str, value: Any, blobs: list[JsonObject]) -> Any:
+    """Return `value` with every ``blob://`` in it signed; each one is added to `blobs` with its path."""
+    if isinstance(value, str):
+        url = links.resolve(wh, namespace_id, value)
+        if url is None:
+            return value
+        blobs.append({"field": path, "url": url, **_role_and_type(wh, path, value)})
+        return url
+    if isinstance(value, dict):
+        return {
+            name: _signed(wh, namespace_id, f"{path}.{name}", item, blobs) for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_signed(wh, namespace_id, path, item, blobs) for item in value]
+    return value
+
+
+def _role_and_type(wh: Warehouse, path: str, value: str) -> JsonObject:
+    name = path.rsplit(".", 1)[-1]
+    role = "thumbnail" if "thumbnail" in name else "source" if name.startswith("source_") else "artifact"
+    if role == "thumbnail":
+        return {"role": role, "type": "image"}
+    kind = next((kind for kind in ("video", "image", "audio", "pdf") if kind in name), None)
+    return {"role": role, "type": kind or _kind_of_file(wh, value.removeprefix(links.SCHEME))}
+
+
+def _kind_of_file(wh: Warehouse, key: str) -> str:
+    try:
+        with wh.blobs.path(key).open("rb") as file:
+            mime_type = content.sniff(file.read(1024))
+    except OSError:
+        return "other"
+    kind = content.family(mime_type or content.OCTET_STREAM)
+    return kind if kind in ("video", "image", "audio", "pdf", "text") else "other"
+
+
+def _selected(fields: Mapping[str, Any], select: Sequence[str]) -> JsonObject:
+    """Keep the given paths of `fields`; a path that a document lacks is left out."""
+    kept: JsonObject = {}
+    for path in select:
+        _keep(fields, path.split("."), kept)
+    return kept
+
+
+def _keep(source: Mapping[str, Any], path: Sequence[str], target: JsonObject) -> None:
+    name, *rest = path
+    if name not in source:
+        return
+    value = source[name]
+    if not rest or not isinstance(value, Mapping):
+        target[name] = value
+        return
+    below = target.setdefault(name, {})
+    if isinstance(below, dict) and below is not value:
+        _keep(value, rest, below)
+
+
+# --- read ----------------------------------------------------------------------------------------------
+
+
+def get(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    collection: str | None,
+    document_id: str,
+    *,
+    return_urls: bool = False,
+    return_vectors: bool = False,
+    return_vector_names: bool = False,
+) -> JsonObject:
+    """Return a document of `collection`, or of any collection of the namespace when that is None."""
+    with wh.db.read() as connection:
+        namespace_id, collection_id = _place(connection, principal, namespace, collection)
+    hit = _hit(wh, namespace_id, collection_id, document_id, return_vectors or return_vector_names)
+    return present(
+        wh,
+        namespace_id,
+        hit.payload,
+        return_urls=return_urls,
+        vectors=hit.vectors if return_vectors else None,
+        vector_names=hit.vectors if return_vector_names else None,
+    )
+
+
+def list_(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    collection: str,
+    page: PageRequest,
+    request: ListDocumentsRequest,
+) -> JsonObject:
+    """List the documents of a collection, exactly those that the filter lets through.
+
+    Without a sort the order is fixed but has no meaning. A cursor goes on where its page ended: each
+    document that was there all the time and did not move is shown once.
+    """
+    raise_problems(_not_here(request))
+    with wh.db.read() as connection:
+        namespace_id, collection_id = _place(connection, principal, namespace, collection)
+    assert collection_id is not None
+    within = _within(collection_id, request.filters)
+    asked = _digest(collection_id, request)
+    after = _continue(page, asked)
+    named = request.return_vector_names
+    only = set(named) if isinstance(named, list) else None
+    with_values = bool(request.return_vectors) or only is not None
+    found = wh.views.page(
+        namespace_id,
+        Page(
+            limit=page.limit,
+            filter=within,
+            offset=0 if after is not None else page.offset,
+            after=after,
+            sort_path=request.sort.field if request.sort else None,
+            descending=request.sort is not None and request.sort.direction == "desc",
+            with_vectors=with_values or named is True,
+        ),
+    )
+    everything = page.offset == 0 and found.next_after is None
+    total = len(found.hits) if everything else wh.views.count(namespace_id, within)
+    urls = bool(request.return_url or request.return_presigned_urls)
+    results = [
+        present(
+            wh,
+            namespace_id,
+            hit.payload,
+            return_urls=urls,
+            vectors={n: v for n, v in hit.vectors.items() if only is None or n in only}
+            if with_values
+            else None,
+            vector_names=hit.vectors if named is True else None,
+            select=request.select,
+        )
+        for hit in found.hits
+    ]
+    pagination = paginate(wh, page, total, len(results))
+    pagination["next_cursor"] = (
+        encode_cursor(wh, {"o": page.offset + len(results), "a": found.next_after, "f": asked})
+        if found.next_after is not None
+        else None
+    )
+    return {
+        "results": results,
+        "pagination": pagination,
+        "total_documents": total,
+        "stats": {"total_documents": total},
+    }
+
+
+def _continue(page: PageRequest, asked: str) -> Any:
+    """Return where the page before ended. Raises `BadRequestError` when it belongs to another list."""
+    if page.position is None:
+        return None
+    if page.position.get("f") != asked:
+        raise BadRequestError(
+            "The cursor belongs to another collection, filter or sort. Send the filters and the sort that it came "
+            "with, or start without a cursor."
+        )
+    return page.position.get("a")
+
+
+def _not_here(request: ListDocumentsRequest) -> list[Problem]:
+    problems = []
+    if request.search:
+        problems.append(
+            Problem(
+                ("body", "search"),
+                "search over documents is not available in this version. Use filters with the operator `contains` or "
+                "`text`, or a retriever with feature_search.",
+                "not_available",
+                400,
+            )
+        )
+    if request.group_by:
+        problems.append(
+            Problem(
+                ("body", "group_by"),
+                "group_by is not available in this version. List the documents and group them by that field.",
+                "not_available",
+                400,
+            )
+        )
+    return problems
+
+
+# --- delete --------------------------------------------------------------------------------------------
+
+
+def delete(
+    wh: Warehouse, principal: Principal, namespace: str, collection: str, document_id: str
+) -> GenericDeleteResponse:
+    """Delete a document. Durable, and no longer findable, when it returns.
+
+    Its object stays, and brings it back when it is processed again.
+    """
+    with wh.db.read() as connection:
+        namespace_id, collection_id = _place(connection, principal, namespace, collection)
+    hit = _hit(wh, namespace_id, collection_id, document_id, with_vectors=False)
+    _remove(wh, principal, namespace_id, [hit])
+    return GenericDeleteResponse(message=f"Document {document_id} was deleted.")
+
+
+def delete_batch(
+    wh: Warehouse, principal: Principal, namespace: str, collection: str, request: BatchDeleteRequest
+) -> BatchDeleteResponse:
+    """Delete documents by id, or all that a filter lets through at this moment.
+
+    Durable, and no longer findable, when it returns. Can be repeated: what is gone already counts as failed
+    by id, and is not met again by a filter.
+    """
+    if (request.document_ids is None) == (request.filters is None):
+        raise BadRequestError(
+            "Send either document_ids or filters, one of the two. To delete all documents of a collection, delete the "
+            "collection."
+        )
+    if request.filters is not None and not request.filters:
+        raise BadRequestError(
+            "filters is empty, which would delete every document of the collection. Name a condition, or delete the "
+            "collection."
+        )
+    with wh.db.read() as connection:
+        namespace_id, collection_id = _place(connection, principal, namespace, collection)
+    assert collection_id is not None
+    if request.document_ids is None:
+        hits = list(_all_hits(wh, namespace_id, _within(collection_id, request.filters)))
+        _remove(wh, principal, namespace_id, hits)
+        return BatchDeleteResponse(
+            deleted_count=len(hits), failed_count=0, results=[], message=f"{len(hits)} document(s) were deleted."
+        )
+    wanted = list(dict.fromkeys(request.document_ids))
+    hits = [
+        hit
+        for hit in wh.views.get(namespace_id, wanted)
+        if hit.payload.get("collection_id") == collection_id
+    ]
+    _remove(wh, principal, namespace_id, hits)
+    gone = {hit.document_id for hit in hits}
+    results = [
+        DeletedDocument(document_id=document_id, success=True)
+        if document_id in gone
+        else DeletedDocument(
+            document_id=document_id, success=False, error=f"document {quote(document_id)} was not found."
+        )
+        for document_id in wanted
+    ]
+    failed = len(wanted) - len(gone)
+    return BatchDeleteResponse(
+        deleted_count=len(gone),
+        failed_count=failed,
+        results=results,
+        message=f"{len(gone)} document(s) were deleted" + (f", {failed} were not found." if failed else "."),
+    )
+
+
+def _all_hits(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[Hit]:
+    after = None
+    while True:
+        found = wh.views.page(namespace_id, Page(limit=_DELETE_PAGE, filter=within, after=after))
+        yield from found.hits
+        after = found.next_after
+        if after is None:
+            return
+
+
+def _remove(wh: Warehouse, principal: Principal, namespace_id: str, hits: Sequence[Hit]) -> None:
+    """Log the deletion together with what the sources still have, then make it seen."""
+    if not hits:
+        return
+    gone: dict[tuple[str, str], set[str]] = {}
+    for hit in hits:
+        source = (str(hit.payload["collection_id"]), str(hit.payload.get("source_object_id")))
+        gone.setdefault(source, set()).add(hit.document_id)
+    with wh.db.write() as connection:
+        namespaces.resolve(connection, principal, namespace_id)
+        for (collection_id, source_id), ids in gone.items():
+            _forget(connection, collection_id, source_id, ids)
+        seq = log.append_edit(connection, namespace_id, deletes=[hit.document_id for hit in hits])
+    wh.views.apply(namespace_id, seq)
+
+
+def _forget(connection: Connection, collection_id: str, source_id: str, ids: set[str]) -> None:
+    """Take documents off their source. Its input hash goes too, so that processing it again brings them back."""
+    this = sa.and_(sources.c.collection_id == collection_id, sources.c.source_id == source_id)
+    known = connection.execute(sa.select(sources.c.document_ids).where(this)).scalar()
+    if known is None:
+        return
+    left = [document_id for document_id in known if document_id not in ids]
+    if left:
+        connection.execute(sa.update(sources).where(this).values(document_ids=left, input_hash=""))
+    else:
+        connection.execute(sa.delete(sources).where(this))
+
+
+# --- inside --------------------------------------------------------------------------------------------
+
+
+def _place(
+    connection: Connection, principal: Principal, namespace: str, collection: str | None
+) -> tuple[str, str | None]:
+    namespace_id: str = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+    if collection is None:
+        return namespace_id, None
+    return namespace_id, collections.find(connection, namespace_id, collection)["collection_id"]
+
+
+def _hit(
+    wh: Warehouse, namespace_id: str, collection_id: str | None, document_id: str, with_vectors: bool
+) -> Hit:
+    found = wh.views.get(namespace_id, [document_id], with_vectors)
+    if not found or (collection_id is not None and found[0].payload.get("collection_id") != collection_id):
+        raise NotFoundError("document", document_id)
+    return found[0]
+
+
+def _within(collection_id: str, filters: JsonObject | None) -> Filter:
+    mine = Condition("collection_id", "eq", collection_id, True)
+    asked = parse(filters, location=("body", "filters")) if filters else None
+    return mine if asked is None else And((mine, asked))
+
+
+def _digest(collection_id: str, request: ListDocumentsRequest) -> str:
+    asked = {
+        "collection_id": collection_id,
+        "filters": request.filters or None,
+        "sort": request.sort.model_dump() if request.sort else None,
+    }
+    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""Signed, short-lived URLs of blobs: whoever holds one may fetch that one file until it expires.
+
+They are made when an answer is built, after everything else, and never stored. What is signed is the
+key and the expiry; only blobs of the namespace that the answer belongs to are ever signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+
+from tessera.context import Warehouse
+from tessera.errors import ForbiddenError
+
+#: A payload value of this form stands for a blob.
+SCHEME = "blob://"
+LIFETIME_S = 3600
+
+_KEY = re.compile(r"(ns_[0-9a-f]{16})/blobs/[0-9a-f]{64}")
+
+
+def sign(wh: Warehouse, namespace_id: str, key: str) -> str | None:
+    """Return an absolute URL for blob `key`, good for an hour; None for a key that is not of this namespace."""
+    match = _KEY.fullmatch(key)
+    if match is None or match[1] != namespace_id:
+        return None
+    expires = int(time.time()) + LIFETIME_S
+    return f"{wh.base_url}/v1/blobs/{key}?expires={expires}&signature={_signature(wh, key, expires)}"
+
+
+def resolve(wh: Warehouse, namespace_id: str, value: object) -> str | None:
+    """Return the signed URL for a payload value ``blob://<key>``; None for every other value."""
+    if isinstance(value, str) and value.startswith(SCHEME):
+        return sign(wh, namespace_id, value.removeprefix(SCHEME))
+    return None
+
+
+def verify(wh: Warehouse, key: str, expires: int, signature: str) -> str:
+    """Return the namespace id of a key that was signed by us; raise `ForbiddenError` otherwise or when expired."""
+    match = _KEY.fullmatch(key)
+    if match is None or not hmac.compare_digest(_signature(wh, key, expires).encode(), signature.encode()):
+        raise ForbiddenError("This link was not made by this server, or was changed. Read the resource again for a new one.")
+    if expires < time.time():
+        raise ForbiddenError("This link has expired. Read the resource again for a new one.")
+    return match[1]
+
+
+def _signature(wh: Warehouse, key: str, expires: int) -> str:
+    return hmac.new(wh.signing_key, f"blob\n{key}\n{expires}".encode(), hashlib.sha256).hexdigest()

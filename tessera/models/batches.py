@@ -1,0 +1,156 @@
+"""Batches: objects that are processed together by every collection that reads their bucket."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from tessera.models.base import JsonObject, Model, PaginationResponse
+from tessera.models.tasks import TaskStatus
+
+#: Objects of one batch; one row for each object and collection is kept while it runs.
+MAX_OBJECTS = 100_000
+
+
+class CreateBatchRequest(Model):
+    """Objects to process together. The collections that read the bucket are found when the batch is made."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["obj_0f3a9c5e77d1b2c4"]}]})
+
+    object_ids: list[str] = Field(min_length=1, max_length=MAX_OBJECTS)
+    collection_ids: list[str] | None = Field(
+        None, min_length=1, max_length=1000, description="Only these of the collections that read the bucket."
+    )
+    metadata: JsonObject | None = None
+
+
+class AddObjectsRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["obj_0f3a9c5e77d1b2c4"]}]})
+
+    object_ids: list[str] = Field(min_length=1, max_length=MAX_OBJECTS)
+
+
+class PatchBatchRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"source": "nightly"}}]})
+
+    metadata: JsonObject | None = None
+
+
+class SubmitBatchRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"include_processing_history": True}]})
+
+    include_processing_history: bool | None = Field(True, description="Accepted; without effect.")
+
+
+class RetryBatchRequest(Model):
+    """Which failed rows to run again."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"retry_mode": "all"}]})
+
+    retry_mode: Literal["transient_only", "all"] = "transient_only"
+    tier_nums: list[int] | None = Field(None, description="Every collection here is in tier 0.")
+    max_retry_count: int = Field(3, ge=1, le=10, description="Rows retried this often already stay failed.")
+
+
+class TierError(Model):
+    error_type: Literal["dependency", "authentication", "validation", "runtime", "network", "resource"]
+    message: str
+    affected_count: int
+
+
+class TierTask(Model):
+    """One tier of a batch: the collections that run at the same time."""
+
+    tier_num: int
+    source_type: Literal["bucket"] = "bucket"
+    status: TaskStatus
+    task_id: str | None
+    collection_ids: list[str]
+    errors: list[TierError]
+    documents_written: int
+
+
+class BatchProgress(Model):
+    """Rows, one for each object and collection."""
+
+    processed: int
+    total: int
+    percent: float
+    errors: int
+
+
+class BatchModel(Model):
+    """A batch. COMPLETED means that its documents are durable and findable."""
+
+    batch_id: str = Field(examples=["btch_0f3a9c5e77d1b2c4"])
+    bucket_id: str
+    namespace_id: str
+    status: TaskStatus
+    type: Literal["BUCKET"] = "BUCKET"
+    object_ids: list[str]
+    collection_ids: list[str]
+    task_id: str | None
+    error: str | None
+    error_summary: dict[str, int] | None
+    metadata: JsonObject
+    tier_tasks: list[TierTask]
+    current_tier: int | None
+    total_tiers: int = 1
+    dag_tiers: list[list[str]]
+    progress: BatchProgress
+    documents_written: int
+    failed_object_count: int
+    retry_count: int
+    max_node_death_resubmits: int
+    max_deploy_resubmits: int
+    lifecycle: str | None = None
+    lifecycle_reason: str | None = None
+    created_at: str
+    updated_at: str
+    submitted_at: str | None
+
+
+class ListBatchesRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "COMPLETED", "limit": 100}]})
+
+    status: TaskStatus | None = None
+    collection_id: str | None = Field(None, max_length=128)
+
+
+class ListBatchesResponse(Model):
+    results: list[BatchModel]
+    total_count: int
+    pagination: PaginationResponse
+
+
+class FailedRow(Model):
+    """A row that failed: what, why, how often it was tried, and whether a plain retry can help."""
+
+    object_id: str
+    collection_id: str
+    tier_num: int
+    error_type: Literal["transient", "permanent"]
+    error_kind: str
+    error: str
+    attempts: int
+    updated_at: str
+
+
+class FailedDocumentsResponse(Model):
+    batch_id: str
+    results: list[FailedRow]
+    total: int
+    limit: int
+    offset: int
+
+
+class RetryBatchResponse(Model):
+    """What the retry took up. Follow `task_id`."""
+
+    batch_id: str
+    task_id: str
+    status: TaskStatus
+    retried_count: int
+    skipped_count: int
+    message: str

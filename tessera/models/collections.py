@@ -1,0 +1,253 @@
+"""Collections: what an extractor makes of a bucket's objects, and the documents that come of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
+
+from tessera.models.base import JsonObject, Model, PaginationResponse
+from tessera.models.buckets import BucketSchema
+from tessera.models.objects import ListSort
+
+#: The clients refuse to read a collection whose name is shorter or longer.
+MIN_NAME_LENGTH, NAME_LENGTH = 3, 100
+
+
+class SourceConfig(Model):
+    """Where the collection's objects come from: one or more buckets, by id or name."""
+
+    type: str = Field("bucket", max_length=64, description="`bucket` in this version.")
+    bucket_ids: list[str] | None = Field(None, max_length=100)
+    bucket_id: str | None = Field(None, max_length=128, description="Short for `bucket_ids` of one.")
+    collection_id: str | None = Field(None, max_length=128, description="Not available in this version.")
+    collection_ids: list[str] | None = Field(None, description="Not available in this version.")
+    source_filters: JsonObject | None = Field(None, description="Not available in this version.")
+
+
+class InputMapping(Model):
+    """One input of the extractor: a path into the object, or a literal value."""
+
+    input_key: str = Field(min_length=1, max_length=100)
+    source_type: Literal["payload", "literal", "vector"] = "payload"
+    path: str | None = Field(None, max_length=255)
+    override: Any = None
+
+
+class FieldPassthrough(Model):
+    """A field of the object that its documents carry.
+
+    `target_path` is the last part of `source_path` unless given; the field is stored under its own path too.
+    """
+
+    source_path: str = Field(min_length=1, max_length=255, examples=["metadata.category"])
+    target_path: str | None = Field(None, min_length=1, max_length=255)
+    default: Any = None
+    required: bool = False
+
+
+class FeatureExtractorConfig(Model):
+    """The extractor to run: one of the namespace's, under either spelling of its version.
+
+    `input_mappings` is a map from the extractor's input to a path into the object, or a list of
+    `InputMapping`. Unknown `parameters` are ignored.
+    """
+
+    feature_extractor_name: str = Field(min_length=1, max_length=255, examples=["text_extractor"])
+    version: str = Field(min_length=1, max_length=64, examples=["v1"])
+    params: JsonObject | None = None
+    parameters: JsonObject | None = None
+    input_mappings: dict[str, str] | list[InputMapping] | None = None
+    field_passthrough: list[FieldPassthrough] | None = Field(None, max_length=1000)
+    include_all_source_fields: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_alone(cls, value: Any) -> Any:
+        """Let a plain path stand for a passthrough entry."""
+        if isinstance(value, dict) and isinstance(value.get("field_passthrough"), list):
+            entries = [{"source_path": e} if isinstance(e, str) else e for e in value["field_passthrough"]]
+            return {**value, "field_passthrough": entries}
+        return value
+
+
+class CreateCollectionRequest(Model):
+    """A collection to create. Its `output_schema` is in the answer at once, and fixed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "collection_name": "quickstart-docs",
+                    "source": {"type": "bucket", "bucket_ids": ["quickstart-bucket"]},
+                    "feature_extractor": {
+                        "feature_extractor_name": "text_extractor",
+                        "version": "v1",
+                        "input_mappings": {"text": "product_text"},
+                        "field_passthrough": [{"source_path": "metadata.category"}],
+                    },
+                }
+            ]
+        }
+    )
+
+    collection_name: str = Field(
+        min_length=MIN_NAME_LENGTH,
+        max_length=NAME_LENGTH,
+        validation_alias=AliasChoices("collection_name", "name"),
+        description="Name of the collection, unique in the namespace.",
+        examples=["quickstart-docs"],
+    )
+    source: SourceConfig
+    feature_extractor: FeatureExtractorConfig
+    description: str | None = Field(None, max_length=10_000)
+    input_schema: BucketSchema | None = Field(None, description="Absent: the schema of the source buckets.")
+    enabled: bool = Field(True, description="A disabled collection takes no part in new batches.")
+    metadata: JsonObject | None = None
+    taxonomy_applications: list[Any] | None = Field(None, description="Not available in this version.")
+    cluster_applications: list[Any] | None = Field(None, description="Not available in this version.")
+    alert_applications: list[Any] | None = Field(None, description="Not available in this version.")
+    retriever_enrichments: list[Any] | None = Field(None, description="Not available in this version.")
+    schedule: JsonObject | None = Field(None, description="Not available in this version.")
+
+
+class PatchCollectionRequest(Model):
+    """What to change; an absent key stays as it is. Source, extractor and schemas are fixed."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"description": "Products of 2026"}]})
+
+    collection_name: str | None = Field(
+        None,
+        min_length=MIN_NAME_LENGTH,
+        max_length=NAME_LENGTH,
+        validation_alias=AliasChoices("collection_name", "name"),
+    )
+    description: str | None = Field(None, max_length=10_000)
+    enabled: bool | None = None
+    metadata: JsonObject | None = None
+
+
+class SourceAnswer(Model):
+    type: Literal["bucket"] = "bucket"
+    bucket_ids: list[str]
+
+
+class FeatureExtractorAnswer(Model):
+    feature_extractor_name: str
+    version: str
+    feature_extractor_id: str
+    params: JsonObject | None
+    parameters: JsonObject | None
+    input_mappings: dict[str, str] | list[InputMapping] | None
+    field_passthrough: list[FieldPassthrough]
+    include_all_source_fields: bool
+
+
+class VectorIndex(Model):
+    """A vector of the collection's documents."""
+
+    name: str
+    description: str
+    dimensions: int
+    type: Literal["dense"] = "dense"
+    distance: str
+    datatype: Literal["float32"] = "float32"
+    supported_inputs: list[str]
+    inference_name: str
+    inference_service_id: str = Field(description="The model that really runs.")
+
+
+class CollectionVectorIndex(Model):
+    """A vector as the collection lists it; `feature_uri` is what a retriever names."""
+
+    name: str
+    feature_uri: str
+    type: Literal["single"] = "single"
+    description: str
+    index: VectorIndex
+
+
+class CollectionResponse(Model):
+    """A collection. `document_count` counts the documents that its last batches brought."""
+
+    collection_id: str = Field(examples=["col_0f3a9c5e77d1b2c4"])
+    collection_name: str
+    namespace_id: str
+    description: str | None
+    source: SourceAnswer
+    feature_extractor: FeatureExtractorAnswer
+    input_schema: BucketSchema
+    output_schema: BucketSchema
+    vector_indexes: list[CollectionVectorIndex]
+    payload_indexes: list[JsonObject]
+    enabled: bool
+    metadata: JsonObject
+    document_count: int
+    schema_version: int = 1
+    taxonomy_applications: list[Any] = Field(default_factory=list)
+    cluster_applications: list[Any] = Field(default_factory=list)
+    created_at: str
+    updated_at: str
+
+
+class ListCollectionsRequest(Model):
+    """Which collections to list. `filters` takes equality on `collection_id`, `collection_name`, `description`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"search": "quickstart"}]})
+
+    filters: JsonObject | None = None
+    sort: ListSort | None = None
+    search: str | None = Field(None, max_length=1000)
+    case_sensitive: bool | None = False
+
+
+class CollectionListStats(Model):
+    """Totals over the collections of this page."""
+
+    total_documents: int
+    avg_documents_per_collection: float
+    total_feature_extractors: int
+
+
+class ListCollectionsResponse(Model):
+    results: list[CollectionResponse]
+    pagination: PaginationResponse
+    total_count: int
+    stats: CollectionListStats
+
+
+class CollectionFeature(Model):
+    """A vector that a retriever can search, under its address."""
+
+    feature_address: str
+    feature_uri: str
+    feature_extractor_name: str
+    version: str
+    vector_index: VectorIndex
+    primary: bool
+
+
+class DescribeFeaturesResponse(Model):
+    features: list[CollectionFeature]
+
+
+class TriggerCollectionRequest(Model):
+    """Which of the collection's buckets to process; all when absent."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
+
+    include_buckets: list[str] | None = Field(None, max_length=100)
+    include_collections: list[str] | None = Field(None, description="Not available in this version.")
+    source_filters: JsonObject | None = Field(None, description="Not available in this version.")
+
+
+class TriggerCollectionResponse(Model):
+    """A batch of all the collection's objects was submitted; follow `task_id`."""
+
+    batch_id: str
+    task_id: str
+    collection_id: str
+    source_bucket_ids: list[str]
+    object_count: int
+    total_tiers: int = 1
+    message: str

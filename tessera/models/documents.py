@@ -1,0 +1,122 @@
+"""Documents: what extractors made of objects. User fields at the root, system fields in `_internal`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from tessera.models.base import JsonObject, Model, PaginationResponse
+from tessera.models.objects import ListSort
+
+
+class Lineage(Model):
+    root_object_id: str | None = None
+    root_bucket_id: str | None = None
+    source_type: Literal["bucket", "collection"] = "bucket"
+    source_object_id: str | None = None
+
+
+class InternalPayload(Model):
+    """System fields of a document."""
+
+    model_config = ConfigDict(extra="allow")
+
+    namespace_id: str | None = None
+    document_id: str
+    collection_id: str
+    created_at: str | None = None
+    updated_at: str | None = None
+    lineage: Lineage
+
+
+class DocumentBlob(Model):
+    """A file of the document. `url` works for an hour without a key."""
+
+    field: str
+    role: Literal["source", "processed", "thumbnail", "artifact", "aux"]
+    type: Literal["video", "image", "audio", "text", "pdf", "other"]
+    url: str
+    presigned_url: str | None = None
+
+
+class DocumentResponse(Model):
+    """A document: the fields passed through and the extractor's outputs stand at the root."""
+
+    model_config = ConfigDict(extra="allow", serialize_by_alias=True)
+
+    document_id: str = Field(examples=["doc_6f1c2c7ac0e15ed3a9a2d3e0a7b8f1c4"])
+    collection_id: str
+    root_object_id: str | None = None
+    root_bucket_id: str | None = None
+    source_object_id: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+    document_blobs: list[DocumentBlob]
+    internal: InternalPayload = Field(alias="_internal")
+
+
+class ListDocumentsRequest(Model):
+    """Which documents to list. `filters` is exact whether a field is indexed or not; an index makes it fast.
+
+    `select` names the fields to return beside the ids. Strings are compared without regard to case.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "filters": {"field": "metadata.category", "operator": "eq", "value": "headphones"},
+                    "limit": 10,
+                    "return_url": False,
+                }
+            ]
+        }
+    )
+
+    filters: JsonObject | None = None
+    sort: ListSort | None = None
+    search: str | None = Field(None, max_length=1000, description="Not available in this version.")
+    group_by: str | None = Field(None, max_length=255, description="Not available in this version.")
+    select: list[str] | None = Field(None, max_length=100)
+    return_url: bool | None = False
+    return_presigned_urls: bool | None = False
+    return_vectors: bool | None = False
+    return_vector_names: bool | list[str] | None = False
+
+
+class ListDocumentsResponse(Model):
+    results: list[DocumentResponse]
+    pagination: PaginationResponse
+    total_documents: int
+    stats: JsonObject = Field(default_factory=dict)
+
+
+class BatchDeleteRequest(Model):
+    """Documents to delete: by id, or all that a filter lets through. Exactly one of the two."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"filters": {"field": "metadata.category", "value": "headphones"}}]}
+    )
+
+    document_ids: list[str] | None = Field(None, min_length=1, max_length=1000)
+    filters: JsonObject | None = None
+
+
+class DeletedDocument(Model):
+    document_id: str
+    success: bool
+    error: str | None = None
+
+
+class BatchDeleteResponse(Model):
+    """`results` has one entry for each id that was asked for; a delete by filter only counts."""
+
+    deleted_count: int
+    failed_count: int
+    results: list[DeletedDocument]
+    message: str
+
+
+#: What an answer says of a document's vectors: names under `_vectors`, values under `vectors`.
+DocumentExtras = dict[str, Any]

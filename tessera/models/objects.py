@@ -1,0 +1,190 @@
+"""Objects: user fields at the root, and blobs that hold what extractors read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from tessera.models.base import JsonObject, Model, PaginationResponse
+from tessera.models.buckets import FieldType
+from tessera.models.tasks import TaskStatus
+
+MAX_BATCH = 100
+
+_EXAMPLE: JsonObject = {
+    "key_prefix": "/catalog",
+    "metadata": {"category": "headphones"},
+    "blobs": [
+        {
+            "property": "product_text",
+            "type": "text",
+            "data": "Lightweight wireless headphones with active noise cancellation.",
+        }
+    ],
+}
+
+
+class CreateBlobRequest(Model):
+    """One blob of an object: which property of the bucket's schema it fills, and its content.
+
+    `data` is the words themselves for a text, base64 or a data URI for anything else, and the plain value
+    for a property whose type is no blob.
+    """
+
+    property: str = Field(min_length=1, max_length=100, examples=["product_text"])
+    type: FieldType | None = Field(None, description="Absent: the type that the schema names.")
+    data: Any = Field(None, description="Text, base64 or a data URI; not a URL in this version.")
+    upload_id: str | None = Field(None, description="Not available in this version.")
+    filename: str | None = Field(None, max_length=1024)
+    key_prefix: str | None = Field(None, max_length=1024)
+    metadata: JsonObject | None = None
+
+
+class LooseBlob(Model):
+    """A blob without property and type: they are those of the bucket's only blob property."""
+
+    data: Any = None
+    url: str | None = Field(None, description="Not available in this version.")
+    filename: str | None = Field(None, max_length=1024)
+    metadata: JsonObject | None = None
+
+
+class CreateObjectRequest(Model):
+    """An object to create. Further keys at the root are the user's own fields, as those in `metadata` are."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
+
+    key_prefix: str | None = Field(None, max_length=1024)
+    blobs: list[CreateBlobRequest] | None = Field(None, max_length=100)
+    blob: LooseBlob | None = Field(None, description="Short form for a bucket with one blob property.")
+    metadata: JsonObject | None = Field(None, description="User fields; paths find them here and at the root.")
+    skip_duplicates: bool | None = Field(
+        False, description="Answer with the object that has the same content already, if there is one."
+    )
+    canonicalize_source: bool | None = Field(True, description="Accepted; without effect.")
+    force_remirror: bool | None = Field(False, description="Accepted; without effect.")
+    idempotency_key: str | None = Field(
+        None, max_length=255, description="As the header Idempotency-Key, for this object alone."
+    )
+
+
+class UpdateObjectRequest(Model):
+    """Replaces what is given: `blobs` and `metadata` each as a whole. The object's version grows."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"metadata": {"category": "speakers"}}]}
+    )
+
+    key_prefix: str | None = Field(None, max_length=1024)
+    blobs: list[CreateBlobRequest] | None = Field(None, max_length=100)
+    metadata: JsonObject | None = None
+    skip_duplicates: bool | None = Field(None, description="Accepted; without effect.")
+
+
+class BlobDetails(Model):
+    filename: str | None
+    size_bytes: int
+    mime_type: str
+    hash: str = Field(description="SHA-256 of the content, in hex.")
+
+
+class BlobModel(Model):
+    """A stored blob. `data` repeats a short text, `presigned_url` fetches a file without a key for an hour."""
+
+    blob_id: str
+    property: str
+    key_prefix: str | None = None
+    type: FieldType
+    properties: JsonObject
+    details: BlobDetails
+    data: str | None = None
+    presigned_url: str | None = None
+
+
+class ObjectResponse(Model):
+    """An object. The user's fields stand at the root, as they were sent."""
+
+    model_config = ConfigDict(extra="allow")
+
+    object_id: str = Field(examples=["obj_0f3a9c5e77d1b2c4"])
+    bucket_id: str
+    key_prefix: str | None
+    blobs: list[BlobModel]
+    status: TaskStatus
+    error: str | None = None
+    version: int = Field(description="Grows with each change.")
+    content_hash: str
+    created_at: str
+    updated_at: str
+
+
+class BatchObjectResult(ObjectResponse):
+    object_index: int
+    replayed: bool = False
+    replayed_by: Literal["idempotency_key", "skip_duplicates"] | None = None
+
+
+class FailedObject(Model):
+    object_index: int
+    error: str
+    error_type: str
+
+
+class CreateObjectsBatchRequest(Model):
+    """Up to 100 objects; each is checked and created by itself."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"objects": [_EXAMPLE]}]})
+
+    objects: list[Any] = Field(
+        min_length=1, max_length=MAX_BATCH, description="Objects as `POST …/objects` takes them."
+    )
+
+
+class CreateObjectsBatchResponse(Model):
+    """What became of each object; those that failed name why, the others exist."""
+
+    succeeded: list[BatchObjectResult]
+    failed: list[FailedObject]
+    total_requested: int
+    succeeded_count: int
+    failed_count: int
+
+
+class ListSort(Model):
+    """A field path and a direction."""
+
+    field: str = Field(min_length=1, max_length=255, examples=["created_at"])
+    direction: Literal["asc", "desc"] = "asc"
+
+
+class ListObjectsRequest(Model):
+    """Which objects to list: `filters` in the filter grammar over the object's fields, `search` as a substring."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"filters": {"field": "metadata.category", "operator": "eq", "value": "headphones"}}]
+        }
+    )
+
+    filters: JsonObject | None = None
+    sort: ListSort | None = None
+    search: str | None = Field(None, max_length=1000)
+    select: list[str] | None = Field(None, max_length=100, description="Root fields to return beside the ids.")
+    return_presigned_urls: bool | None = False
+
+
+class ObjectListStats(Model):
+    """Totals over the objects of this page."""
+
+    total_objects: int
+    total_blobs: int
+    avg_blobs_per_object: float
+    objects_by_status: dict[str, int]
+
+
+class ListObjectsResponse(Model):
+    results: list[ObjectResponse]
+    pagination: PaginationResponse
+    total_count: int
+    stats: ObjectListStats

@@ -1,0 +1,885 @@
+"""Objects: user fields, and blobs that hold what extractors read; checked against their bucket's schema.
+
+An object is checked as a whole before anything is stored. Its files are written first and its row last,
+so an object that exists is complete; files without a row are content-addressed and harm nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+import orjson
+import pydantic
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from tessera import buckets, content, idempotency, links, listing, log, namespaces
+from tessera.context import Principal, Warehouse
+from tessera.db.engine import now
+from tessera.db.tables import batch_rows, objects, sources
+from tessera.errors import (
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    Problem,
+    TesseraError,
+    ValidationError,
+    quote,
+    raise_problems,
+)
+from tessera.filters import Filter, matches
+from tessera.ids import new_id
+from tessera.models.base import JsonObject
+from tessera.models.buckets import BLOB_TYPES, BucketSchema, FieldType, SchemaField
+from tessera.models.objects import (
+    BatchObjectResult,
+    BlobModel,
+    CreateBlobRequest,
+    CreateObjectRequest,
+    CreateObjectsBatchResponse,
+    FailedObject,
+    ListObjectsRequest,
+    ListObjectsResponse,
+    LooseBlob,
+    ObjectListStats,
+    ObjectResponse,
+    UpdateObjectRequest,
+)
+from tessera.pagination import PageRequest
+from tessera.plan import PROTECTED_FIELDS
+from tessera.validation import label, schema_problems
+
+#: Texts up to this size are kept in the row; longer ones become a blob.
+MAX_INLINE_TEXT_BYTES = 256 * 1024
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """A blob that passed its checks and is not stored yet."""
+
+    property: str
+    type: FieldType
+    data: bytes
+    mime_type: str
+    filename: str | None
+    key_prefix: str | None
+    metadata: JsonObject
+
+
+@dataclass(slots=True)
+class _Draft:
+    """An object that is to be stored, or what is wrong with it."""
+
+    key_prefix: str | None
+    fields: dict[str, Any] = field(default_factory=dict)
+    blobs: list[_Blob] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+# --- create --------------------------------------------------------------------------------------------
+
+
+def create(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    request: CreateObjectRequest,
+    *,
+    idempotency_key: str | None = None,
+) -> ObjectResponse:
+    """Create an object. Durable when it returns; it has documents once a batch with it is COMPLETED.
+
+    Sent again with the same `idempotency_key` it makes nothing and returns the first one's object.
+    Raises with everything that is wrong with it at once.
+    """
+    with wh.db.read() as connection:
+        place = _bucket(connection, principal, namespace, bucket)
+    new = _prepare(wh, principal, place, request, idempotency_key)
+    with wh.db.write() as connection:
+        made = _insert(connection, place, new)
+    return _answer(wh, made.row)
+
+
+def create_batch(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    items: Sequence[object],
+    *,
+    idempotency_key: str | None = None,
+) -> CreateObjectsBatchResponse:
+    """Create up to 100 objects, each by itself: what failed is named, the others exist and are durable.
+
+    Sent again with the same `idempotency_key`, objects that exist are returned as replayed and only the
+    others are tried.
+    """
+    with wh.db.read() as connection:
+        place = _bucket(connection, principal, namespace, bucket)
+    failed: list[FailedObject] = []
+    prepared: list[tuple[int, _New]] = []
+    for index, item in enumerate(items):
+        key = f"{idempotency_key}/{index}" if idempotency_key is not None else None
+        try:
+            prepared.append((index, _prepare(wh, principal, place, _validated(item), key)))
+        except TesseraError as error:
+            failed.append(_failure(index, error))
+    made: list[tuple[int, _Made]] = []
+    with wh.db.write() as connection:
+        for index, new in prepared:
+            try:
+                made.append((index, _insert(connection, place, new)))
+            except ConflictError as error:
+                failed.append(_failure(index, error))
+    succeeded = [
+        BatchObjectResult.model_validate(
+            {
+                **_answer(wh, item.row).model_dump(),
+                "object_index": index,
+                "replayed": item.replayed_by is not None,
+                "replayed_by": item.replayed_by,
+            }
+        )
+        for index, item in made
+    ]
+    return CreateObjectsBatchResponse(
+        succeeded=succeeded,
+        failed=sorted(failed, key=lambda item: item.object_index),
+        total_requested=len(items),
+        succeeded_count=len(succeeded),
+        failed_count=len(failed),
+    )
+
+
+def _validated(item: object) -> CreateObjectRequest:
+    try:
+        return CreateObjectRequest.model_validate(item)
+    except pydantic.ValidationError as error:
+        raise ValidationError(schema_problems(error, ("body",))) from None
+
+
+def _failure(index: int, error: TesseraError) -> FailedObject:
+    """Return an error as one line of a batch's answer; what is not the object's fault ends the whole request."""
+    if error.status >= 500:
+        raise error
+    told = (
+        " ".join(problem.message for problem in error.problems)
+        if isinstance(error, ValidationError)
+        else error.message
+    )
+    return FailedObject(object_index=index, error=told, error_type=error.type)
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """An object that is checked and whose files are written; only its row is missing."""
+
+    draft: _Draft
+    blobs: list[dict[str, Any]]
+    once: idempotency.Once | None
+    skip_duplicates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The row that answers a request, and what made it stand for another one's."""
+
+    row: RowMapping
+    replayed_by: str | None
+
+
+def _prepare(
+    wh: Warehouse,
+    principal: Principal,
+    bucket: RowMapping,
+    request: CreateObjectRequest,
+    idempotency_key: str | None,
+) -> _New:
+    key = idempotency_key if idempotency_key is not None else request.idempotency_key
+    once = None
+    if key is not None:
+        route = f"POST /v1/buckets/{bucket['bucket_id']}/objects"
+        body = request.model_dump(mode="json", exclude={"idempotency_key"})
+        once = idempotency.once(principal, route, key, body)
+    draft = _draft(wh, BucketSchema.model_validate(bucket["bucket_schema"]), request)
+    raise_problems(draft.problems)
+    return _New(draft, _store(wh, bucket["namespace_id"], draft), once, bool(request.skip_duplicates))
+
+
+def _insert(connection: Connection, bucket: RowMapping, new: _New) -> _Made:
+    """Insert the object's row, or find the object that the request stands for already."""
+    namespace_id, bucket_id = bucket["namespace_id"], bucket["bucket_id"]
+    # The bucket may have gone while files were written.
+    buckets.find(connection, namespace_id, bucket_id)
+    at, object_id, digest = now(), new_id("obj"), _content_hash(new.draft, new.blobs)
+    known = idempotency.claim(connection, new.once, object_id) if new.once is not None else None
+    if known is not None:
+        return _Made(_row(connection, bucket, known, made=known), "idempotency_key")
+    if new.skip_duplicates:
+        twin = connection.execute(
+            sa.select(objects.c.object_id)
+            .where(objects.c.bucket_id == bucket_id, objects.c.content_hash == digest)
+            .order_by(objects.c.created_at)
+            .limit(1)
+        ).scalar()
+        if twin is not None:
+            return _Made(_row(connection, bucket, twin), "skip_duplicates")
+    connection.execute(
+        objects.insert().values(
+            object_id=object_id,
+            namespace_id=namespace_id,
+            bucket_id=bucket_id,
+            key_prefix=new.draft.key_prefix,
+            fields=new.draft.fields,
+            blobs=new.blobs,
+            version=1,
+            content_hash=digest,
+            size_bytes=_size(new.blobs),
+            status="DRAFT",
+            created_at=at,
+            updated_at=at,
+        )
+    )
+    return _Made(_row(connection, bucket, object_id), None)
+
+
+# --- read ----------------------------------------------------------------------------------------------
+
+
+def get(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    object_id: str,
+    *,
+    presigned_urls: bool = False,
+) -> ObjectResponse:
+    """Return an object; short texts in full, files by signed URL when `presigned_urls` is set."""
+    with wh.db.read() as connection:
+        place = _bucket(connection, principal, namespace, bucket)
+        row = _row(connection, place, object_id)
+    return _answer(wh, row, presigned_urls=presigned_urls, texts=True)
+
+
+def list_(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    page: PageRequest,
+    request: ListObjectsRequest,
+) -> ListObjectsResponse:
+    """List a bucket's objects, oldest first unless sorted otherwise.
+
+    Filters see the user's fields at the root and in `metadata`, and `object_id`, `key_prefix`, `status`,
+    `created_at`, `updated_at`.
+    """
+    wanted = listing.parse_filters(request.filters)
+    with wh.db.read() as connection:
+        place = _bucket(connection, principal, namespace, bucket)
+        in_bucket = objects.c.bucket_id == place["bucket_id"]
+        oldest_first = (objects.c.created_at, objects.c.object_id)
+        total = connection.execute(
+            sa.select(sa.func.count()).select_from(objects).where(in_bucket)
+        ).scalar_one()
+        if wanted is None and not request.search and request.sort is None:
+            query = sa.select(objects).where(in_bucket).order_by(*oldest_first)
+            rows: list[RowMapping] = list(
+                connection.execute(query.limit(page.limit).offset(page.offset)).mappings().all()
+            )
+        else:
+            _refuse_long_scan(wh, total)
+            scan = connection.execute(sa.select(objects).where(in_bucket).order_by(*oldest_first)).mappings()
+            chosen = list(_chosen(scan, wanted, request))
+            total = len(chosen)
+            if request.sort is not None:
+                chosen = listing.ordered(
+                    chosen, request.sort.field, request.sort.direction, id_field="object_id"
+                )
+            ids = [item["object_id"] for item in chosen[page.offset : page.offset + page.limit]]
+            found = {
+                row["object_id"]: row
+                for row in connection.execute(
+                    sa.select(objects).where(objects.c.object_id.in_(ids))
+                ).mappings()
+            }
+            rows = [found[object_id] for object_id in ids]
+    results = [
+        _selected(_answer(wh, row, presigned_urls=bool(request.return_presigned_urls)), request.select)
+        for row in rows
+    ]
+    blob_count = sum(len(row["blobs"]) for row in rows)
+    statuses: dict[str, int] = {}
+    for row in rows:
+        statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+    return ListObjectsResponse(
+        results=results,
+        pagination=listing.stand(wh, page, total, len(rows)),
+        total_count=total,
+        stats=ObjectListStats(
+            total_objects=len(rows),
+            total_blobs=blob_count,
+            avg_blobs_per_object=blob_count / len(rows) if rows else 0.0,
+            objects_by_status=statuses,
+        ),
+    )
+
+
+def _refuse_long_scan(wh: Warehouse, total: int) -> None:
+    limit = wh.settings.max_scan_documents
+    if total > limit:
+        raise BadRequestError(
+            f"The bucket has {total} objects; filters, search and sort read at most {limit} (setting "
+            "max_scan_documents). List without them, or keep such objects in a bucket of their own.",
+            details={"object_count": total, "max_scan_documents": limit},
+        )
+
+
+def _chosen(
+    rows: Iterable[RowMapping], wanted: Filter | None, request: ListObjectsRequest
+) -> Iterator[dict[str, Any]]:
+    """Yield what filters and sorting need of each row that is let through; nothing else is kept in memory."""
+    keep = {"object_id"} if request.sort is None else {"object_id", request.sort.field.split(".")[0]}
+    for row in rows:
+        document = searchable(row)
+        if wanted is not None and not matches(wanted, document):
+            continue
+        if request.search and not listing.contains(
+            {"text": orjson.dumps(document).decode()}, request.search, ("text",), case_sensitive=False
+        ):
+            continue
+        yield {name: value for name, value in document.items() if name in keep}
+
+
+def searchable(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return an object as filters see it: each user field at the root and, where it is nested, in `metadata`."""
+    fields = row["fields"]
+    nested = fields.get("metadata")
+    return {
+        **(nested if isinstance(nested, dict) else {}),
+        **fields,
+        "metadata": {**{k: v for k, v in fields.items() if k != "metadata"}, **(nested or {})},
+        "object_id": row["object_id"],
+        "bucket_id": row["bucket_id"],
+        "key_prefix": row["key_prefix"],
+        "status": row["status"],
+        "created_at": row["created_at"],
+        "updated_at": row["updated_at"],
+    }
+
+
+# --- change, delete ------------------------------------------------------------------------------------
+
+
+def update(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    object_id: str,
+    request: UpdateObjectRequest,
+    *,
+    replace: bool,
+) -> ObjectResponse:
+    """Change the fields that are given; null removes one. Blobs, when given, replace all that it has.
+
+    `metadata` is replaced as a whole with `replace`, else merged. Durable when it returns; its documents
+    follow with the next batch. What a batch under way still makes of the object as it was is dropped.
+    """
+    with wh.db.read() as connection:
+        place = _bucket(connection, principal, namespace, bucket)
+        before = _row(connection, place, object_id)
+    given = request.model_dump(exclude_unset=True, exclude={"key_prefix", "blobs", "skip_duplicates"})
+    fields = {**before["fields"], **given}
+    if not replace and isinstance(given.get("metadata"), dict):
+        fields["metadata"] = {**(before["fields"].get("metadata") or {}), **given["metadata"]}
+    merged = CreateObjectRequest.model_validate(
+        {
+            **{name: value for name, value in fields.items() if value is not None},
+            "key_prefix": request.key_prefix if request.key_prefix is not None else before["key_prefix"],
+        }
+    )
+    merged.blobs = request.blobs
+    schema = BucketSchema.model_validate(place["bucket_schema"])
+    kept = [] if request.blobs is not None else before["blobs"]
+    draft = _draft(wh, schema, merged, kept={blob["property"] for blob in kept})
+    raise_problems(draft.problems)
+    given_properties = {blob.property for blob in draft.blobs}
+    kept = [blob for blob in kept if blob["property"] not in given_properties]
+    stored = [*kept, *_store(wh, place["namespace_id"], draft)]
+    values = {
+        "key_prefix": draft.key_prefix,
+        "fields": draft.fields,
+        "blobs": stored,
+        "size_bytes": _size(stored),
+        "content_hash": _content_hash(draft, stored),
+    }
+    with wh.db.write() as connection:
+        changed = connection.execute(
+            sa.update(objects)
+            .where(
+                objects.c.object_id == before["object_id"],
+                objects.c.version == before["version"],
+            )
+            .values(**values, version=before["version"] + 1, updated_at=now())
+        ).rowcount
+        if not changed:
+            raise ConflictError(
+                f"Object {before['object_id']} was changed by another request meanwhile. Read it and send the "
+                "change again."
+            )
+        row = _row(connection, place, before["object_id"])
+    return _answer(wh, row, texts=True)
+
+
+def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, object_id: str) -> None:
+    """Delete an object and its documents. Durable, and no longer findable, when it returns.
+
+    What a batch under way still makes of it is dropped. Its files stay until the namespace is deleted,
+    because other objects may hold the same content.
+    """
+    seq: int | None = None
+    with wh.db.write() as connection:
+        place = _bucket(connection, principal, namespace, bucket)
+        namespace_id = place["namespace_id"]
+        row = _row(connection, place, object_id)
+        of_object = sa.and_(
+            sources.c.namespace_id == namespace_id, sources.c.source_id == row["object_id"]
+        )
+        documents = [
+            document_id
+            for ids in connection.execute(sa.select(sources.c.document_ids).where(of_object)).scalars()
+            for document_id in ids
+        ]
+        connection.execute(sa.delete(sources).where(of_object))
+        connection.execute(
+            sa.update(batch_rows)
+            .where(
+                batch_rows.c.namespace_id == namespace_id,
+                batch_rows.c.object_id == row["object_id"],
+                batch_rows.c.status == "PENDING",
+            )
+            .values(
+                status="SKIPPED",
+                error_kind="superseded",
+                error_message="The object was deleted.",
+                updated_at=now(),
+            )
+        )
+        connection.execute(sa.delete(objects).where(objects.c.object_id == row["object_id"]))
+        if documents:
+            seq = log.append_edit(connection, namespace_id, deletes=documents)
+    if seq is not None:
+        wh.views.apply(namespace_id, seq)
+
+
+# --- checking ------------------------------------------------------------------------------------------
+
+
+def _draft(
+    wh: Warehouse, schema: BucketSchema, request: CreateObjectRequest, *, kept: set[str] | None = None
+) -> _Draft:
+    """Check a request against its bucket's schema. `kept` are properties whose stored blobs stay."""
+    draft = _Draft(request.key_prefix)
+    _take_fields(draft, schema, request)
+    blobs: list[tuple[Location, CreateBlobRequest]] = [
+        (("body", "blobs", i), blob) for i, blob in enumerate(request.blobs or ())
+    ]
+    if request.blob is not None:
+        named = _named_blob(schema, request.blob, draft.problems)
+        if named is not None:
+            blobs.append((("body", "blob"), named))
+    blobs += _fields_as_blobs(draft, schema, {blob.property for _, blob in blobs})
+    seen: set[str] = set()
+    for location, blob in blobs:
+        if blob.property in seen:
+            draft.problems.append(
+                Problem(
+                    (*location, "property"),
+                    f"{label(location)}: property {quote(blob.property)} is given twice; a property holds one blob. Use "
+                    "a property for each, or an object for each.",
+                    "duplicate_property",
+                )
+            )
+            continue
+        seen.add(blob.property)
+        _take_blob(wh, draft, schema, blob, location)
+    _check_values(draft, schema)
+    _check_required(draft, schema, seen | (kept or set()))
+    return draft
+
+
+def _take_fields(draft: _Draft, schema: BucketSchema, request: CreateObjectRequest) -> None:
+    draft.fields = dict(request.model_extra or {})
+    if request.metadata is not None:
+        draft.fields["metadata"] = dict(request.metadata)
+    taken = buckets.OBJECT_KEYS | PROTECTED_FIELDS
+    for name in list(draft.fields):
+        if name == "metadata":
+            continue
+        if name in taken:
+            draft.problems.append(
+                Problem(
+                    ("body", name),
+                    f"{name} at the root is a field of the system; send yours inside `metadata`.",
+                    "reserved_field",
+                )
+            )
+    try:
+        orjson.dumps(draft.fields)
+    except TypeError as error:
+        draft.problems.append(
+            Problem(("body",), f"The object's fields cannot be stored as JSON: {error}.", "fields_not_storable")
+        )
+        draft.fields = {}
+    for name, declared in schema.properties.items():
+        if declared.type in BLOB_TYPES or declared.default is None:
+            continue
+        if not _has(draft.fields, name):
+            draft.fields[name] = declared.default
+
+
+def _named_blob(schema: BucketSchema, blob: LooseBlob, problems: list[Problem]) -> CreateBlobRequest | None:
+    """Give a blob that names no property the bucket's only one."""
+    candidates = [name for name, declared in schema.properties.items() if declared.type in BLOB_TYPES]
+    if len(candidates) != 1:
+        has = f"several properties that hold blobs ({', '.join(candidates)})" if candidates else "none that holds a blob"
+        problems.append(
+            Problem(
+                ("body", "blob"),
+                f"`blob` names no property, and the bucket has {has}. Send "
+                '"blobs": [{"property": …, "type": …, "data": …}].',
+                "ambiguous_blob",
+                400,
+            )
+        )
+        return None
+    data = blob.data if blob.data is not None else blob.url
+    return CreateBlobRequest(
+        property=candidates[0], data=data, filename=blob.filename, metadata=blob.metadata
+    )
+
+
+def _fields_as_blobs(
+    draft: _Draft, schema: BucketSchema, given: set[str]
+) -> list[tuple[Location, CreateBlobRequest]]:
+    """Take fields that the schema declares as blobs out of the fields: `{"text": "…"}` is as good as a blob."""
+    found: list[tuple[Location, CreateBlobRequest]] = []
+    nested = draft.fields.get("metadata")
+    for name, declared in schema.properties.items():
+        if declared.type not in BLOB_TYPES:
+            continue
+        if draft.fields.get(name) is not None:
+            found.append((("body", name), CreateBlobRequest(property=name, data=draft.fields.pop(name))))
+        elif name not in given and isinstance(nested, dict) and nested.get(name) is not None:
+            value = nested.pop(name)
+            found.append((("body", "metadata", name), CreateBlobRequest(property=name, data=value)))
+    return found
+
+
+def _take_blob(
+    wh: Warehouse, draft: _Draft, schema: BucketSchema, blob: CreateBlobRequest, location: Location
+) -> None:
+    where = label(location)
+    declared = schema.properties.get(blob.property)
+    if declared is None:
+        known = ", ".join(f"{name} ({item.type.value})" for name, item in schema.properties.items()) or "none"
+        draft.problems.append(
+            Problem(
+                (*location, "property"),
+                f"{where}: the bucket has no property {quote(blob.property)}; its properties are: {known}.",
+                "unknown_property",
+            )
+        )
+        return
+    if blob.type is not None and blob.type != declared.type:
+        draft.problems.append(
+            Problem(
+                (*location, "type"),
+                f"{where}: property {quote(blob.property)} is {declared.type.value} in the bucket's schema, not "
+                f"{blob.type.value}. Send type {declared.type.value}, or leave it out.",
+                "type_mismatch",
+            )
+        )
+        return
+    if blob.upload_id is not None:
+        draft.problems.append(
+            Problem(
+                (*location, "upload_id"),
+                f"{where}: uploads are not available in this version. Send the content in `data`, as base64 or as a "
+                "data URI.",
+                "not_available",
+                400,
+            )
+        )
+        return
+    if blob.data is None:
+        draft.problems.append(Problem((*location, "data"), f"{where}.data is required.", "missing"))
+        return
+    if declared.type not in BLOB_TYPES:
+        draft.fields[blob.property] = blob.data
+        return
+    try:
+        decoded = content.decode(
+            blob.data, declared.type.value, max_bytes=wh.settings.max_body_bytes
+        )
+    except content.BadContent as error:
+        status = 400 if error.kind == "url" else 422
+        place = (*location, "data") if location[1] in ("blobs", "blob") else location
+        draft.problems.append(
+            Problem(place, f"{label(place)} {error.message}", f"data_{error.kind}", status)
+        )
+        return
+    metadata = blob.metadata or {}
+    named = blob.filename or metadata.get("filename")
+    draft.blobs.append(
+        _Blob(
+            blob.property,
+            declared.type,
+            decoded.data,
+            decoded.mime_type,
+            _filename(named) if isinstance(named, str) else None,
+            blob.key_prefix,
+            metadata,
+        )
+    )
+
+
+def _filename(name: str) -> str | None:
+    """Return the last part of a path without control characters: it may end up in a header."""
+    last = re.split(r"[\\/]", name)[-1]
+    return "".join(c for c in last if c.isprintable() and c != '"')[:255].strip(" .") or None
+
+
+def _check_values(draft: _Draft, schema: BucketSchema) -> None:
+    """Check fields that the schema names, at the root or in `metadata`, against their types."""
+    nested = draft.fields.get("metadata")
+    places: list[tuple[Location, Mapping[str, Any]]] = [(("body",), draft.fields)]
+    if isinstance(nested, dict):
+        places.append((("body", "metadata"), nested))
+    for location, fields in places:
+        for name, declared in schema.properties.items():
+            if declared.type in BLOB_TYPES or fields.get(name) is None:
+                continue
+            wrong = value_problem(declared, fields[name])
+            if wrong is not None:
+                place = (*location, name)
+                draft.problems.append(Problem(place, f"{label(place)} {wrong}", "type_mismatch"))
+
+
+def _check_required(draft: _Draft, schema: BucketSchema, blobs: set[str]) -> None:
+    for name, declared in schema.properties.items():
+        if not declared.required or name in blobs or _has(draft.fields, name):
+            continue
+        how = (
+            f'"blobs": [{{"property": "{name}", "type": "{declared.type.value}", "data": …}}]'
+            if declared.type in BLOB_TYPES
+            else f"`{name}` at the root or in `metadata`"
+        )
+        draft.problems.append(
+            Problem(
+                ("body", name),
+                f"{name} ({declared.type.value}) is required by the bucket's schema. Send {how}.",
+                "missing",
+            )
+        )
+
+
+def _has(fields: Mapping[str, Any], name: str) -> bool:
+    nested = fields.get("metadata")
+    return fields.get(name) is not None or (isinstance(nested, dict) and nested.get(name) is not None)
+
+
+def value_problem(declared: SchemaField, value: object) -> str | None:
+    """Return what is wrong with `value` for a property, as the end of a sentence; None when nothing is."""
+    wanted = declared.type
+    if not _is_of(wanted, value):
+        return f"must be {_WORDS[wanted]}, not {_shown(value)}."
+    if declared.enum is not None and value not in declared.enum:
+        return f"must be one of {', '.join(quote(item) for item in declared.enum[:20])}, not {_shown(value)}."
+    if isinstance(value, list) and declared.items is not None:
+        for index, item in enumerate(value):
+            wrong = value_problem(declared.items, item)
+            if wrong is not None:
+                return f"[{index}] {wrong}"
+    if isinstance(value, dict) and declared.properties:
+        for name, inner in declared.properties.items():
+            if value.get(name) is None:
+                if inner.required:
+                    return f"needs {quote(name)}."
+                continue
+            wrong = value_problem(inner, value[name])
+            if wrong is not None:
+                return f".{name} {wrong}"
+    return None
+
+
+_WORDS = {
+    FieldType.STRING: "a string",
+    FieldType.NUMBER: "a number",
+    FieldType.INTEGER: "a whole number",
+    FieldType.FLOAT: "a number",
+    FieldType.BOOLEAN: "true or false",
+    FieldType.OBJECT: "an object",
+    FieldType.ARRAY: "a list",
+    FieldType.DATE: "a date such as 2026-01-31",
+    FieldType.DATETIME: "a date and time such as 2026-01-31T12:00:00Z",
+    **dict.fromkeys(BLOB_TYPES, "a string"),
+}
+
+
+def _is_of(wanted: FieldType, value: object) -> bool:
+    if wanted in (FieldType.NUMBER, FieldType.FLOAT):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is FieldType.INTEGER:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if wanted is FieldType.BOOLEAN:
+        return isinstance(value, bool)
+    if wanted is FieldType.OBJECT:
+        return isinstance(value, dict)
+    if wanted is FieldType.ARRAY:
+        return isinstance(value, list)
+    if not isinstance(value, str):
+        return False
+    if wanted in (FieldType.DATE, FieldType.DATETIME):
+        return _is_time(value, whole_days=wanted is FieldType.DATE)
+    return True
+
+
+def _is_time(value: str, *, whole_days: bool) -> bool:
+    try:
+        if whole_days:
+            date.fromisoformat(value)
+        else:
+            datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return quote(value) if isinstance(value, str | int | float) else f"{'an object' if isinstance(value, dict) else 'a list'}"
+
+
+# --- storing, answering --------------------------------------------------------------------------------
+
+
+def _store(wh: Warehouse, namespace_id: str, draft: _Draft) -> list[dict[str, Any]]:
+    """Write the draft's files and return its blobs as the row keeps them. Can be repeated: same bytes, same key."""
+    stored = []
+    for blob in draft.blobs:
+        entry: dict[str, Any] = {
+            "blob_id": new_id("blob"),
+            "property": blob.property,
+            "type": blob.type.value,
+            "key_prefix": blob.key_prefix,
+            "details": {
+                "filename": blob.filename,
+                "size_bytes": len(blob.data),
+                "mime_type": blob.mime_type,
+                "hash": hashlib.sha256(blob.data).hexdigest(),
+            },
+            "metadata": blob.metadata,
+        }
+        if blob.type is FieldType.TEXT and len(blob.data) <= MAX_INLINE_TEXT_BYTES:
+            entry["text"] = blob.data.decode()
+        else:
+            entry["blob_key"] = wh.blobs.put(namespace_id, blob.data)
+        stored.append(entry)
+    return stored
+
+
+def _content_hash(draft: _Draft, stored: Sequence[Mapping[str, Any]]) -> str:
+    """Return the digest of everything that the user gave: two objects with the same one are duplicates."""
+    parts = {
+        "key_prefix": draft.key_prefix,
+        "fields": draft.fields,
+        "blobs": sorted([blob["property"], blob["type"], blob["details"]["hash"]] for blob in stored),
+    }
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _size(blobs: Sequence[Mapping[str, Any]]) -> int:
+    return sum(blob["details"]["size_bytes"] for blob in blobs)
+
+
+def _bucket(connection: Connection, principal: Principal, namespace: str, bucket: str) -> RowMapping:
+    namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+    return buckets.find(connection, namespace_id, bucket)
+
+
+def _row(
+    connection: Connection, bucket: RowMapping, object_id: str, *, made: str | None = None
+) -> RowMapping:
+    row = (
+        connection.execute(
+            sa.select(objects).where(
+                objects.c.object_id == object_id,
+                objects.c.bucket_id == bucket["bucket_id"],
+            )
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None and made is not None:
+        raise ConflictError(
+            f"The object {made} that this Idempotency-Key made has been deleted since. Use a new key to create another."
+        )
+    if row is None:
+        raise NotFoundError("object", object_id)
+    return row
+
+
+def _answer(
+    wh: Warehouse, row: Mapping[Any, Any], *, presigned_urls: bool = False, texts: bool = False
+) -> ObjectResponse:
+    return ObjectResponse.model_validate(
+        {
+            **row["fields"],
+            "object_id": row["object_id"],
+            "bucket_id": row["bucket_id"],
+            "key_prefix": row["key_prefix"],
+            "blobs": [
+                BlobModel(
+                    blob_id=blob["blob_id"],
+                    property=blob["property"],
+                    key_prefix=blob.get("key_prefix"),
+                    type=blob["type"],
+                    properties=blob.get("metadata") or {},
+                    details=blob["details"],
+                    data=blob.get("text") if texts else None,
+                    presigned_url=links.sign(wh, row["namespace_id"], blob["blob_key"])
+                    if presigned_urls and blob.get("blob_key")
+                    else None,
+                )
+                for blob in row["blobs"]
+            ],
+            "status": row["status"],
+            "version": row["version"],
+            "content_hash": row["content_hash"],
+            "created_at": row["created_at"],
+            "updated_at": row["updated_at"],
+        }
+    )
+
+
+def _selected(answer: ObjectResponse, select: Sequence[str] | None) -> ObjectResponse:
+    if not select:
+        return answer
+    wanted = {path.split(".")[0] for path in select}
+    fields = answer.model_dump()
+    own = set(ObjectResponse.model_fields)
+    return ObjectResponse.model_validate(
+        {name: value for name, value in fields.items() if name in own or name in wanted}
+    )

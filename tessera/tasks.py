@@ -1,0 +1,190 @@
+"""Tasks: what goes on in the background. They belong to an organization; a key that is confined to
+namespaces sees those of its namespaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from tessera import listing, namespaces
+from tessera.context import Principal, Warehouse
+from tessera.db.tables import batch_rows, batches, tasks
+from tessera.db.tables import namespaces as namespace_rows
+from tessera.errors import ConflictError, NotFoundError
+from tessera.models.tasks import (
+    FINISHED,
+    GenericDeleteResponse,
+    ListTasksRequest,
+    ListTasksResponse,
+    TaskResponse,
+    TaskStatus,
+    TaskType,
+)
+from tessera.pagination import PageRequest
+
+
+def get(wh: Warehouse, principal: Principal, task_id: str) -> TaskResponse:
+    """Return a task. COMPLETED means that what it was to do is durable, and findable where it made documents."""
+    with wh.db.read() as connection:
+        row = _find(connection, principal, task_id)
+        return answer(connection, row)
+
+
+def list_(
+    wh: Warehouse, principal: Principal, page: PageRequest, request: ListTasksRequest
+) -> ListTasksResponse:
+    """List tasks, the newest first unless sorted otherwise."""
+    with wh.db.read() as connection:
+        mine = tasks.c.organization_id == principal.organization_id
+        if request.status is not None:
+            mine &= tasks.c.status == request.status.value
+        if request.task_type is not None:
+            mine &= tasks.c.task_type == request.task_type
+        visible = _visible(connection, principal)
+        newest_first = (tasks.c.created_at.desc(), tasks.c.task_id)
+        plain = visible is None and not request.filters and not request.search and request.sort is None
+        if plain:
+            total = connection.execute(sa.select(sa.func.count()).select_from(tasks).where(mine)).scalar_one()
+            rows = list(
+                connection.execute(
+                    sa.select(tasks).where(mine).order_by(*newest_first).limit(page.limit).offset(page.offset)
+                ).mappings()
+            )
+        else:
+            found = connection.execute(sa.select(tasks).where(mine).order_by(*newest_first)).mappings()
+            chosen = listing.choose(
+                (row for row in found if _sees(principal, row, visible)),
+                filters=request.filters,
+                search=request.search,
+                search_in=("task_id", "task_type", "error"),
+                sort=(request.sort.field, request.sort.direction) if request.sort else None,
+                id_field="task_id",
+            )
+            total = len(chosen)
+            rows = chosen[page.offset : page.offset + page.limit]
+        results = [answer(connection, row) for row in rows]
+    return ListTasksResponse(
+        results=results, pagination=listing.stand(wh, page, total, len(results)), total_count=total
+    )
+
+
+def delete(wh: Warehouse, principal: Principal, task_id: str) -> GenericDeleteResponse:
+    """Delete a finished task. What it did stays."""
+    with wh.db.write() as connection:
+        row = _find(connection, principal, task_id)
+        if row["status"] not in FINISHED:
+            remedy = (
+                "Cancel its batch first (POST /v1/buckets/<bucket>/batches/<batch>/cancel), or wait until it has ended."
+                if row["task_type"] == TaskType.BUCKETS_BATCHES_PROCESS
+                else "Wait until it has ended."
+            )
+            raise ConflictError(
+                f"Task {task_id} is {row['status']}; only a finished task can be deleted. {remedy}",
+                details={"task_id": task_id, "status": row["status"]},
+            )
+        connection.execute(sa.delete(tasks).where(tasks.c.task_id == task_id))
+    return GenericDeleteResponse(message=f"Task {task_id} was deleted.")
+
+
+def answer(connection: Connection, row: Mapping[Any, Any]) -> TaskResponse:
+    """Return a task as the API shows it; the progress of a batch is counted when it is read."""
+    extra = dict(row["additional_data"] or {})
+    if row["task_type"] == TaskType.BUCKETS_BATCHES_PROCESS and row["inputs"]:
+        extra |= _progress(connection, row, extra)
+    error = row["error"]
+    if error:
+        extra["error"] = error
+    return TaskResponse(
+        task_id=row["task_id"],
+        task_type=row["task_type"],
+        status=TaskStatus(row["status"]),
+        inputs=row["inputs"] or [],
+        outputs=row["outputs"] or [],
+        additional_data=extra,
+        error=error,
+        error_message=error,
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _progress(connection: Connection, task: Mapping[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    batch = (
+        connection.execute(sa.select(batches).where(batches.c.batch_id == task["inputs"][0]))
+        .mappings()
+        .one_or_none()
+    )
+    if batch is None:
+        return {}
+    place = {
+        "batch_id": batch["batch_id"],
+        "bucket_id": batch["bucket_id"],
+        "namespace_id": batch["namespace_id"],
+        "collection_ids": batch["collection_ids"],
+        "object_count": len(batch["object_ids"]),
+        "current_tier": 0,
+        "total_tiers": 1,
+    }
+    if batch["task_id"] != task["task_id"]:
+        # A retry has its own task; what this one did is what it said last.
+        return place
+    counts: dict[str, int] = {
+        status: count
+        for status, count in connection.execute(
+            sa.select(batch_rows.c.status, sa.func.count())
+            .where(batch_rows.c.batch_id == batch["batch_id"])
+            .group_by(batch_rows.c.status)
+        )
+    }
+    total = sum(counts.values())
+    stage = "done" if task["status"] in FINISHED else known.get("stage", "queued")
+    return {
+        **place,
+        "stage": stage,
+        "total": total,
+        "done": total - counts.get("PENDING", 0),
+        "failed": counts.get("FAILED", 0),
+    }
+
+
+def _find(connection: Connection, principal: Principal, task_id: str) -> RowMapping:
+    row = (
+        connection.execute(
+            sa.select(tasks).where(
+                tasks.c.task_id == task_id, tasks.c.organization_id == principal.organization_id
+            )
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None or not _sees(principal, row, _visible(connection, principal)):
+        raise NotFoundError("task", task_id)
+    return row
+
+
+def _sees(principal: Principal, row: RowMapping, visible: set[str] | None) -> bool:
+    if visible is None or row["namespace_id"] in visible:
+        return True
+    # The namespace that a task deletes is no row any more, but whoever could see it may follow its end.
+    gone = row["additional_data"] or {}
+    return row["task_type"] == TaskType.NAMESPACES_DELETE and namespaces.in_scope(
+        principal, str(gone.get("namespace_id")), str(gone.get("namespace_name"))
+    )
+
+
+def _visible(connection: Connection, principal: Principal) -> set[str] | None:
+    """Return the namespaces whose tasks the key may see; None means all, and those of no namespace too."""
+    if namespaces.in_scope(principal, "", ""):
+        return None
+    rows = connection.execute(
+        sa.select(namespace_rows.c.namespace_id, namespace_rows.c.namespace_name).where(
+            namespace_rows.c.organization_id == principal.organization_id
+        )
+    )
+    return {
+        namespace_id for namespace_id, name in rows if namespaces.in_scope(principal, namespace_id, name)
+    }
