@@ -48,7 +48,7 @@ FLUSH_AFTER_S: Final = 1.0
 #: Below this size vectors are searched without a graph, exactly: 100,000 of 384 dimensions are 150 MB.
 INDEXING_THRESHOLD_KB: Final = 200_000
 #: A directory that another process still holds is tried again for this long.
-LOCK_PATIENCE_S: Final = 5.0
+LOCK_PATIENCE_S: Final = 2.0
 #: Exit status after a panic of the engine.
 PANIC_STATUS: Final = 70
 

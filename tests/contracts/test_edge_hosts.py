@@ -1,0 +1,529 @@
+"""What the embedded engine promises about its processes and files: kills, damage, orphans, many views."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tessera import artifact
+from tessera.adapters.qdrant import edge
+from tessera.adapters.qdrant.edge import EdgeVectors
+from tessera.log import State, fold
+from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
+from tessera.ports import (
+    DenseVector,
+    Document,
+    Entry,
+    Hit,
+    Page,
+    Search,
+    View,
+    ViewDamaged,
+    ViewLost,
+)
+
+DIMENSIONS = 8
+ROOT = Path(__file__).parents[2]
+
+
+def index(field_name: str, type: str) -> PayloadIndex:
+    schema = INDEX_PARAMS[IndexType(type)]().model_dump()
+    return PayloadIndex(field_name=field_name, type=IndexType(type), field_schema=schema)
+
+
+def document(number: int, /, **fields: Any) -> Document:
+    document_id = f"doc_{number:032x}"
+    vector = np.random.default_rng(number).standard_normal(DIMENSIONS).astype(np.float32)
+    return Document(document_id, {"document_id": document_id, **fields}, {"text": vector})
+
+
+def view(directory: Path, name: str = "ns_1-1") -> View:
+    return View(name[:-2], name, (DenseVector("text", DIMENSIONS),), str(directory / "views" / name))
+
+
+def host_pids(vectors: EdgeVectors) -> list[int]:
+    return [host.process.pid for host in vectors._slots if host is not None and host.alive]
+
+
+def kill_hosts(vectors: EdgeVectors) -> None:
+    for pid in host_pids(vectors):
+        os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., EdgeVectors]]:
+    """Starts engines over one data directory, and closes them."""
+    started: list[EdgeVectors] = []
+
+    def make(hosts: int = 1, max_open_views: int = 8, **options: Any) -> EdgeVectors:
+        started.append(EdgeVectors(hosts, max_open_views, tmp_path / "run", **options))
+        return started[-1]
+
+    yield make
+    for vectors in started:
+        vectors.close()
+
+
+def assert_equals_fold(vectors: EdgeVectors, where: View, state: State) -> None:
+    """The view holds exactly the documents of `state`, with their payloads and vectors."""
+    found: dict[str, Hit] = {}
+    after = None
+    while True:
+        result = vectors.page(where, Page(500, after=after, with_vectors=True))
+        found |= {hit.document_id: hit for hit in result.hits}
+        if (after := result.next_after) is None:
+            break
+    assert {id: hit.payload for id, hit in found.items()} == {
+        id: stored.payload for id, stored in state.documents.items()
+    }
+    for document_id, stored in state.documents.items():
+        expected = stored.vectors["text"] / np.linalg.norm(stored.vectors["text"])
+        np.testing.assert_allclose(found[document_id].vectors["text"], expected, atol=1e-5)
+    assert vectors.count(where) == len(found)
+
+
+# --- kills ---------------------------------------------------------------------------------------------
+
+
+def random_log(rng: random.Random, directory: Path, length: int) -> list[Entry]:
+    """Edits, artifacts and index changes over few ids, so that most entries hit documents of others."""
+    entries: list[Entry] = []
+
+    def some(count: int) -> tuple[Document, ...]:
+        return tuple(
+            document(rng.randrange(400), k=rng.choice(["A", "b", ["C", "d"], 5]), n=rng.randrange(9))
+            for _ in range(count)
+        )
+
+    for seq in range(1, length + 1):
+        roll = rng.random()
+        gone = tuple(document(rng.randrange(400)).document_id for _ in range(rng.randrange(4)))
+        if roll < 0.1:
+            wanted = rng.sample([index("k", "keyword"), index("n", "integer"), index("k2", "text")], 2)
+            entries.append(Entry(seq, "indexes", indexes=tuple(wanted)))
+        elif roll < 0.25:
+            path = directory / f"{seq}.arrow"
+            artifact.write(path, some(600), {"text": DIMENSIONS})
+            entries.append(Entry(seq, "artifact", deletes=gone, artifact_path=str(path)))
+        else:
+            entries.append(Entry(seq, "edit", upserts=some(rng.randrange(5)), deletes=gone))
+    return entries
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_host_killed_while_it_applies_loses_nothing(
+    start: Callable[..., EdgeVectors], tmp_path: Path, seed: int
+) -> None:
+    """Kill at random moments, open again, apply again from the mark: the view equals a fold of the log."""
+    rng = random.Random(seed)
+    entries = random_log(rng, tmp_path, 160)
+    vectors, where = start(), view(tmp_path)
+    mark, kills, durable = vectors.open(where), 0, 0
+    while mark.seq < len(entries):
+        assert mark.seq >= durable, "what was durable is lost"
+        pid, stop = host_pids(vectors)[0], threading.Event()
+
+        def strike(
+            pid: int = pid, delay: float = rng.uniform(0.0, 0.25), stop: threading.Event = stop
+        ) -> None:
+            if not stop.wait(delay):
+                os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=strike)
+        if kills < 8:
+            killer.start()
+        try:
+            while mark.seq < len(entries):
+                mark = vectors.apply(where, entries[mark.seq : mark.seq + rng.randrange(1, 20)])
+                if rng.random() < 0.3:
+                    mark = vectors.flush(where)
+                    durable = mark.seq
+        except ViewLost:
+            kills += 1
+            mark = vectors.open(where)
+        finally:
+            stop.set()
+            if killer.ident:
+                killer.join()
+    mark = vectors.apply(where, entries[mark.seq :])
+    state = fold(entries)
+    assert mark.document_count == len(state.documents)
+    assert_equals_fold(vectors, where, state)
+    assert {report.field_name for report in vectors.indexes(where)} == {i.field_name for i in state.indexes}
+    vectors.close()
+    again = start()
+    assert again.open(where).seq == len(entries)
+    assert_equals_fold(again, where, state)
+
+
+def test_the_mark_moves_by_itself_and_survives_a_kill(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=(document(1),))])
+    mark_file = Path(where.location, "mark.json")
+    assert json.loads(mark_file.read_bytes())["seq"] == 0
+    wait_until(lambda: json.loads(mark_file.read_bytes())["seq"] == 1, 5)
+    many = [Entry(n, "edit", upserts=(document(n),)) for n in range(2, 61)]
+    vectors.apply(where, many)
+    wait_until(
+        lambda: json.loads(mark_file.read_bytes())["seq"] >= 51, 0.9
+    )  # by number, before the second is over
+    kill_hosts(vectors)
+    with pytest.raises(ViewLost):
+        vectors.apply(where, [Entry(61, "edit")])
+    assert vectors.open(where).seq >= 51
+
+
+def test_a_read_comes_back_when_the_view_does(start: Callable[..., EdgeVectors], tmp_path: Path) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=(document(1), document(2)))])
+    vectors.flush(where)
+    kill_hosts(vectors)
+    assert vectors.count(where) == 2
+    vectors.apply(where, [Entry(2, "edit", deletes=(document(1).document_id,))])
+    kill_hosts(vectors)
+    with pytest.raises(ViewLost):  # the second entry was not durable: who keeps the log must apply it again
+        vectors.count(where)
+    with pytest.raises(ViewLost):
+        vectors.get(where, ["doc_a"])
+    assert vectors.open(where).seq == 1
+    assert vectors.apply(where, [Entry(2, "edit", deletes=(document(1).document_id,))]).document_count == 1
+
+
+def test_readers_of_many_threads_survive_a_kill(start: Callable[..., EdgeVectors], tmp_path: Path) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=tuple(document(n) for n in range(50)))])
+    vectors.flush(where)
+    wrong: list[object] = []
+
+    def read() -> None:
+        try:
+            for n in itertools.islice(itertools.cycle(range(50)), 200):
+                ((hit,),) = vectors.search(where, [Search("text", document(n).vectors["text"], 1)])
+                if hit.document_id != document(n).document_id:
+                    wrong.append(hit)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    kill_hosts(vectors)
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_view_that_was_never_opened_is_lost(start: Callable[..., EdgeVectors], tmp_path: Path) -> None:
+    vectors = start()
+    for call in (vectors.count, vectors.flush, vectors.indexes):
+        with pytest.raises(ViewLost):
+            call(view(tmp_path))
+
+
+# --- damage --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed_view(start: Callable[..., EdgeVectors], tmp_path: Path) -> View:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "indexes", indexes=(index("k", "keyword"),))])
+    vectors.apply(where, [Entry(2, "edit", upserts=tuple(document(n, k=f"value {n}") for n in range(300)))])
+    vectors.close()
+    assert Path(where.location, "checksums.json").exists()
+    return where
+
+
+def _flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x55]))
+
+
+def _big(where: View, pattern: str) -> Path:
+    return max(Path(where.location).rglob(pattern), key=lambda path: path.stat().st_blocks)
+
+
+DAMAGE: dict[str, Callable[[View], None]] = {
+    "a flipped byte in the vectors": lambda v: _flip(_big(v, "chunk_*.mmap"), 100),
+    "a byte in what was a hole": lambda v: _flip(_big(v, "chunk_*.mmap"), 20_000_000),
+    "a flipped byte in the payloads": lambda v: _flip(_big(v, "payload_storage/page_*"), 200),
+    "a file is missing": lambda v: _big(v, "*.mappings").unlink(),
+    "a file too many": lambda v: Path(v.location, "shard", "segments", "x").write_text("x"),
+    "a file is cut": lambda v: os.truncate(_big(v, "*.mappings"), 100),
+    "the shard is missing": lambda v: shutil.rmtree(Path(v.location, "shard")),
+    "the mark is missing": lambda v: Path(v.location, "mark.json").unlink(),
+    "the mark is garbage": lambda v: Path(v.location, "mark.json").write_text("{"),
+    "the mark lies": lambda v: _edit_mark(v, seq=1),
+    "the checksums are garbage": lambda v: Path(v.location, "checksums.json").write_bytes(b"\0\0"),
+}
+
+
+def _edit_mark(where: View, **changes: Any) -> None:
+    path = Path(where.location, "mark.json")
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_of_a_closed_view_is_noticed(
+    closed_view: View, start: Callable[..., EdgeVectors], name: str
+) -> None:
+    """Qdrant Edge answered wrongly, in silence, for 4 of 60 flipped bytes."""
+    DAMAGE[name](closed_view)
+    vectors = start()
+    with pytest.raises(ViewDamaged):
+        vectors.open(closed_view)
+    # Damage stays noticed until someone drops the view, and then it can be made anew.
+    with pytest.raises(ViewDamaged):
+        vectors.open(closed_view)
+    vectors.drop(closed_view)
+    assert vectors.open(closed_view).seq == 0
+
+
+@pytest.mark.parametrize("name", ["the shard is missing", "the mark is missing", "the mark is garbage"])
+def test_damage_after_a_kill_is_noticed(tmp_path: Path, start: Callable[..., EdgeVectors], name: str) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=(document(1),))])
+    vectors.flush(where)
+    kill_hosts(vectors)
+    DAMAGE[name](where)
+    with pytest.raises(ViewDamaged):
+        vectors.count(where)
+
+
+def test_a_directory_removed_under_an_open_view_is_noticed(
+    tmp_path: Path, start: Callable[..., EdgeVectors]
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=(document(1),))])
+    shutil.rmtree(where.location)
+    with pytest.raises(ViewDamaged):
+        vectors.open(where)
+    assert vectors.open(where).seq == 0
+
+
+def test_a_view_is_not_opened_under_another_name_or_with_other_vectors(
+    closed_view: View, start: Callable[..., EdgeVectors]
+) -> None:
+    vectors = start()
+    other = View("ns_2", "ns_2-1", closed_view.vectors, closed_view.location)
+    with pytest.raises(ViewDamaged, match="mark is that of view"):
+        vectors.open(other)
+    with pytest.raises(ViewDamaged, match="other vectors"):
+        vectors.open(View("ns_1", "ns_1-1", (DenseVector("text", 9),), closed_view.location))
+    assert vectors.open(closed_view).document_count == 300
+
+
+def test_a_view_half_made_is_made_again(closed_view: View, start: Callable[..., EdgeVectors]) -> None:
+    """Killed between the mark and the shard's last file: nothing was durable, so it starts over."""
+    shutil.rmtree(Path(closed_view.location, "shard", "segments"))
+    _edit_mark(closed_view, seq=0, document_count=0)
+    Path(closed_view.location, "checksums.json").unlink()
+    assert start().open(closed_view).seq == 0
+
+
+def test_two_crashed_hosts_blame_the_view(tmp_path: Path, start: Callable[..., EdgeVectors]) -> None:
+    vectors, where, neighbour = start(), view(tmp_path), view(tmp_path, "ns_2-1")
+    vectors.open(where)
+    vectors.open(neighbour)
+    for _ in range(2):
+        busy = threading.Thread(target=_ignore_lost, args=(vectors, where))
+        pid = host_pids(vectors)[0]
+        os.kill(pid, signal.SIGSTOP)
+        busy.start()
+        wait_until(lambda: any(host and host.waiting for host in vectors._slots))
+        os.kill(pid, signal.SIGSEGV)
+        os.kill(pid, signal.SIGCONT)
+        busy.join()
+        wait_until(lambda pid=pid: pid not in host_pids(vectors))
+        with_blame = None
+        try:
+            vectors.open(where)
+        except ViewDamaged as damaged:
+            with_blame = damaged
+    assert with_blame is not None
+    assert "crashed" in with_blame.reason
+    vectors.open(neighbour)
+
+
+def _ignore_lost(vectors: EdgeVectors, where: View) -> None:
+    with contextlib.suppress(ViewLost):
+        vectors.apply(where, [Entry(1, "edit")])
+
+
+# --- processes -----------------------------------------------------------------------------------------
+
+
+def test_more_views_than_may_be_open(tmp_path: Path, start: Callable[..., EdgeVectors]) -> None:
+    vectors = start(hosts=2, max_open_views=4)
+    views = [view(tmp_path, f"ns_{n}-1") for n in range(12)]
+    for n, where in enumerate(views):
+        vectors.open(where)
+        vectors.apply(where, [Entry(1, "edit", upserts=tuple(document(m) for m in range(n)))])
+    assert len(host_pids(vectors)) == 2
+    for n, where in reversed(list(enumerate(views))):
+        assert vectors.count(where) == n
+    for n, where in enumerate(views):
+        assert vectors.apply(
+            where, [Entry(2, "edit", deletes=(document(0).document_id,))]
+        ).document_count == max(0, n - 1)
+    closed = [where for where in views if Path(where.location, "checksums.json").exists()]
+    assert len(closed) == 8
+
+
+def test_searches_are_answered_while_a_large_entry_is_applied(
+    tmp_path: Path, start: Callable[..., EdgeVectors]
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    path = tmp_path / "big.arrow"
+    artifact.write(path, [document(n) for n in range(2000)], {"text": DIMENSIONS})
+    entries = [Entry(n, "artifact", artifact_path=str(path)) for n in range(1, 6)]
+    applying = threading.Thread(target=vectors.apply, args=(where, entries))
+    applying.start()
+    during = 0
+    while applying.is_alive():
+        vectors.search(where, [Search("text", document(1).vectors["text"], 1)])
+        during += applying.is_alive()
+    assert during >= 10
+
+
+def test_a_second_server_cannot_open_what_the_first_holds(
+    tmp_path: Path, start: Callable[..., EdgeVectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tessera.errors import QdrantError
+
+    first, where = start(), view(tmp_path)
+    first.open(where)
+    second = EdgeVectors(1, 8, tmp_path / "run-of-another")
+    with pytest.raises(QdrantError, match="held by another process"):
+        second.open(where)
+    second.close()
+    first.close()
+
+
+SERVER = """
+    import sys, time, threading
+    from pathlib import Path
+    from tessera.adapters.qdrant.edge import EdgeVectors
+    from tessera.ports import DenseVector, Document, Entry, View
+
+    directory = Path(sys.argv[1])
+    vectors = EdgeVectors(1, 8, directory / "run")
+    where = View("ns_1", "ns_1-1", (DenseVector("text", 8),), str(directory / "views" / "ns_1-1"))
+
+    def work():
+        vectors.open(where)
+        vectors.apply(where, [Entry(1, "edit", upserts=(Document("doc_a", {"document_id": "doc_a"}),))])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()  # a host outlives the thread that first needed it
+    time.sleep(0.3)
+    vectors.count(where)
+    print(vectors._slots[0].process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def _start_server(directory: Path) -> tuple[subprocess.Popen[str], int]:
+    server = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SERVER), str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert server.stdout is not None
+    return server, int(server.stdout.readline())
+
+
+def _runs(pid: int) -> bool:
+    return edge._process_identity(pid) is not None
+
+
+def test_a_host_dies_with_its_server_and_leaves_the_view(
+    tmp_path: Path, start: Callable[..., EdgeVectors]
+) -> None:
+    server, host = _start_server(tmp_path)
+    assert _runs(host)
+    os.kill(host, signal.SIGINT)  # Ctrl-C reaches hosts as well: the server decides when they end
+    os.kill(host, signal.SIGTERM)
+    time.sleep(0.1)
+    assert _runs(host)
+    server.kill()
+    server.wait()
+    wait_until(lambda: not _runs(host), 2)
+    vectors = start()
+    vectors.open(view(tmp_path))
+    vectors.apply(view(tmp_path), [Entry(1, "edit", upserts=(Document("doc_a", {"document_id": "doc_a"}),))])
+    assert vectors.count(view(tmp_path)) == 1
+
+
+def test_the_next_server_ends_hosts_that_were_left_behind(
+    tmp_path: Path, start: Callable[..., EdgeVectors]
+) -> None:
+    """Where there is no parent-death signal, a host that is busy outlives a killed server."""
+    run = tmp_path / "run"
+    run.mkdir()
+    left_behind = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", edge.HOST_MODULE], start_new_session=True
+    )
+    innocent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    wait_until(lambda: edge._process_identity(left_behind.pid) is not None)
+    edge._record_process(run, left_behind.pid)
+    (run / f"edge-host-{innocent.pid}.json").write_text(json.dumps({"pid": innocent.pid, "started": "1"}))
+    (run / "edge-host-999.json").write_text("garbage")
+    reaper = threading.Thread(target=left_behind.wait)
+    reaper.start()
+    start()
+    reaper.join(5)
+    assert left_behind.poll() == -signal.SIGKILL
+    assert innocent.poll() is None
+    assert list(run.iterdir()) == []
+    innocent.kill()
+    innocent.wait()
+
+
+def test_closing_twice_is_fine_and_nothing_is_left_running(
+    tmp_path: Path, start: Callable[..., EdgeVectors]
+) -> None:
+    vectors, where = start(hosts=2), view(tmp_path)
+    vectors.open(where)
+    (pid,) = host_pids(vectors)
+    vectors.close()
+    vectors.close()
+    assert not _runs(pid)
+    assert list((tmp_path / "run").iterdir()) == []
