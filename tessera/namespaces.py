@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import idempotency, log, names, sealing
+from tessera import idempotency, listing, log, names, sealing
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -39,15 +39,24 @@ from tessera.errors import (
     ForbiddenError,
     NotEnabledError,
     NotFoundError,
+    Problem,
     QdrantError,
     StorageError,
     UnavailableError,
+    ValidationError,
     quote,
 )
+from tessera.filters import Condition, Filter
 from tessera.ids import new_id
 from tessera.models import JsonObject, PayloadIndex
-from tessera.models.namespaces import ComputeTier, NamespaceInfrastructure
+from tessera.models.namespaces import (
+    ComputeTier,
+    ListNamespacesRequest,
+    NamespaceInfrastructure,
+    NamespaceSort,
+)
 from tessera.models.tasks import TaskStatus, TaskType
+from tessera.pagination import PageRequest, paginate
 from tessera.plan import (
     NamespaceChange,
     effective_indexes,
@@ -208,6 +217,139 @@ def get(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
     return answer(wh, row)
 
 
+def list_(
+    wh: Warehouse, principal: Principal, page: PageRequest, request: ListNamespacesRequest
+) -> JsonObject:
+    """List namespaces, the newest first unless sorted otherwise; no view is opened."""
+    sort = request.sorts[0] if request.sorts else request.sort
+    by_time = sort is None or sort.field == "created_at"
+    if by_time and not (request.filters or request.search or principal.scopes):
+        newest_first = sort is None or sort.direction == "desc"
+        rows, total, position = _page_by_time(wh, principal, page, newest_first=newest_first)
+    else:
+        rows, total = _page_of_chosen(wh, principal, page, request, sort)
+        position = None
+    results = [answer(wh, row) for row in rows]
+    return {
+        "results": results,
+        "pagination": paginate(wh, page, total, len(results), position),
+        "total_count": total,
+        "stats": _list_stats(results),
+    }
+
+
+def _page_by_time(
+    wh: Warehouse, principal: Principal, page: PageRequest, *, newest_first: bool
+) -> tuple[Sequence[RowMapping], int, JsonObject | None]:
+    """Read one page straight from the index; a cursor goes on behind the row that it names."""
+    place = sa.tuple_(namespaces.c.created_at, namespaces.c.namespace_id)
+    mine = namespaces.c.organization_id == principal.organization_id
+    order = [c.desc() if newest_first else c.asc() for c in place]
+    wanted = _SHOWN.where(mine).order_by(*order).limit(page.limit)
+    behind = (page.position or {}).get("k")
+    if behind is None:
+        wanted = wanted.offset(page.offset)
+    else:
+        last = sa.tuple_(*(sa.literal(value) for value in behind))
+        wanted = wanted.where(place < last if newest_first else place > last)
+    with wh.db.read() as connection:
+        rows = connection.execute(wanted).mappings().all()
+        total = connection.execute(
+            sa.select(sa.func.count()).select_from(namespaces).where(mine)
+        ).scalar_one()
+    return rows, total, {"k": [rows[-1]["created_at"], rows[-1]["namespace_id"]]} if rows else None
+
+
+#: What lists filter, search and sort by.
+_CHOSEN_BY = (
+    "namespace_id",
+    "namespace_name",
+    "description",
+    "namespace_type",
+    "created_at",
+    "updated_at",
+    "document_count",
+)
+
+
+def _page_of_chosen(
+    wh: Warehouse,
+    principal: Principal,
+    page: PageRequest,
+    request: ListNamespacesRequest,
+    sort: NamespaceSort | None,
+) -> tuple[list[RowMapping], int]:
+    """Look at a few columns of every namespace, then read the rows of the page."""
+    case_sensitive = bool(request.case_sensitive)
+    _check_filter_fields(listing.parse_filters(request.filters, case_sensitive=case_sensitive))
+    with wh.db.read() as connection:
+        every = connection.execute(
+            sa.select(*(namespaces.c[name] for name in _CHOSEN_BY))
+            .where(namespaces.c.organization_id == principal.organization_id)
+            .order_by(namespaces.c.created_at.desc(), namespaces.c.namespace_id.desc())
+        ).mappings()
+        seen = [
+            {**row, "document_count": wh.views.document_count(row["namespace_id"], row["document_count"])}
+            for row in every
+            if in_scope(principal, row["namespace_id"], row["namespace_name"])
+        ]
+        chosen = listing.choose(
+            seen,
+            filters=request.filters,
+            search=request.search,
+            search_in=("namespace_id", "namespace_name", "description"),
+            sort=(sort.field, sort.direction) if sort is not None else None,
+            id_field="namespace_id",
+            case_sensitive=case_sensitive,
+        )
+        ids = [row["namespace_id"] for row in chosen[page.offset : page.offset + page.limit]]
+        rows = {
+            row["namespace_id"]: row
+            for row in connection.execute(_SHOWN.where(namespaces.c.namespace_id.in_(ids))).mappings()
+        }
+    return [rows[namespace_id] for namespace_id in ids], len(chosen)
+
+
+def _check_filter_fields(wanted: Filter | None) -> None:
+    unknown = sorted(set(_fields_of(wanted)) - set(_CHOSEN_BY)) if wanted is not None else []
+    if unknown:
+        raise ValidationError(
+            [
+                Problem(
+                    ("body", "filters", name),
+                    f"filters name {quote(name)}, which namespaces are not filtered by; known are "
+                    f"{', '.join(_CHOSEN_BY)}.",
+                    "unknown_field",
+                )
+                for name in unknown
+            ]
+        )
+
+
+def _fields_of(wanted: Filter) -> Iterator[str]:
+    if isinstance(wanted, Condition):
+        yield wanted.path
+    else:
+        for child in wanted.children:
+            yield from _fields_of(child)
+
+
+def _list_stats(results: Sequence[JsonObject]) -> JsonObject:
+    """Return totals and averages over the namespaces that are shown."""
+    totals = {
+        "feature_extractors": sum(len(item["feature_extractors"]) for item in results),
+        "payload_indexes": sum(len(item["payload_indexes"]) for item in results),
+        "documents": sum(item["document_count"] for item in results),
+        "buckets": sum(item["bucket_count"] for item in results),
+        "collections": sum(item["collection_count"] for item in results),
+        "objects": sum(item["object_count"] for item in results),
+    }
+    count = len(results) or 1
+    return {f"total_{name}": total for name, total in totals.items()} | {
+        f"avg_{name}_per_namespace": total / count for name, total in totals.items()
+    }
+
+
 # --- answering ---------------------------------------------------------------------------------------
 
 
@@ -266,7 +408,7 @@ def _shown_infrastructure(settings: Settings, row: Row) -> JsonObject:
 
 
 def create(
-    wh: Warehouse, principal: Principal, body: JsonObject, *, idempotency_key: str | None = None
+    wh: Warehouse, principal: Principal, body: object, *, idempotency_key: str | None = None
 ) -> JsonObject:
     """Create the namespace that `body` asks for and return it.
 
@@ -363,8 +505,10 @@ def _stored_infrastructure(
     wh: Warehouse, sent: NamespaceInfrastructure | None, before: Mapping[str, Any] | None = None
 ) -> JsonObject:
     """Return the infrastructure as the row keeps it: complete, its key sealed."""
-    infrastructure = sent or NamespaceInfrastructure(qdrant_collection=new_id("ns"))
+    infrastructure = sent or NamespaceInfrastructure()
     stored = infrastructure.model_dump(mode="json", exclude={"qdrant_api_key"})
+    if infrastructure.qdrant_collection is None:
+        stored["qdrant_collection"] = before["qdrant_collection"] if before is not None else new_id("ns")
     if "max_concurrent_jobs" not in infrastructure.model_fields_set:
         stored["max_concurrent_jobs"] = wh.settings.max_concurrent_jobs
     if infrastructure.qdrant_api_key is not None:
@@ -418,7 +562,7 @@ def _refuse_dedicated(stored: JsonObject, of_organization: JsonObject | None) ->
 # --- changing ----------------------------------------------------------------------------------------
 
 
-def patch(wh: Warehouse, principal: Principal, identifier: str, body: JsonObject) -> JsonObject:
+def patch(wh: Warehouse, principal: Principal, identifier: str, body: object) -> JsonObject:
     """Change what `body` names and return the namespace. Repeating it changes nothing more.
 
     When this returns, the change is durable and a changed index set is in force.
@@ -426,12 +570,12 @@ def patch(wh: Warehouse, principal: Principal, identifier: str, body: JsonObject
     return _change(wh, principal, identifier, body, plan_patch)
 
 
-def update(wh: Warehouse, principal: Principal, identifier: str, body: JsonObject) -> JsonObject:
+def update(wh: Warehouse, principal: Principal, identifier: str, body: object) -> JsonObject:
     """Set name and payload indexes (PUT); what `body` leaves out stays. Otherwise as `patch`."""
     return _change(wh, principal, identifier, body, plan_update)
 
 
-def _change(wh: Warehouse, principal: Principal, identifier: str, body: JsonObject, plan: Any) -> JsonObject:
+def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, plan: Any) -> JsonObject:
     with wh.db.read() as connection:
         namespace_id = resolve(connection, principal, identifier)["namespace_id"]
     if plan is plan_patch:

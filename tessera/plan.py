@@ -16,7 +16,8 @@ import orjson
 import pydantic
 
 from tessera import names
-from tessera.errors import Problem, quote, raise_problems
+from tessera.errors import Problem, TesseraError, quote, raise_problems
+from tessera.extractors.base import BadSample
 from tessera.models import INDEX_PARAMS, IndexType, JsonObject, Model, PayloadIndex, PayloadIndexConfig
 from tessera.models.namespaces import (
     BaseFeatureExtractorModel,
@@ -307,6 +308,12 @@ def _plan_extractors(
         if found:
             problems += found
             continue
+        try:
+            outputs = extractor.outputs(params)
+        except (TesseraError, BadSample) as error:
+            # A model that was asked for by its id is not installed; the message names the command.
+            problems.append(Problem((*location, "params"), error.message, "model_not_installed"))
+            continue
         plan.registered.append(
             {
                 "feature_extractor_name": item.feature_extractor_name,
@@ -314,7 +321,6 @@ def _plan_extractors(
                 "params": item.params,
             }
         )
-        outputs = extractor.outputs(params)
         for vector in outputs.vectors:
             plan.vectors[vector.name] = {
                 "name": vector.name,
@@ -480,6 +486,8 @@ def _infrastructure_problems(
     def missing(name: str, reason: str, kind: str = "missing_for_tier") -> None:
         problems.append(Problem((*root, name), f"infrastructure.{name} is required {reason}.", kind))
 
+    if dedicated and infrastructure.qdrant_collection is None:
+        missing("qdrant_collection", f"for compute_tier {tier.value!r}: 3 to 128 characters")
     for name, shape in _URLS.items():
         url = getattr(infrastructure, name)
         if url is None:

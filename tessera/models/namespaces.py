@@ -49,11 +49,17 @@ class NamespaceInfrastructure(Model):
     """On whose Qdrant and Ray a namespace runs.
 
     `shared` uses the organization's infrastructure where that is dedicated, else the server's. A dedicated
-    tier needs `qdrant_url`, `qdrant_api_key` and `ray_head_node_url`; `dedicated_gpu` also `gpu_type` and
-    `gpus_per_worker`. URLs sent with `shared` are kept and shown, never used.
+    tier needs `qdrant_collection`, `qdrant_url`, `qdrant_api_key` and `ray_head_node_url`; `dedicated_gpu`
+    also `gpu_type` and `gpus_per_worker`. URLs sent with `shared` are kept and shown, never used.
     """
 
-    qdrant_collection: str = Field(min_length=3, max_length=128, examples=["ns_dev"])
+    qdrant_collection: str | None = Field(
+        None,
+        min_length=3,
+        max_length=128,
+        description="Generated on the shared tier when absent; required for dedicated tiers.",
+        examples=["ns_dev"],
+    )
     compute_tier: ComputeTier = ComputeTier.SHARED
     ray_cluster_id: str | None = Field(None, pattern=r"^ray_[a-zA-Z0-9_]{3,64}$")
     ray_head_node_url: str | None = Field(
@@ -274,6 +280,7 @@ class ListNamespacesRequest(Model):
 
     filters: JsonObject | None = None
     sort: NamespaceSort | None = None
+    sorts: list[NamespaceSort] | None = Field(None, description="As `sort`; the first one counts.")
     search: str | None = Field(None, max_length=1000)
     case_sensitive: bool | None = False
 
