@@ -311,7 +311,9 @@ def test_damage_of_a_closed_view_is_noticed(
     assert vectors.open(closed_view).seq == 0
 
 
-@pytest.mark.parametrize("name", ["the shard is missing", "the mark is missing", "the mark is garbage"])
+@pytest.mark.parametrize(
+    "name", ["the shard is missing", "the mark is missing", "the mark is garbage", "a file is missing"]
+)
 def test_damage_after_a_kill_is_noticed(tmp_path: Path, start: Callable[..., EdgeVectors], name: str) -> None:
     vectors, where = start(), view(tmp_path)
     vectors.open(where)

@@ -264,13 +264,26 @@ class OpenView:
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
-        _write_durably(self.directory / _MARK, _mark_of(self.live.view, self.live.standing))
+        mark = _mark_of(self.live.view, self.live.standing)
+        _write_durably(self.directory / _MARK, {**mark, "files": _lasting_files(self.directory)})
 
     def close(self) -> None:
         """Flush, close the shard, and note what its files look like, to be checked when it is opened."""
         self.flush()
         self.engine.close()
         _write_durably(self.directory / _CHECKSUMS, _all_checksums(self.directory))
+
+
+def _lasting_files(directory: Path) -> list[str]:
+    """Return the files that only a rebuild takes away: not the write-ahead log, not payload indexes.
+
+    After a kill there are no checksums, and Edge starts over in silence when, say, the mapping of ids is gone.
+    """
+    names = []
+    for parent, directories, files in os.walk(directory / _SHARD / "segments"):
+        directories[:] = [name for name in directories if name != "payload_index"]
+        names += [str(Path(parent, name).relative_to(directory)) for name in files]
+    return sorted(names)
 
 
 def _mark_of(view: View, standing: Standing) -> dict[str, Any]:
@@ -330,6 +343,9 @@ def _read_standing(view: View, directory: Path) -> Standing | None:
         raise ViewDamaged(view.view_id, f"its mark is that of view {stored.get('view_id')!r}")
     if stored.get("vectors") != [[v.name, v.dimensions, v.distance] for v in view.vectors]:
         raise ViewDamaged(view.view_id, "it was made for other vectors")
+    missing = [name for name in stored.get("files", ()) if not (directory / name).exists()]
+    if missing:
+        raise ViewDamaged(view.view_id, f"{len(missing)} of its files are missing: {missing[0]}")
     return standing
 
 
