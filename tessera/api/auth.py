@@ -39,7 +39,8 @@ class Authenticate:
         if scope["type"] == "http" and not is_public(scope["path"]):
             exchange: Exchange = scope["tessera"]
             key = bearer(scope)
-            exchange.key_prefix = key[:13]
+            if key.startswith("sk_"):
+                exchange.key_prefix = key[:13]
             # On SQLite the look-up takes microseconds, a change of thread takes a hundred.
             exchange.principal = (
                 await run_in_threadpool(self.keys.check, key) if self.keys.blocking else self.keys.check(key)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.resources
-from functools import cache
+from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
@@ -15,8 +16,21 @@ from fastapi.routing import APIRoute
 from tessera import __version__
 from tessera.api.auth import is_public
 from tessera.api.routing import Router
+from tessera.api.scope import warehouse
+from tessera.errors import NotFoundError
 
 router = Router(tags=["Docs"])
+
+_TAG_ORDER = (
+    "Namespaces",
+    "Buckets",
+    "Objects",
+    "Collections",
+    "Batches",
+    "Tasks",
+    "Documents",
+    "Retrievers",
+)
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -87,14 +101,15 @@ async def root() -> Response:
 
 
 @router.get("/docs", include_in_schema=False)
-async def docs() -> HTMLResponse:
+async def docs(request: Request) -> HTMLResponse:
     """Show Swagger UI; nothing of it is loaded from elsewhere."""
+    prefix = urlsplit(warehouse(request).base_url).path.rstrip("/")
     return get_swagger_ui_html(
-        openapi_url="openapi.json",
+        openapi_url=f"{prefix}/openapi.json",
         title="Tessera API",
-        swagger_js_url="docs/swagger-ui-bundle.js",
-        swagger_css_url="docs/swagger-ui.css",
-        swagger_favicon_url="docs/favicon.png",
+        swagger_js_url=f"{prefix}/docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{prefix}/docs/swagger-ui.css",
+        swagger_favicon_url=f"{prefix}/docs/favicon.png",
         swagger_ui_parameters={"persistAuthorization": True, "validatorUrl": None},
     )
 
@@ -103,7 +118,7 @@ async def docs() -> HTMLResponse:
 async def asset(name: str) -> Response:
     """Serve a file of Swagger UI."""
     if name not in _ASSETS:
-        raise HTTPException(404)
+        raise NotFoundError("file", name)
     # The package is used for its files only and never imported.
     path = importlib.resources.files("fastapi_offline") / "static" / name
     return FileResponse(
@@ -132,8 +147,10 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         for status, text in _ERRORS.items()
     }
     description["security"] = [{"key": []}]
+    ids = _operation_ids(app)
     for path, operations in description["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
+            operation["operationId"] = ids[path, method]
             if is_public(path):
                 operation["security"] = []
             responses = operation["responses"]
@@ -144,18 +161,21 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     return description
 
 
-def operation_id(route: APIRoute) -> str:
-    """Name an operation after its function: short names for generated clients."""
-    return route.name
-
-
-@cache
-def _tag_order() -> tuple[str, ...]:
-    return ("Namespaces", "Buckets", "Objects", "Collections", "Batches", "Tasks", "Documents", "Retrievers")
+def _operation_ids(app: FastAPI) -> dict[tuple[str, str], str]:
+    """Name each operation after its function, for short names in generated clients; twins get their tag."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
+    times = Counter(route.name for route in routes)
+    return {
+        (route.path_format, method.lower()): route.name
+        if times[route.name] == 1
+        else f"{route.name}_{'_'.join(map(str, route.tags))}".lower().replace(" ", "_")
+        for route in routes
+        for method in route.methods or ()
+    }
 
 
 def _tags(app: FastAPI) -> list[dict[str, str]]:
     found = {str(tag) for route in app.routes if isinstance(route, APIRoute) for tag in route.tags}
     found.discard("Docs")
-    first = [tag for tag in _tag_order() if tag in found]
+    first = [tag for tag in _TAG_ORDER if tag in found]
     return [{"name": tag} for tag in [*first, *sorted(found.difference(first))]]
