@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -182,7 +183,7 @@ def _bounded(
 
 def _whole(value: object) -> int | None:
     if isinstance(value, str):
-        return int(value) if value.lstrip("-").isdecimal() and len(value) < 20 else None
+        return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return int(value) if value == int(value) else None
+    return int(value) if isinstance(value, int) or value.is_integer() else None

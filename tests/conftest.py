@@ -9,9 +9,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.http.processes import Server
 
 QDRANT_URL = os.environ.get("TESSERA_TEST_QDRANT_URL")
 
@@ -41,6 +44,14 @@ def _stay_here(event: str, arguments: tuple[object, ...]) -> None:
 
 
 sys.addaudithook(_stay_here)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server on an empty data directory, shared by the whole run."""
+    server = Server.start(tmp_path_factory.mktemp("server") / "data")
+    yield server
+    assert server.stop() == 0, server.log[-2000:]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
