@@ -17,7 +17,25 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from tessera.errors import BadSample
+from tessera.inference import Models
 from tessera.models import PayloadIndex
+
+__all__ = [
+    "VERSIONS",
+    "BadSample",
+    "Extractor",
+    "Feature",
+    "FieldOutput",
+    "Input",
+    "Outputs",
+    "Params",
+    "Sample",
+    "VectorOutput",
+]
+
+#: Under which versions a built-in is registered: two spellings of one implementation and vector space.
+VERSIONS = ("v1", "1.0.0")
 
 
 class Params(BaseModel):
@@ -33,7 +51,8 @@ class VectorOutput:
     `name` is the vector's name in the collection (``text_extractor_v1_embedding``), `inference_name`
     the vendor's name in feature URIs, `model_id` what really runs (``all-MiniLM-L6-v2``).
     `query_inputs` are the kinds of query that this vector space can embed: ``text``, ``image``.
-    `aliases` are further spellings of the output in a feature URI.
+    `aliases` are further spellings of the output in a feature URI, `purpose` is what it is searched for:
+    ``text``, ``image``, ``multimodal`` ….
     """
 
     name: str
@@ -44,6 +63,7 @@ class VectorOutput:
     query_inputs: tuple[str, ...] = ("text",)
     aliases: tuple[str, ...] = ()
     distance: str = "cosine"
+    purpose: str = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,41 +115,45 @@ class Feature:
     files: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class BadSample(Exception):
-    """This sample cannot be extracted; the others of its batch can.
-
-    `kind` is one of ``unreadable``, ``unsupported``, ``too_large``, ``model_missing``, ``limit``.
-    """
-
-    kind: str
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
-
-
 class Extractor(ABC):
-    """Base of every extractor. Instances hold no state but loaded models.
+    """Base of every extractor. Instances hold no state but the models of this process.
 
     `inputs` maps each input name to the bucket property types it accepts. `positions` names the
     payload fields that make a document's position.
     """
 
     name: ClassVar[str]
+    versions: ClassVar[tuple[str, ...]] = VERSIONS
     #: Further names under which the same implementation and the same vector space are registered.
     also_named: ClassVar[tuple[str, ...]] = ()
     description: ClassVar[str]
     icon: ClassVar[str] = "box"
+    #: Where a catalogue shows it: ``text``, ``image``, ``multimodal``, ``utility`` …
+    category: ClassVar[str] = "general"
     inputs: ClassVar[Mapping[str, tuple[str, ...]]]
     positions: ClassVar[tuple[str, ...]] = ()
     max_inputs: ClassVar[Mapping[str, int]] = {}
     cost_tier: ClassVar[int] = 1
     Params: ClassVar[type[Params]] = Params
 
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
     @abstractmethod
     def outputs(self, params: Any) -> Outputs:
-        """Return what `extract` will write with these parameters. Pure; no model is loaded."""
+        """Return what `extract` will write with these parameters. No model is loaded.
+
+        Which models are chosen may depend on what is installed; `pinned` takes that choice out.
+        Raises `BadSample` with kind ``model_missing`` when `params` insist on one that is not there.
+        """
+
+    def pinned(self, params: Any, running: Mapping[str, str]) -> Any:
+        """Return `params` that run the models of `running` (model id by vector name), whatever is installed now.
+
+        A namespace chooses its models when it is made; what is installed later must not mix a second
+        vector space into it.
+        """
+        return params
 
     @abstractmethod
     def extract(self, samples: Sequence[Sample], params: Any) -> Iterator[Iterable[Feature] | BadSample]:
