@@ -17,7 +17,7 @@ from tessera import artifact
 from tessera.blobs import Blobs
 from tessera.db.engine import now
 from tessera.errors import TesseraError
-from tessera.extractors.base import BadSample, Feature, Input, Sample
+from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
 from tessera.ids import document_id
 from tessera.log import check_documents
 from tessera.ports import DenseVector, Document
@@ -60,6 +60,8 @@ class ChunkJob:
     blobs_root: str
     models_dir: str
     offline: bool = False
+    #: Model id by vector name, as the namespace chose when it was made.
+    running: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,9 @@ _process = _Process()
 def run_chunk(job: ChunkJob) -> ChunkResult:
     """Extract every row of `job`, write the artifacts, and say for each row what became of it."""
     registry = _registry(job)
-    extractor = registry.extractor(job.extractor_name, job.extractor_version)
-    params = extractor.Params.model_validate(job.params)
+    extractor, params = configured(
+        registry, job.extractor_name, job.extractor_version, job.params, job.running
+    )
     blobs = Blobs(Path(job.blobs_root))
     samples = [_sample(row, blobs) for row in job.rows]
     results: list[RowResult] = []
@@ -120,6 +123,14 @@ def run_chunk(job: ChunkJob) -> ChunkResult:
             results.append(RowResult(row.object_id, tuple(document.document_id for document in made)))
     keys = _write(job, blobs, documents)
     return ChunkResult(tuple(results), keys, len(documents))
+
+
+def configured(
+    registry: Registry, name: str, version: str, params: Mapping[str, Any], running: Mapping[str, str]
+) -> tuple[Extractor, Any]:
+    """Return an extractor and its parameters, held to the models that its namespace runs (`running`)."""
+    extractor = registry.extractor(name, version)
+    return extractor, extractor.pinned(extractor.Params.model_validate(params), running)
 
 
 def write_documents(

@@ -39,6 +39,7 @@ from tessera.extraction import (
     ChunkRow,
     InputRef,
     RowResult,
+    configured,
     run_chunk,
     write_documents,
 )
@@ -68,6 +69,9 @@ class _Attempt:
     task_id: str | None
     collection_ids: tuple[str, ...]
     vectors: tuple[DenseVector, ...]
+    #: What the namespace fixed when it was made: parameters by extractor name, model id by vector name.
+    locked: Mapping[str, Mapping[str, Any]]
+    running: Mapping[str, str]
 
 
 def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
@@ -124,7 +128,12 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
         if row is None:
             return None
         place = connection.execute(
-            sa.select(namespaces.c.vectors, organizations.c.internal_id)
+            sa.select(
+                namespaces.c.vectors,
+                namespaces.c.feature_extractors,
+                namespaces.c.vector_inference_map,
+                organizations.c.internal_id,
+            )
             .join(organizations, organizations.c.organization_id == namespaces.c.organization_id)
             .where(namespaces.c.namespace_id == row["namespace_id"])
         ).one()
@@ -143,6 +152,8 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
         row["task_id"],
         tuple(row["collection_ids"]),
         tuple(DenseVector(**vector) for vector in place.vectors),
+        {entry["feature_extractor_name"]: entry.get("params") or {} for entry in place.feature_extractors},
+        place.vector_inference_map,
     )
     if attempt.number > 1:
         _sweep(wh, attempt)
@@ -176,14 +187,15 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
     if collection is None:
         _close_rows(wh, attempt, collection_id, "SKIPPED", "superseded", "The collection was deleted.")
         return
-    jobs = _jobs(wh, attempt, collection)
+    plan_hash = _plan_hash(wh, attempt, collection)
+    jobs = _jobs(wh, attempt, collection, plan_hash)
     again: list[ChunkJob] = []
     for chunk, outcome in _map(wh, jobs):
         if isinstance(outcome, Failed) and len(chunk.rows) > 1:
             # One row took its neighbours down: each goes again alone, so that only the culprit fails.
             again.extend(_alone(chunk))
         else:
-            _commit(wh, attempt, chunk, _settled(chunk, outcome))
+            _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
         if stop.is_set():
             return
     for tries_left in range(wh.settings.row_attempts - 1, -1, -1):
@@ -192,7 +204,7 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
             if isinstance(outcome, Failed) and outcome.retryable and tries_left:
                 retry.append(chunk)
             else:
-                _commit(wh, attempt, chunk, _settled(chunk, outcome))
+                _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
             if stop.is_set():
                 return
         again = retry
@@ -222,10 +234,9 @@ def _settled(chunk: ChunkJob, outcome: ChunkResult | Failed) -> ChunkResult:
 # --- planning ----------------------------------------------------------------------------------------
 
 
-def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> list[ChunkJob]:
+def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping, plan_hash: str) -> list[ChunkJob]:
     """Cut the collection's pending rows into chunks; rows whose source did not change are closed at once."""
     extractor = collection["feature_extractor"]
-    plan_hash = _plan_hash(wh, collection)
     chunks: list[ChunkJob] = []
     rows: list[ChunkRow] = []
     size = 0
@@ -241,7 +252,8 @@ def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> list[Chun
                     collection_id=collection["collection_id"],
                     extractor_name=extractor["feature_extractor_name"],
                     extractor_version=extractor["version"],
-                    params={**(extractor.get("params") or {}), **(extractor.get("parameters") or {})},
+                    params=_params(attempt, extractor),
+                    running=attempt.running,
                     vectors=attempt.vectors,
                     rows=tuple(rows),
                     artifact_key=f"{attempt.namespace_id}/artifacts/{name}",
@@ -304,11 +316,25 @@ def input_hash(row: ChunkRow) -> str:
     )
 
 
-def _plan_hash(wh: Warehouse, collection: RowMapping) -> str:
+def _params(attempt: _Attempt, extractor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the collection's parameters; what the namespace locked wins, because it decides the vectors."""
+    return {
+        **(extractor.get("params") or {}),
+        **(extractor.get("parameters") or {}),
+        **attempt.locked.get(extractor["feature_extractor_name"], {}),
+    }
+
+
+def _plan_hash(wh: Warehouse, attempt: _Attempt, collection: RowMapping) -> str:
+    """Return the digest of everything of a collection that decides what documents it makes of a source."""
     extractor = collection["feature_extractor"]
-    implementation = wh.registry.extractor(extractor["feature_extractor_name"], extractor["version"])
-    given = {**(extractor.get("params") or {}), **(extractor.get("parameters") or {})}
-    params = implementation.Params.model_validate(given)
+    implementation, params = configured(
+        wh.registry,
+        extractor["feature_extractor_name"],
+        extractor["version"],
+        _params(attempt, extractor),
+        attempt.running,
+    )
     outputs = implementation.outputs(params)
     return _digest(
         {
@@ -445,11 +471,9 @@ def _set(payload: dict[str, Any], path: str, value: Any) -> None:
 # --- committing --------------------------------------------------------------------------------------
 
 
-def _commit(wh: Warehouse, attempt: _Attempt, chunk: ChunkJob, result: ChunkResult) -> None:
+def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, result: ChunkResult) -> None:
     """Append what a chunk brought and record its rows, in one transaction; then make it findable."""
     rows = {row.object_id: row for row in chunk.rows}
-    with wh.db.read() as connection:
-        plan_hash = _plan_hash_of(wh, connection, chunk.collection_id)
     for _ in range(5):
         with wh.db.write() as connection:
             late = _check(connection, attempt, chunk)
@@ -631,15 +655,6 @@ def _close_unchanged(wh: Warehouse, attempt: _Attempt, collection_id: str, objec
             [{"b_object_id": o, "b_documents": known.get(o, 0)} for o in object_ids],
         )
         _record_progress(connection, attempt, "extract")
-
-
-def _plan_hash_of(wh: Warehouse, connection: Connection, collection_id: str) -> str:
-    collection = (
-        connection.execute(sa.select(collections).where(collections.c.collection_id == collection_id))
-        .mappings()
-        .one_or_none()
-    )
-    return _plan_hash(wh, collection) if collection is not None else ""
 
 
 def _counts(connection: Connection, batch_id: str) -> dict[str, int]:

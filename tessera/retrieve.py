@@ -33,6 +33,7 @@ from tessera.errors import (
     quote,
     raise_problems,
 )
+from tessera.extraction import configured
 from tessera.extractors.base import BadSample
 from tessera.filters import And, Condition, Filter, parse
 from tessera.ids import new_id
@@ -678,8 +679,13 @@ def _features(wh: Warehouse, place: RowMapping) -> list[tuple[str, Any, Any]]:
     """Return (URI, vector output, extractor) for every vector of the namespace."""
     found = []
     for entry in place["feature_extractors"]:
-        extractor = wh.registry.extractor(entry["feature_extractor_name"], entry["version"])
-        params = extractor.Params.model_validate(entry.get("params") or {})
+        extractor, params = configured(
+            wh.registry,
+            entry["feature_extractor_name"],
+            entry["version"],
+            entry.get("params") or {},
+            place["vector_inference_map"],
+        )
         for vector in extractor.outputs(params).vectors:
             uri = f"mixpeek://{entry['feature_extractor_name']}@{entry['version']}/{vector.inference_name}"
             found.append((uri, vector, extractor))
