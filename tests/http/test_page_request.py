@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.http.processes import Server
 from tests.media import RED, video
 
 #: The body of the page's curl command.
@@ -62,9 +62,9 @@ ANSWER = {
 
 
 @pytest.fixture(scope="module")
-def http(server: Any) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {server.api_key}", "Content-Type": "application/json"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+def http(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        client.headers["Content-Type"] = "application/json"
         yield client
 
 
@@ -141,7 +141,7 @@ TITLES = {
 
 
 @pytest.fixture(scope="module")
-def collection_id(http: httpx.Client, namespace: dict[str, Any]) -> str:
+def collection_id(server: Server, http: httpx.Client, namespace: dict[str, Any]) -> str:
     """A collection with one document for each of TITLES."""
     scope = {"X-Namespace": namespace["namespace_id"]}
 
@@ -182,14 +182,7 @@ def collection_id(http: httpx.Client, namespace: dict[str, Any]) -> str:
     ]
     batch = post(f"/v1/buckets/{bucket_id}/batches", {"object_ids": object_ids})
     task_id = post(f"/v1/buckets/{bucket_id}/batches/{batch['batch_id']}/submit", {})["task_id"]
-    deadline = time.monotonic() + 90
-    while (task := http.get(f"/v1/tasks/{task_id}").json())["status"] in {
-        "PENDING",
-        "IN_PROGRESS",
-        "PROCESSING",
-    }:
-        assert time.monotonic() < deadline, task
-        time.sleep(0.1)
+    task = server.wait_for_task(task_id, timeout_s=90)
     assert task["status"] == "COMPLETED", task
     return collection["collection_id"]
 

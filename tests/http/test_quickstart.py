@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.http.processes import Server
 from tests.media import BLUE, GREEN, RED, picture, video
 
 TEXT = "Lightweight wireless headphones with active noise cancellation."
@@ -18,14 +17,10 @@ QUESTION = "wireless headphones with noise cancelling"
 
 
 class Api:
-    """The four lines of HTTP that the quickstart's reader would write; every answer must be a 200."""
+    """The few lines of HTTP that the quickstart's reader would write; every answer must be a 200."""
 
-    def __init__(self, server: Any) -> None:
-        self.http = httpx.Client(
-            base_url=server.url,
-            headers={"Authorization": f"Bearer {server.api_key}", "Content-Type": "application/json"},
-            timeout=60,
-        )
+    def __init__(self, server: Server, http: httpx.Client) -> None:
+        self.server, self.http = server, http
 
     def send(self, method: str, path: str, body: Any = None) -> Any:
         answer = self.http.request(method, path, json=body)
@@ -38,23 +33,19 @@ class Api:
     def get(self, path: str) -> Any:
         return self.send("GET", path)
 
-    def wait(self, task_id: str, timeout_s: float = 90) -> Any:
-        deadline = time.monotonic() + timeout_s
-        while (task := self.get(f"/v1/tasks/{task_id}"))["status"] in {
-            "PENDING",
-            "IN_PROGRESS",
-            "PROCESSING",
-        }:
-            assert time.monotonic() < deadline, task
-            time.sleep(0.1)
-        return task
+    def process(self, bucket_id: str, object_ids: list[str]) -> None:
+        """Steps 5 and 6: make a batch, submit it, and look at its task until it is done."""
+        batch = self.post(f"/v1/buckets/{bucket_id}/batches", {"object_ids": object_ids})
+        task = self.post(
+            f"/v1/buckets/{bucket_id}/batches/{batch['batch_id']}/submit",
+            {"include_processing_history": True},
+        )
+        assert self.server.wait_for_task(task["task_id"], timeout_s=90)["status"] == "COMPLETED"
 
 
 @pytest.fixture
-def api(server: Any) -> Iterator[Api]:
-    api = Api(server)
-    with api.http:
-        yield api
+def api(server: Server, client: httpx.Client) -> Api:
+    return Api(server, client)
 
 
 def unique(name: str) -> str:
@@ -108,11 +99,7 @@ def test_the_quickstart_works_as_written(api: Api, scoped_by: str) -> None:
             "blobs": [{"property": "product_text", "type": "text", "data": TEXT}],
         },
     )
-    batch = api.post(f"/v1/buckets/{bucket_id}/batches", {"object_ids": [item["object_id"]]})
-    task = api.post(
-        f"/v1/buckets/{bucket_id}/batches/{batch['batch_id']}/submit", {"include_processing_history": True}
-    )
-    assert api.wait(task["task_id"])["status"] == "COMPLETED"
+    api.process(bucket_id, [item["object_id"]])
 
     found = api.post(
         f"/v1/collections/{collection_id}/documents/list",
@@ -212,9 +199,7 @@ def test_the_pages_namespace_takes_a_video(api: Api) -> None:
         )["object_id"]
         for data in (f"data:video/mp4;base64,{clip}", clip)
     ]
-    batch = api.post(f"/v1/buckets/{bucket['bucket_id']}/batches", {"object_ids": objects[:1]})
-    task = api.post(f"/v1/buckets/{bucket['bucket_id']}/batches/{batch['batch_id']}/submit", {})
-    assert api.wait(task["task_id"])["status"] == "COMPLETED"
+    api.process(bucket["bucket_id"], objects[:1])
 
     path = f"/v1/collections/{collection['collection_id']}/documents/list"
     documents = api.post(path, {})["results"]
@@ -255,7 +240,5 @@ def test_the_pages_namespace_takes_a_video(api: Api) -> None:
         assert answer["documents"][0]["start_time"] == 4, uri
 
     # The same file again, as plain base64, gives the other object its own documents.
-    batch = api.post(f"/v1/buckets/{bucket['bucket_id']}/batches", {"object_ids": objects[1:]})
-    task = api.post(f"/v1/buckets/{bucket['bucket_id']}/batches/{batch['batch_id']}/submit", {})
-    assert api.wait(task["task_id"])["status"] == "COMPLETED"
+    api.process(bucket["bucket_id"], objects[1:])
     assert len(api.post(path, {"limit": 100})["results"]) == 6

@@ -14,10 +14,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.http.processes import Server
 from tests.media import BLUE, GREEN, RED, picture, video
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_scenarios(client: str, file: str, server: Any, media: Path) -> dict[str, Outcome]:
+def run_scenarios(client: str, file: str, server: Server, media: Path) -> dict[str, Outcome]:
     """Run every scenario of `file` with the client `client` alone on the path (no site-packages)."""
     package = ROOT / ".sdk" / client
     if not (package / "mixpeek").is_dir():
@@ -97,7 +97,7 @@ def _runs() -> dict[tuple[str, str], dict[str, Outcome]]:
 @pytest.fixture
 def outcome(
     request: pytest.FixtureRequest,
-    server: Any,
+    server: Server,
     media: Path,
     _runs: dict[tuple[str, str], dict[str, Outcome]],
 ) -> Outcome:

@@ -406,7 +406,7 @@ def scenario_errors_are_typed() -> None:
 def scenario_keys() -> None:
     organization = api(mixpeek.OrganizationsApi).get_organization()
     assert type(organization) is m.OrganizationModelResponse
-    email = organization.users[0]["email"]
+    email = api(mixpeek.OrganizationUsersApi).list_users_organizations()["results"][0]["email"]
     keys = api(mixpeek.OrganizationAPIKeysApi)
     created = create_namespace()
     name = unique("reader")
