@@ -159,6 +159,10 @@ _BY_ID = namespaces.c.namespace_id == sa.bindparam("identifier")
 _BY_NAME = namespaces.c.namespace_name == sa.bindparam("identifier")
 _ROW_BY_ID, _ROW_BY_NAME = (sa.select(namespaces).where(_MINE, by) for by in (_BY_ID, _BY_NAME))
 _LOCKED_BY_ID, _LOCKED_BY_NAME = (row.with_for_update() for row in (_ROW_BY_ID, _ROW_BY_NAME))
+_INSERT = namespaces.insert()
+_OF_ORGANIZATION = sa.select(organizations.c.infrastructure).where(
+    organizations.c.organization_id == sa.bindparam("organization_id")
+)
 _SHOWN_BY_ID, _SHOWN_BY_NAME = (_SHOWN.where(_MINE, by) for by in (_BY_ID, _BY_NAME))
 
 
@@ -455,11 +459,9 @@ def create(
             first = idempotency.claim(connection, once, namespace_id) if once is not None else None
             if first is None:
                 of_organization = connection.execute(
-                    sa.select(organizations.c.infrastructure).where(
-                        organizations.c.organization_id == principal.organization_id
-                    )
+                    _OF_ORGANIZATION, {"organization_id": principal.organization_id}
                 ).scalar()
-                connection.execute(namespaces.insert(), row)
+                connection.execute(_INSERT, row)
                 # Inside the transaction, so that a name that is taken is told before what this version lacks.
                 _refuse_dedicated(row["infrastructure"], of_organization)
                 log.append_indexes(connection, namespace_id, plan.indexes)

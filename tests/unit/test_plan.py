@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from pydantic import Field
 
 from tessera.errors import (
     AlreadyExistsError,
@@ -16,7 +14,6 @@ from tessera.errors import (
     ValidationError,
     raise_problems,
 )
-from tessera.extractors.base import BadSample, Extractor, Outputs, Params, VectorOutput
 from tessera.models import IndexType, PayloadIndex
 from tessera.models.namespaces import NamespaceInfrastructure
 from tessera.plan import (
@@ -28,86 +25,12 @@ from tessera.plan import (
     plan_patch,
     plan_update,
 )
+from tests.toys import Toys, index
 
 SYSTEM_NAMES = [index.field_name for index in SYSTEM_INDEXES]
 
 
-# --- a registry of three small extractors -------------------------------------------------------------
-
-
-class WordParams(Params):
-    size: int = Field(4, ge=1, le=64)
-    model: str | None = None
-
-
-class Words(Extractor):
-    """A vector whose size is a parameter, and an index on the field that it writes."""
-
-    name = "word_extractor"
-    also_named = ("multiword_extractor",)
-    description = "Counts words."
-    inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"text": ("text",)}
-    Params = WordParams
-
-    def outputs(self, params: WordParams) -> Outputs:
-        if params.model == "huge":
-            raise BadSample("model_missing", "Model 'huge' is not installed; run `tessera models pull huge`.")
-        return Outputs(
-            vectors=(
-                VectorOutput(
-                    "word_extractor_v1_embedding", params.size, "words_v1", "counter", "Counts of words."
-                ),
-            ),
-            indexes=(_index("language", IndexType.KEYWORD), _index("start_time", IndexType.FLOAT)),
-        )
-
-    def extract(self, samples: Sequence[Any], params: Any) -> Iterator[Any]:
-        yield from ()
-
-
-class Nothing(Extractor):
-    """No vectors, no indexes."""
-
-    name = "pass_extractor"
-    description = "Copies fields."
-    inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"content": ("text", "image")}
-
-    def outputs(self, params: Params) -> Outputs:
-        return Outputs()
-
-    def extract(self, samples: Sequence[Any], params: Any) -> Iterator[Any]:
-        yield from ()
-
-
-def _index(name: str, kind: IndexType) -> PayloadIndex:
-    schema: dict[str, Any] = {"type": kind.value}
-    if kind == IndexType.KEYWORD:
-        schema["is_tenant"] = False
-    return PayloadIndex(field_name=name, type=kind, field_schema=schema)
-
-
-class ToyRegistry:
-    """The part of `tessera.registry.Registry` that planning uses."""
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, Extractor] = {}
-        models: Any = None  # none of them runs one
-        for extractor in (Words(models), Nothing(models)):
-            for name in (extractor.name, *extractor.also_named):
-                self._by_name[name] = extractor
-
-    def extractor_names(self) -> list[str]:
-        return sorted(self._by_name)
-
-    def versions(self, name: str) -> tuple[str, ...]:
-        return ("v1", "1.0.0") if name in self._by_name else ()
-
-    def extractor(self, name: str, version: str) -> Extractor:
-        assert version in self.versions(name)
-        return self._by_name[name]
-
-
-REGISTRY: Any = ToyRegistry()
+REGISTRY: Any = Toys()
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -431,7 +354,7 @@ def test_field_names_that_are_taken(name: str) -> None:
     assert plan(payload_indexes=[{"field_name": name, "type": "keyword"}]).user_indexes[0].field_name == name
 
 
-def test_one_field_has_one_index() -> None:
+def test_one_field_has_oneindex() -> None:
     (problem,) = problems(
         request(payload_indexes=[{"field_name": "a", "type": "text"}, {"field_name": "a", "type": "keyword"}])
     )
@@ -451,7 +374,7 @@ def test_protected_fields_are_a_400(name: str, flag: bool) -> None:
     assert entry["location"] == ["body", "payload_indexes", 0, "field_name"]
 
 
-def test_a_user_cannot_protect_an_index() -> None:
+def test_a_user_cannot_protect_anindex() -> None:
     made = plan(payload_indexes=[{"field_name": "a", "type": "keyword", "is_protected": True}])
     assert made.user_indexes[0].is_protected is False
 
@@ -793,7 +716,7 @@ def test_an_omitted_key_stands_for_the_stored_one_while_the_url_is_the_same() ->
 
 
 def test_the_index_in_force_is_the_users_where_both_name_a_field() -> None:
-    added = (_index("a", IndexType.KEYWORD), _index("b", IndexType.FLOAT))
+    added = (index("a", IndexType.KEYWORD), index("b", IndexType.FLOAT))
     assert effective_indexes((A_TEXT,), added) == (A_TEXT, added[1])
     assert effective_indexes((), added) == added
 
