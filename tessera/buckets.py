@@ -66,7 +66,9 @@ _PROPERTY = re.compile(r"[^.\[\]$\x00-\x1f\x7f][^.\[\]\x00-\x1f\x7f]{0,99}")
 Location = tuple[str | int, ...]
 
 
-def create(wh: Warehouse, principal: Principal, namespace: str, request: BucketCreateRequest) -> BucketResponse:
+def create(
+    wh: Warehouse, principal: Principal, namespace: str, request: BucketCreateRequest
+) -> BucketResponse:
     """Create a bucket. Durable when it returns; a taken name is a 409, so a repeated call makes no second one."""
     at = now()
     name = names.clean(request.bucket_name)
@@ -132,7 +134,9 @@ def list_(
         shown, pagination = listing.cut(wh, page, chosen)
         ids = [row["bucket_id"] for row in shown]
         counts, runs = _counts(connection, ids), _batch_counts(connection, ids)
-    results = [_answer(row, counts.get(row["bucket_id"], {}), runs.get(row["bucket_id"], {})) for row in shown]
+    results = [
+        _answer(row, counts.get(row["bucket_id"], {}), runs.get(row["bucket_id"], {})) for row in shown
+    ]
     total_objects = sum(result.object_count for result in results)
     total_bytes = sum(result.total_size_bytes for result in results)
     return ListBucketsResponse(
@@ -205,7 +209,11 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             raise ConflictError(
                 f"Bucket {quote(row['bucket_name'])} is read by {len(readers)} collection(s): {shown}{more}. Delete "
                 "them first (DELETE /v1/collections/<id>); their documents go with them.",
-                details={"resource": "bucket", "id": bucket_id, "read_by": [r["collection_id"] for r in readers[:100]]},
+                details={
+                    "resource": "bucket",
+                    "id": bucket_id,
+                    "read_by": [r["collection_id"] for r in readers[:100]],
+                },
             )
         count = connection.execute(
             sa.select(sa.func.count()).select_from(objects).where(objects.c.bucket_id == bucket_id)
@@ -314,8 +322,9 @@ def _schema_problems(schema: BucketSchema, location: Location) -> list[Problem]:
             problems.append(
                 Problem(
                     place,
-                    f"Property {quote(name)} cannot be named so: 1 to 100 characters without dots, brackets and control "
-                    "characters, not beginning with a dollar sign, are allowed (dots separate the parts of a path).",
+                    f"Property {quote(name)} cannot be named so: 1 to 100 characters without dots, brackets and "
+                    "control characters, not beginning with a dollar sign, are allowed (dots separate the parts of a "
+                    "path).",
                     "property_name",
                 )
             )
@@ -362,7 +371,10 @@ def _growth_problems(present: BucketSchema, wanted: BucketSchema) -> list[Proble
         new = wanted.properties.get(name)
         if new is None:
             problems.append(
-                _fixed((*location, "properties", name), f"Property {quote(name)} is missing, but a schema keeps its own.")
+                _fixed(
+                    (*location, "properties", name),
+                    f"Property {quote(name)} is missing, but a schema keeps its own.",
+                )
             )
         elif (new.type, new.required, new.enum) != (field.type, field.required, field.enum):
             problems.append(
@@ -424,9 +436,7 @@ def _batch_counts(connection: Connection, bucket_ids: Iterable[str]) -> dict[str
     return found
 
 
-def _answer(
-    row: Mapping[Any, Any], counts: Mapping[str, Any], runs: Mapping[str, int]
-) -> BucketResponse:
+def _answer(row: Mapping[Any, Any], counts: Mapping[str, Any], runs: Mapping[str, int]) -> BucketResponse:
     return BucketResponse(
         bucket_id=row["bucket_id"],
         bucket_name=row["bucket_name"],

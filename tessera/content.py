@@ -22,7 +22,15 @@ _BLANKS = str.maketrans("", "", "\r\n\t ")
 
 #: Containers that may hold nothing but sound.
 _AUDIO_CONTAINERS = frozenset(
-    {"video/mp4", "video/webm", "video/x-matroska", "video/ogg", "video/quicktime", "video/3gpp", "video/x-ms-asf"}
+    {
+        "video/mp4",
+        "video/webm",
+        "video/x-matroska",
+        "video/ogg",
+        "video/quicktime",
+        "video/3gpp",
+        "video/x-ms-asf",
+    }
 )
 _EXCEL = frozenset({XLSX, "application/vnd.ms-excel", "text/csv"})
 
@@ -139,7 +147,9 @@ _EXAMPLES = {
     "pdf": "application/pdf",
     "excel": XLSX,
 }
-_TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/csv", "text/html", "application/json", "text/vtt"})
+_TEXT_TYPES = frozenset(
+    {"text/plain", "text/markdown", "text/csv", "text/html", "application/json", "text/vtt"}
+)
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -195,7 +205,9 @@ def _checked_type(data: bytes, kind: str, declared: str | None) -> str:
 def _fits(mime_type: str, kind: str) -> bool:
     if family(mime_type) == kind:
         return True
-    return (kind == "video" and mime_type == "image/gif") or (kind == "audio" and mime_type in _AUDIO_CONTAINERS)
+    return (kind == "video" and mime_type == "image/gif") or (
+        kind == "audio" and mime_type in _AUDIO_CONTAINERS
+    )
 
 
 def _data_uri(value: str) -> tuple[bytes, str | None, str | None]:
@@ -219,8 +231,8 @@ def _base64(value: str) -> bytes:
     except (binascii.Error, ValueError):
         raise BadContent(
             "encoding",
-            "is not valid base64 (letters, digits, + and /, padded with = to a multiple of four). Send base64 or a data "
-            "URI.",
+            "is not valid base64 (letters, digits, + and /, padded with = to a multiple of four). Send base64 or a "
+            "data URI.",
         ) from None
 
 
@@ -269,4 +281,6 @@ def _named(value: object) -> str:
         return "nothing"
     if isinstance(value, bool):
         return "a boolean"
-    return {int: "a number", float: "a number", dict: "an object", list: "a list"}.get(type(value), "something else")
+    return {int: "a number", float: "a number", dict: "an object", list: "a list"}.get(
+        type(value), "something else"
+    )

@@ -335,13 +335,14 @@ def delete_batch(
         hits = list(_all_hits(wh, namespace_id, _within(collection_id, request.filters)))
         _remove(wh, principal, namespace_id, hits)
         return BatchDeleteResponse(
-            deleted_count=len(hits), failed_count=0, results=[], message=f"{len(hits)} document(s) were deleted."
+            deleted_count=len(hits),
+            failed_count=0,
+            results=[],
+            message=f"{len(hits)} document(s) were deleted.",
         )
     wanted = list(dict.fromkeys(request.document_ids))
     hits = [
-        hit
-        for hit in wh.views.get(namespace_id, wanted)
-        if hit.payload.get("collection_id") == collection_id
+        hit for hit in wh.views.get(namespace_id, wanted) if hit.payload.get("collection_id") == collection_id
     ]
     _remove(wh, principal, namespace_id, hits)
     gone = {hit.document_id for hit in hits}

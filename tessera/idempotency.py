@@ -58,7 +58,9 @@ def once(principal: Principal, route: str, key: str | None, body: object) -> Onc
                 )
             ]
         )
-    digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).digest()
+    digest = hashlib.sha256(
+        orjson.dumps(body, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    ).digest()
     return Once(principal.organization_id, route, key, digest)
 
 
@@ -93,7 +95,9 @@ def claim(connection: Connection, request: Once, resource_id: str) -> str | None
     ).scalar()
     if claimed is not None:
         return None
-    known = connection.execute(sa.select(idempotency.c.body_hash, idempotency.c.resource_id).where(mine)).one()
+    known = connection.execute(
+        sa.select(idempotency.c.body_hash, idempotency.c.resource_id).where(mine)
+    ).one()
     if bytes(known.body_hash) != request.body_hash:
         raise ConflictError(
             f"Idempotency-Key {quote(request.key)} was used for another request to this route within 24 hours. Send "

@@ -41,7 +41,9 @@ def verify(wh: Warehouse, key: str, expires: int, signature: str) -> str:
     """Return the namespace id of a key that was signed by us; raise `ForbiddenError` otherwise or when expired."""
     match = _KEY.fullmatch(key)
     if match is None or not hmac.compare_digest(_signature(wh, key, expires).encode(), signature.encode()):
-        raise ForbiddenError("This link was not made by this server, or was changed. Read the resource again for a new one.")
+        raise ForbiddenError(
+            "This link was not made by this server, or was changed. Read the resource again for a new one."
+        )
     if expires < time.time():
         raise ForbiddenError("This link has expired. Read the resource again for a new one.")
     return match[1]

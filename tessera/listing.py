@@ -118,7 +118,9 @@ def _translated(node: Any, case_sensitive: bool) -> Any:
                 for operator, operand in value.items()
             ]
         else:
-            conditions.append({"field": key, "operator": "eq", "value": value, "case_sensitive": case_sensitive})
+            conditions.append(
+                {"field": key, "operator": "eq", "value": value, "case_sensitive": case_sensitive}
+            )
     if not conditions:
         return plain
     return {"AND": [plain, *conditions] if plain else conditions}

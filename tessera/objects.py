@@ -452,9 +452,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
         place = _bucket(connection, principal, namespace, bucket)
         namespace_id = place["namespace_id"]
         row = _row(connection, place, object_id)
-        of_object = sa.and_(
-            sources.c.namespace_id == namespace_id, sources.c.source_id == row["object_id"]
-        )
+        of_object = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id == row["object_id"])
         documents = [
             document_id
             for ids in connection.execute(sa.select(sources.c.document_ids).where(of_object)).scalars()
@@ -505,8 +503,8 @@ def _draft(
             draft.problems.append(
                 Problem(
                     (*location, "property"),
-                    f"{label(location)}: property {quote(blob.property)} is given twice; a property holds one blob. Use "
-                    "a property for each, or an object for each.",
+                    f"{label(location)}: property {quote(blob.property)} is given twice; a property holds one blob. "
+                    "Use a property for each, or an object for each.",
                     "duplicate_property",
                 )
             )
@@ -538,7 +536,9 @@ def _take_fields(draft: _Draft, schema: BucketSchema, request: CreateObjectReque
         orjson.dumps(draft.fields)
     except TypeError as error:
         draft.problems.append(
-            Problem(("body",), f"The object's fields cannot be stored as JSON: {error}.", "fields_not_storable")
+            Problem(
+                ("body",), f"The object's fields cannot be stored as JSON: {error}.", "fields_not_storable"
+            )
         )
         draft.fields = {}
     for name, declared in schema.properties.items():
@@ -552,7 +552,11 @@ def _named_blob(schema: BucketSchema, blob: LooseBlob, problems: list[Problem]) 
     """Give a blob that names no property the bucket's only one."""
     candidates = [name for name, declared in schema.properties.items() if declared.type in BLOB_TYPES]
     if len(candidates) != 1:
-        has = f"several properties that hold blobs ({', '.join(candidates)})" if candidates else "none that holds a blob"
+        has = (
+            f"several properties for blobs ({', '.join(candidates)})"
+            if candidates
+            else "no property for blobs"
+        )
         problems.append(
             Problem(
                 ("body", "blob"),
@@ -629,15 +633,11 @@ def _take_blob(
         draft.fields[blob.property] = blob.data
         return
     try:
-        decoded = content.decode(
-            blob.data, declared.type.value, max_bytes=wh.settings.max_body_bytes
-        )
+        decoded = content.decode(blob.data, declared.type.value, max_bytes=wh.settings.max_body_bytes)
     except content.BadContent as error:
         status = 400 if error.kind == "url" else 422
         place = (*location, "data") if location[1] in ("blobs", "blob") else location
-        draft.problems.append(
-            Problem(place, f"{label(place)} {error.message}", f"data_{error.kind}", status)
-        )
+        draft.problems.append(Problem(place, f"{label(place)} {error.message}", f"data_{error.kind}", status))
         return
     metadata = blob.metadata or {}
     named = blob.filename or metadata.get("filename")
@@ -769,7 +769,9 @@ def _is_time(value: str, *, whole_days: bool) -> bool:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return quote(value) if isinstance(value, str | int | float) else f"{'an object' if isinstance(value, dict) else 'a list'}"
+    if isinstance(value, str | int | float):
+        return quote(value)
+    return "an object" if isinstance(value, dict) else "a list"
 
 
 # --- storing, answering --------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Tasks: what goes on in the background. They belong to an organization; a key that is confined to
-namespaces sees those of its namespaces.
+"""Tasks: what goes on in the background.
+
+They belong to an organization; a key that is confined to namespaces sees those of its namespaces.
 """
 
 from __future__ import annotations
@@ -185,6 +186,4 @@ def _visible(connection: Connection, principal: Principal) -> set[str] | None:
             namespace_rows.c.organization_id == principal.organization_id
         )
     )
-    return {
-        namespace_id for namespace_id, name in rows if namespaces.in_scope(principal, namespace_id, name)
-    }
+    return {namespace_id for namespace_id, name in rows if namespaces.in_scope(principal, namespace_id, name)}

@@ -58,7 +58,9 @@ class BucketSchema(Model):
 
     model_config = ConfigDict(
         extra="allow",
-        json_schema_extra={"examples": [{"properties": {"product_text": {"type": "text", "required": True}}}]},
+        json_schema_extra={
+            "examples": [{"properties": {"product_text": {"type": "text", "required": True}}}]
+        },
     )
 
     properties: dict[str, SchemaField] = Field(max_length=1000)

@@ -114,7 +114,9 @@ class CreateCollectionRequest(Model):
 class PatchCollectionRequest(Model):
     """What to change; an absent key stays as it is. Source, extractor and schemas are fixed."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"description": "Products of 2026"}]})
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"description": "Products of 2026"}]}
+    )
 
     collection_name: str | None = Field(
         None,
@@ -242,10 +244,15 @@ class TriggerCollectionRequest(Model):
 
 
 class TriggerCollectionResponse(Model):
-    """A batch of all the collection's objects was submitted; follow `task_id`."""
+    """A batch of all the collection's objects was submitted; follow `task_id`.
+
+    A collection of several buckets has a batch, and a task, for each.
+    """
 
     batch_id: str
     task_id: str
+    batch_ids: list[str]
+    task_ids: list[str]
     collection_id: str
     source_bucket_ids: list[str]
     object_count: int

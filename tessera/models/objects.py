@@ -58,7 +58,9 @@ class CreateObjectRequest(Model):
     key_prefix: str | None = Field(None, max_length=1024)
     blobs: list[CreateBlobRequest] | None = Field(None, max_length=100)
     blob: LooseBlob | None = Field(None, description="Short form for a bucket with one blob property.")
-    metadata: JsonObject | None = Field(None, description="User fields; paths find them here and at the root.")
+    metadata: JsonObject | None = Field(
+        None, description="User fields; paths find them here and at the root."
+    )
     skip_duplicates: bool | None = Field(
         False, description="Answer with the object that has the same content already, if there is one."
     )
@@ -170,7 +172,9 @@ class ListObjectsRequest(Model):
     filters: JsonObject | None = None
     sort: ListSort | None = None
     search: str | None = Field(None, max_length=1000)
-    select: list[str] | None = Field(None, max_length=100, description="Root fields to return beside the ids.")
+    select: list[str] | None = Field(
+        None, max_length=100, description="Root fields to return beside the ids."
+    )
     return_presigned_urls: bool | None = False
 
 

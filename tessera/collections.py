@@ -1,0 +1,832 @@
+"""Collections: which extractor reads which bucket, what goes in, and what its documents will hold.
+
+Everything about a collection is decided when it is created, in `_plan`; its output schema is known then,
+and a batch has nothing left to refuse but the content of single objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from tessera import buckets, listing, log, names, namespaces
+from tessera.context import Principal, Warehouse
+from tessera.db.engine import now
+from tessera.db.tables import batch_rows, collections, sources
+from tessera.errors import AlreadyExistsError, BadRequestError, NotFoundError, Problem, quote, raise_problems
+from tessera.extractors.base import Extractor, Outputs, VectorOutput
+from tessera.ids import new_id
+from tessera.models.base import JsonObject
+from tessera.models.buckets import BLOB_TYPES, BucketSchema, FieldType, SchemaField
+from tessera.models.collections import (
+    CollectionFeature,
+    CollectionListStats,
+    CollectionResponse,
+    CollectionVectorIndex,
+    CreateCollectionRequest,
+    DescribeFeaturesResponse,
+    FeatureExtractorAnswer,
+    FeatureExtractorConfig,
+    FieldPassthrough,
+    InputMapping,
+    ListCollectionsRequest,
+    ListCollectionsResponse,
+    PatchCollectionRequest,
+    SourceAnswer,
+    SourceConfig,
+    VectorIndex,
+)
+from tessera.models.tasks import GenericDeleteResponse
+from tessera.pagination import PageRequest
+from tessera.plan import PROTECTED_FIELDS, effective_indexes, stored_indexes
+from tessera.registry import Registry
+from tessera.validation import schema_problems
+
+#: Words that routes below ``/v1/collections/`` take.
+RESERVED_NAMES = frozenset({"list", "features", "import"})
+PASSTHROUGH = "passthrough_extractor"
+
+Location = tuple[str | int, ...]
+_EXTRACTOR: Location = ("body", "feature_extractor")
+
+
+# --- create --------------------------------------------------------------------------------------------
+
+
+def create(
+    wh: Warehouse, principal: Principal, namespace: str, request: CreateCollectionRequest
+) -> CollectionResponse:
+    """Create a collection. Durable when it returns, with its output schema; nothing is extracted yet.
+
+    Raises with everything that is wrong at once; a taken name is a 409, so a repeated call makes no second one.
+    """
+    at = now()
+    with wh.db.write() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        plan = _plan(wh.registry, connection, place, request)
+        name = names.clean(request.collection_name)
+        plan.problems += _name_problems(name)
+        taken = _id_of_name(connection, place["namespace_id"], name)
+        if taken and not plan.problems:
+            plan.problems.append(_taken(name, taken))
+        raise_problems(plan.problems)
+        row = {
+            "collection_id": new_id("col"),
+            "namespace_id": place["namespace_id"],
+            "collection_name": name,
+            "description": request.description,
+            "source": {"type": "bucket", "bucket_ids": plan.bucket_ids},
+            "feature_extractor": plan.extractor,
+            "input_schema": plan.input_schema,
+            "output_schema": plan.output_schema,
+            "enabled": request.enabled,
+            "metadata": request.metadata or {},
+            "created_at": at,
+            "updated_at": at,
+        }
+        connection.execute(collections.insert().values(**row))
+    return _answer(wh, place, row, 0)
+
+
+def get(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> CollectionResponse:
+    """Return a collection by id or name."""
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+        counts = _document_counts(connection, [row["collection_id"]])
+    return _answer(wh, place, row, counts.get(row["collection_id"], 0))
+
+
+def list_(
+    wh: Warehouse, principal: Principal, namespace: str, page: PageRequest, request: ListCollectionsRequest
+) -> ListCollectionsResponse:
+    """List collections, oldest first unless sorted otherwise."""
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        rows = connection.execute(
+            sa.select(collections)
+            .where(collections.c.namespace_id == place["namespace_id"])
+            .order_by(collections.c.created_at, collections.c.collection_id)
+        ).mappings()
+        chosen = listing.choose(
+            rows,
+            filters=request.filters,
+            search=request.search,
+            search_in=("collection_id", "collection_name", "description"),
+            sort=(request.sort.field, request.sort.direction) if request.sort else None,
+            case_sensitive=bool(request.case_sensitive),
+            id_field="collection_id",
+        )
+        shown, pagination = listing.cut(wh, page, chosen)
+        counts = _document_counts(connection, [row["collection_id"] for row in shown])
+    results = [_answer(wh, place, row, counts.get(row["collection_id"], 0)) for row in shown]
+    documents = sum(result.document_count for result in results)
+    return ListCollectionsResponse(
+        results=results,
+        pagination=pagination,
+        total_count=len(chosen),
+        stats=CollectionListStats(
+            total_documents=documents,
+            avg_documents_per_collection=documents / len(results) if results else 0.0,
+            total_feature_extractors=len(
+                {result.feature_extractor.feature_extractor_id for result in results}
+            ),
+        ),
+    )
+
+
+def patch(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: PatchCollectionRequest
+) -> CollectionResponse:
+    """Change what is given of name, description, enabled and metadata; nothing else can change."""
+    given = request.model_fields_set
+    problems = [
+        Problem(
+            ("body", name),
+            f"{name} of a collection is fixed when it is created. Create another collection, and delete this one.",
+            "fixed",
+            BadRequestError.status,
+        )
+        for name in ("source", "feature_extractor", "input_schema", "output_schema")
+        if name in (request.model_extra or {})
+    ]
+    with wh.db.write() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+        values: dict[str, Any] = {}
+        if request.collection_name is not None:
+            name = names.clean(request.collection_name)
+            if name != row["collection_name"]:
+                values["collection_name"] = name
+                problems += _name_problems(name)
+                taken = _id_of_name(connection, place["namespace_id"], name)
+                if taken and not problems:
+                    problems.append(_taken(name, taken))
+        if "description" in given and request.description != row["description"]:
+            values["description"] = request.description
+        if request.enabled is not None and request.enabled != row["enabled"]:
+            values["enabled"] = request.enabled
+        if "metadata" in given and (request.metadata or {}) != row["metadata"]:
+            values["metadata"] = request.metadata or {}
+        raise_problems(problems)
+        if values:
+            connection.execute(
+                sa.update(collections)
+                .where(collections.c.collection_id == row["collection_id"])
+                .values(**values, updated_at=now())
+            )
+        row = find(connection, place["namespace_id"], row["collection_id"])
+        counts = _document_counts(connection, [row["collection_id"]])
+    return _answer(wh, place, row, counts.get(row["collection_id"], 0))
+
+
+def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> GenericDeleteResponse:
+    """Delete a collection with its documents. Durable, and no longer findable, when it returns.
+
+    The objects that they came from stay. What a batch under way still makes for it is dropped.
+    """
+    seq: int | None = None
+    with wh.db.write() as connection:
+        namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+        row = find(connection, namespace_id, identifier)
+        collection_id = row["collection_id"]
+        documents = [
+            document_id
+            for ids in connection.execute(
+                sa.select(sources.c.document_ids).where(sources.c.collection_id == collection_id)
+            ).scalars()
+            for document_id in ids
+        ]
+        connection.execute(sa.delete(sources).where(sources.c.collection_id == collection_id))
+        connection.execute(
+            sa.update(batch_rows)
+            .where(
+                batch_rows.c.namespace_id == namespace_id,
+                batch_rows.c.collection_id == collection_id,
+                batch_rows.c.status == "PENDING",
+            )
+            .values(
+                status="SKIPPED",
+                error_kind="superseded",
+                error_message="The collection was deleted.",
+                updated_at=now(),
+            )
+        )
+        connection.execute(sa.delete(collections).where(collections.c.collection_id == collection_id))
+        if documents:
+            seq = log.append_edit(connection, namespace_id, deletes=documents)
+    if seq is not None:
+        wh.views.apply(namespace_id, seq)
+    return GenericDeleteResponse(
+        message=f"Collection {row['collection_name']} and its {len(documents)} document(s) were deleted."
+    )
+
+
+def features(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str
+) -> DescribeFeaturesResponse:
+    """Describe the vectors that a retriever can search in this collection, the main one first."""
+    answer = get(wh, principal, namespace, identifier)
+    config = answer.feature_extractor
+    return DescribeFeaturesResponse(
+        features=[
+            CollectionFeature(
+                feature_address=item.feature_uri,
+                feature_uri=item.feature_uri,
+                feature_extractor_name=config.feature_extractor_name,
+                version=config.version,
+                vector_index=item.index,
+                primary=number == 0,
+            )
+            for number, item in enumerate(answer.vector_indexes)
+        ]
+    )
+
+
+def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+    """Return the row of a collection by id, else by name. Raises `NotFoundError`."""
+    found = (
+        connection.execute(
+            sa.select(collections).where(
+                collections.c.namespace_id == namespace_id,
+                sa.or_(
+                    collections.c.collection_id == identifier,
+                    collections.c.collection_name == names.clean(identifier),
+                ),
+            )
+        )
+        .mappings()
+        .all()
+    )
+    if not found:
+        raise NotFoundError("collection", identifier)
+    return next((row for row in found if row["collection_id"] == identifier), found[0])
+
+
+# --- planning ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What a request decides about a collection, or everything that is wrong with it."""
+
+    bucket_ids: list[str] = field(default_factory=list)
+    input_schema: JsonObject = field(default_factory=dict)
+    extractor: JsonObject = field(default_factory=dict)
+    output_schema: JsonObject = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def _plan(
+    registry: Registry, connection: Connection, place: RowMapping, request: CreateCollectionRequest
+) -> _Plan:
+    plan = _Plan()
+    plan.problems += _not_here(request)
+    schema = _source_schema(connection, place["namespace_id"], request.source, plan)
+    if request.input_schema is not None:
+        schema = BucketSchema(properties={**schema.properties, **request.input_schema.properties})
+    plan.input_schema = schema.model_dump(mode="json", exclude_unset=True)
+    config = request.feature_extractor
+    registered = _registered(registry, place, config, plan.problems)
+    if registered is None:
+        return plan
+    implementation, entry = registered
+    params = {**(entry.get("params") or {}), **(config.params or {})}
+    outputs = _outputs(implementation, place, config, params, plan.problems)
+    if outputs is None:
+        return plan
+    mappings = _mappings(implementation, schema, config, plan.problems)
+    passthrough = _passthrough(config, outputs, plan.problems)
+    everything = bool(config.include_all_source_fields) or (
+        implementation.name == PASSTHROUGH and not passthrough
+    )
+    plan.extractor = {
+        "feature_extractor_name": config.feature_extractor_name,
+        "version": config.version,
+        "params": params or None,
+        "parameters": config.parameters,
+        "input_mappings": mappings,
+        "field_passthrough": [item.model_dump(mode="json") for item in passthrough],
+        "include_all_source_fields": everything,
+    }
+    plan.output_schema = _output_schema(schema, outputs, passthrough, everything)
+    return plan
+
+
+def _not_here(request: CreateCollectionRequest) -> list[Problem]:
+    names_of = (
+        "taxonomy_applications",
+        "cluster_applications",
+        "alert_applications",
+        "retriever_enrichments",
+        "schedule",
+    )
+    problems = [
+        Problem(
+            ("body", name),
+            f"{name} is not available in this version; leave it out.",
+            "not_available",
+            BadRequestError.status,
+        )
+        for name in names_of
+        if getattr(request, name)
+    ]
+    if request.source.source_filters:
+        problems.append(
+            Problem(
+                ("body", "source", "source_filters"),
+                "source_filters is not available in this version; leave it out, or keep such objects in a bucket of "
+                "their own.",
+                "not_available",
+                BadRequestError.status,
+            )
+        )
+    return problems
+
+
+def _source_schema(
+    connection: Connection, namespace_id: str, source: SourceConfig, plan: _Plan
+) -> BucketSchema:
+    """Find the source buckets and return the properties of all of them together."""
+    location: Location = ("body", "source")
+    if source.type != "bucket":
+        plan.problems.append(
+            Problem(
+                (*location, "type"),
+                f"source.type is {quote(source.type)}; in this version a collection reads buckets: "
+                '{"type": "bucket", "bucket_ids": [...]}.',
+                "not_available",
+                BadRequestError.status,
+            )
+        )
+        return BucketSchema(properties={})
+    wanted = list(
+        dict.fromkeys([*(source.bucket_ids or ()), *([source.bucket_id] if source.bucket_id else ())])
+    )
+    if not wanted:
+        plan.problems.append(
+            Problem(
+                (*location, "bucket_ids"),
+                "source.bucket_ids is required: one or more bucket ids or names.",
+                "missing",
+            )
+        )
+    properties: dict[str, SchemaField] = {}
+    for identifier in wanted:
+        row = buckets.find(connection, namespace_id, identifier)
+        if row["bucket_id"] in plan.bucket_ids:
+            continue
+        plan.bucket_ids.append(row["bucket_id"])
+        for name, declared in BucketSchema.model_validate(row["bucket_schema"]).properties.items():
+            known = properties.setdefault(name, declared)
+            if known.type != declared.type:
+                plan.problems.append(
+                    Problem(
+                        (*location, "bucket_ids"),
+                        f"Property {quote(name)} is {known.type.value} in one source bucket and "
+                        f"{declared.type.value} in {quote(row['bucket_name'])}. Make a collection for each.",
+                        "schemas_differ",
+                    )
+                )
+    return BucketSchema(properties=properties)
+
+
+def _registered(
+    registry: Registry, place: RowMapping, config: FeatureExtractorConfig, problems: list[Problem]
+) -> tuple[Extractor, Mapping[str, Any]] | None:
+    """Find the extractor among the namespace's, whichever of its names and version spellings is used."""
+    name, version = config.feature_extractor_name, config.version
+    own = ", ".join(
+        f"{entry['feature_extractor_name']} {entry['version']}" for entry in place["feature_extractors"]
+    )
+    versions = registry.versions(name)
+    if not versions:
+        problems.append(
+            Problem(
+                (*_EXTRACTOR, "feature_extractor_name"),
+                f"Feature extractor {quote(name)} is not known. This namespace has: {own}.",
+                "unknown_extractor",
+            )
+        )
+        return None
+    if version not in versions:
+        problems.append(
+            Problem(
+                (*_EXTRACTOR, "version"),
+                f"{name} has no version {quote(version)}; its versions are: {', '.join(versions)}.",
+                "unknown_version",
+            )
+        )
+        return None
+    implementation = registry.extractor(name, version)
+    for entry in place["feature_extractors"]:
+        there = registry.extractor(entry["feature_extractor_name"], entry["version"])
+        if there.name == implementation.name:
+            return implementation, entry
+    problems.append(
+        Problem(
+            _EXTRACTOR,
+            f"{name} {version} is not one of this namespace's extractors, which are: {own}. They are fixed when a "
+            "namespace is created; use one of them, or create a namespace with this one.",
+            "foreign_extractor",
+            BadRequestError.status,
+        )
+    )
+    return None
+
+
+def _outputs(
+    implementation: Extractor,
+    place: RowMapping,
+    config: FeatureExtractorConfig,
+    params: Mapping[str, Any],
+    problems: list[Problem],
+) -> Outputs | None:
+    """Return what the extractor writes with these parameters; its vectors must be those of the namespace."""
+    try:
+        checked = implementation.Params.model_validate({**params, **(config.parameters or {})})
+    except pydantic.ValidationError as error:
+        problems += schema_problems(error, (*_EXTRACTOR, "parameters"))
+        return None
+    outputs = implementation.outputs(checked)
+    vectors = {vector["name"]: vector for vector in place["vectors"]}
+    models = place["vector_inference_map"]
+    for vector in outputs.vectors:
+        there = vectors.get(vector.name)
+        same = (
+            there is not None
+            and there["dimensions"] == vector.dimensions
+            and models.get(vector.name, vector.model_id) == vector.model_id
+        )
+        if not same:
+            has = f"holds vectors of {models.get(vector.name)} there" if there else "is not among its vectors"
+            problems.append(
+                Problem(
+                    (*_EXTRACTOR, "parameters"),
+                    f"With these parameters {vector.name} comes from {vector.model_id} ({vector.dimensions} numbers), "
+                    f"but it {has}: the vectors of a namespace are fixed when it is created. Leave the parameter out "
+                    "that chooses another model, or create a namespace with it.",
+                    "vectors_differ",
+                    BadRequestError.status,
+                )
+            )
+    return outputs
+
+
+def _mappings(
+    implementation: Extractor, schema: BucketSchema, config: FeatureExtractorConfig, problems: list[Problem]
+) -> dict[str, str] | list[JsonObject] | None:
+    """Check the input mappings, or find them when there are none: each input takes the one property that fits."""
+    given = config.input_mappings
+    if not given:
+        return _found_mappings(implementation, schema, problems)
+    location: Location = (*_EXTRACTOR, "input_mappings")
+    entries: list[tuple[Location, InputMapping]] = (
+        [((*location, key), InputMapping(input_key=key, path=path)) for key, path in given.items()]
+        if isinstance(given, dict)
+        else [((*location, number), item) for number, item in enumerate(given)]
+    )
+    for place, mapping in entries:
+        problems += _mapping_problems(implementation, schema, mapping, place)
+    if isinstance(given, dict):
+        return given
+    return [item.model_dump(mode="json") for item in given]
+
+
+def _found_mappings(
+    implementation: Extractor, schema: BucketSchema, problems: list[Problem]
+) -> dict[str, str] | None:
+    found: dict[str, str] = {}
+    if not implementation.inputs:
+        return None
+    for key, types in implementation.inputs.items():
+        fitting = [name for name, item in schema.properties.items() if _takes(types, item.type)]
+        blobs = [name for name in fitting if schema.properties[name].type in BLOB_TYPES]
+        candidates = blobs or fitting
+        if key in candidates:
+            found[key] = key
+        elif len(candidates) == 1:
+            found[key] = candidates[0]
+        elif candidates:
+            problems.append(
+                Problem(
+                    (*_EXTRACTOR, "input_mappings"),
+                    f"Input {quote(key)} could be any of {', '.join(candidates)}. Name one: "
+                    f'"input_mappings": {{"{key}": "{candidates[0]}"}}.',
+                    "ambiguous_input",
+                )
+            )
+            return None
+    if not found:
+        wanted = "; ".join(
+            f"{key} takes {', '.join(types) or 'anything'}" for key, types in implementation.inputs.items()
+        )
+        problems.append(
+            Problem(
+                (*_EXTRACTOR, "input_mappings"),
+                f"None of the bucket's properties ({_described(schema)}) fits an input of "
+                f"{implementation.name}: {wanted}.",
+                "no_input",
+            )
+        )
+        return None
+    return found
+
+
+def _mapping_problems(
+    implementation: Extractor, schema: BucketSchema, mapping: InputMapping, location: Location
+) -> list[Problem]:
+    key, inputs = mapping.input_key, implementation.inputs
+    if inputs and key not in inputs:
+        return [
+            Problem(
+                location,
+                f"{implementation.name} has no input {quote(key)}; its inputs are: {', '.join(inputs)}.",
+                "unknown_input",
+            )
+        ]
+    types = inputs.get(key, ())
+    if mapping.source_type == "vector":
+        return [
+            Problem(
+                location,
+                f"Input {quote(key)}: source_type vector is not available in this version; use payload or literal.",
+                "not_available",
+                BadRequestError.status,
+            )
+        ]
+    if mapping.source_type == "literal":
+        if isinstance(mapping.override, str | int | float) and _takes(types, FieldType.STRING):
+            return []
+        return [
+            Problem(
+                location,
+                f"Input {quote(key)}: a literal needs `override`, a text or a number, and an input that takes text.",
+                "literal",
+            )
+        ]
+    path = _plain(mapping.path or "").removeprefix("blobs.")
+    if not path or not all(path.split(".")):
+        return [
+            Problem(
+                location,
+                f"Input {quote(key)}: {quote(mapping.path)} is not a path. Name one of the bucket's properties "
+                f"({_described(schema)}), or metadata.<field>.",
+                "path",
+            )
+        ]
+    return _path_problems(schema, key, types, path, location)
+
+
+def _path_problems(
+    schema: BucketSchema, key: str, types: Sequence[str], path: str, location: Location
+) -> list[Problem]:
+    declared = _declared(schema, path)
+    if declared is not None:
+        if _takes(types, declared.type):
+            return []
+        wrong = f"property {quote(path)} is {declared.type.value}"
+    elif path.startswith("metadata."):
+        if _takes(types, FieldType.STRING):
+            return []
+        wrong = f"{quote(path)} is a plain value"
+    else:
+        return [
+            Problem(
+                location,
+                f"Input {quote(key)}: the bucket's schema has no property {quote(path)}; its properties are: "
+                f"{_described(schema)}. Fields outside the schema are named metadata.<field>.",
+                "unknown_property",
+            )
+        ]
+    return [Problem(location, f"Input {quote(key)} takes {', '.join(types)}, but {wrong}.", "input_type")]
+
+
+def _takes(types: Sequence[str], given: FieldType) -> bool:
+    """Say whether an input that accepts `types` can read a property: a plain value is read as its text."""
+    return not types or given.value in types or ("text" in types and given not in BLOB_TYPES)
+
+
+def _declared(schema: BucketSchema, path: str) -> SchemaField | None:
+    """Return what the schema says about `path`, at the root or as ``metadata.<property>``."""
+    if path.startswith("metadata.") and "metadata" not in schema.properties:
+        path = path.removeprefix("metadata.")
+    first, *rest = path.split(".")
+    here = schema.properties.get(first)
+    for part in rest:
+        here = (here.properties or {}).get(part) if here is not None else None
+    return here
+
+
+def _described(schema: BucketSchema) -> str:
+    return ", ".join(f"{name} ({item.type.value})" for name, item in schema.properties.items()) or "none"
+
+
+def _plain(path: str) -> str:
+    """Return a source path without the prefixes that the API allows."""
+    return path.removeprefix("$.").removeprefix("payload.")
+
+
+def _passthrough(
+    config: FeatureExtractorConfig, outputs: Outputs, problems: list[Problem]
+) -> list[FieldPassthrough]:
+    """Check passthrough entries and fill in their targets.
+
+    The default target, the last part of the path, gives way to the whole path where the system or the
+    extractor writes a field of that name; a target that was asked for is refused there.
+    """
+    found: list[FieldPassthrough] = []
+    taken: dict[str, str] = {}
+    for number, item in enumerate(config.field_passthrough or ()):
+        location: Location = (*_EXTRACTOR, "field_passthrough", number)
+        path = _plain(item.source_path)
+        if not all(path.split(".")) or "[" in path:
+            problems.append(
+                Problem(
+                    (*location, "source_path"),
+                    f"source_path {quote(item.source_path)} is not a path: names separated by single dots are, for "
+                    "example metadata.category.",
+                    "path",
+                )
+            )
+            continue
+        target = item.target_path or path.rsplit(".", 1)[-1]
+        root = target.split(".")[0]
+        written = (
+            "the system" if root in PROTECTED_FIELDS else "the extractor" if root in outputs.fields else None
+        )
+        if written and item.target_path is None and path.split(".")[0] != root:
+            target, written = path, None
+        if written or not all(target.split(".")) or "[" in target:
+            why = f"{root} is written by {written}" if written else "it is not a path"
+            problems.append(
+                Problem(
+                    (*location, "target_path"),
+                    f"target_path {quote(target)} cannot be used: {why}. Choose another, for example "
+                    f"metadata.{path.rsplit('.', 1)[-1]}.",
+                    "target_path",
+                    BadRequestError.status if root in PROTECTED_FIELDS else 422,
+                )
+            )
+            continue
+        if taken.setdefault(target, path) != path:
+            problems.append(
+                Problem(
+                    (*location, "target_path"),
+                    f"{taken[target]} and {path} would both be stored as {quote(target)}. Give one a target_path.",
+                    "duplicate_target",
+                )
+            )
+            continue
+        found.append(item.model_copy(update={"target_path": target}))
+    return found
+
+
+def _output_schema(
+    schema: BucketSchema, outputs: Outputs, passthrough: Iterable[FieldPassthrough], everything: bool
+) -> JsonObject:
+    properties: dict[str, JsonObject] = {}
+    if everything:
+        properties.update(
+            {
+                name: item.model_dump(mode="json", exclude_unset=True)
+                for name, item in schema.properties.items()
+            }
+        )
+    for item in passthrough:
+        declared = _declared(schema, _plain(item.source_path))
+        assert item.target_path is not None
+        properties[item.target_path] = (
+            declared.model_dump(mode="json", exclude_unset=True)
+            if declared is not None
+            else {"type": FieldType.STRING.value}
+        )
+    for name, output in outputs.fields.items():
+        properties[name] = {"type": output.type, "description": output.description}
+    return {"properties": properties}
+
+
+# --- inside --------------------------------------------------------------------------------------------
+
+
+def _name_problems(name: str) -> list[Problem]:
+    return names.check(name, ("body", "collection_name"), id_prefix="col", reserved=RESERVED_NAMES)
+
+
+def _id_of_name(connection: Connection, namespace_id: str, name: str) -> str | None:
+    found: str | None = connection.execute(
+        sa.select(collections.c.collection_id).where(
+            collections.c.namespace_id == namespace_id, collections.c.collection_name == name
+        )
+    ).scalar()
+    return found
+
+
+def _taken(name: str, collection_id: str) -> Problem:
+    return Problem(
+        ("body", "collection_name"),
+        f"A collection named {quote(name)} exists in this namespace ({collection_id}). Use that one, or choose "
+        "another name.",
+        "name_taken",
+        AlreadyExistsError.status,
+    )
+
+
+def _document_counts(connection: Connection, collection_ids: Sequence[str]) -> dict[str, int]:
+    return {
+        collection_id: int(count or 0)
+        for collection_id, count in connection.execute(
+            sa.select(sources.c.collection_id, sa.func.sum(sa.func.json_array_length(sources.c.document_ids)))
+            .where(sources.c.collection_id.in_(collection_ids))
+            .group_by(sources.c.collection_id)
+        )
+    }
+
+
+def _answer(
+    wh: Warehouse, place: RowMapping, row: Mapping[Any, Any], document_count: int
+) -> CollectionResponse:
+    config = row["feature_extractor"]
+    parameters = config.get("parameters")
+    indexes = effective_indexes(stored_indexes(place["user_indexes"]), stored_indexes(place["added_indexes"]))
+    return CollectionResponse(
+        collection_id=row["collection_id"],
+        collection_name=row["collection_name"],
+        namespace_id=row["namespace_id"],
+        description=row["description"],
+        source=SourceAnswer.model_validate(row["source"]),
+        feature_extractor=FeatureExtractorAnswer(
+            feature_extractor_name=config["feature_extractor_name"],
+            version=config["version"],
+            feature_extractor_id=f"{config['feature_extractor_name']}_{config['version']}",
+            params=config.get("params"),
+            # The clients decode parameters by their type; with it named, any other key is accepted.
+            parameters={"extractor_type": config["feature_extractor_name"], **parameters}
+            if parameters
+            else parameters,
+            input_mappings=config.get("input_mappings"),
+            field_passthrough=config.get("field_passthrough") or [],
+            include_all_source_fields=bool(config.get("include_all_source_fields")),
+        ),
+        input_schema=BucketSchema.model_validate(row["input_schema"]),
+        output_schema=BucketSchema.model_validate(row["output_schema"]),
+        vector_indexes=_vector_indexes(wh.registry, place, config),
+        payload_indexes=[index.model_dump(mode="json") for index in indexes],
+        enabled=row["enabled"],
+        metadata=row["metadata"] or {},
+        document_count=document_count,
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _vector_indexes(
+    registry: Registry, place: RowMapping, config: Mapping[str, Any]
+) -> list[CollectionVectorIndex]:
+    name, version = config["feature_extractor_name"], config["version"]
+    if version not in registry.versions(name):
+        return []  # an extractor that was installed when the collection was made, and is not any more
+    implementation = registry.extractor(name, version)
+    given = {**(config.get("params") or {}), **(config.get("parameters") or {})}
+    outputs = implementation.outputs(implementation.Params.model_validate(given))
+    spelled = next(
+        (
+            f"{entry['feature_extractor_name']}@{entry['version']}"
+            for entry in place["feature_extractors"]
+            if entry["version"] in registry.versions(entry["feature_extractor_name"])
+            and registry.extractor(entry["feature_extractor_name"], entry["version"]).name
+            == implementation.name
+        ),
+        f"{name}@{version}",
+    )
+    return [
+        CollectionVectorIndex(
+            name=vector.name,
+            feature_uri=f"mixpeek://{spelled}/{vector.inference_name}",
+            description=_long(vector),
+            index=VectorIndex(
+                name=vector.name,
+                description=_long(vector),
+                dimensions=vector.dimensions,
+                distance=vector.distance,
+                supported_inputs=list(vector.query_inputs),
+                inference_name=vector.inference_name,
+                inference_service_id=vector.model_id,
+            ),
+        )
+        for vector in outputs.vectors
+    ]
+
+
+def _long(vector: VectorOutput) -> str:
+    """Return a description of at least ten characters: the clients refuse shorter ones."""
+    return (
+        vector.description
+        if len(vector.description) >= 10
+        else f"{vector.description} vector of {vector.model_id}"
+    )
