@@ -792,3 +792,44 @@ def stats(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
             for r in (*listed, *reports.values())
         ],
     }
+
+
+def list_extractors(
+    wh: Warehouse, principal: Principal, identifier: str, source: str | None = None
+) -> JsonObject:
+    """Describe every extractor that this server offers; `registered` marks those that run in the namespace."""
+    row, registered = _registered(wh, principal, identifier)
+    every = [_extractor(wh, entry, registered) for entry in wh.registry.catalogue()]
+    listed = [entry for entry in every if source is None or entry["source"] == source]
+    builtin = sum(entry["source"] == "builtin" for entry in listed)
+    return {
+        "success": True,
+        "extractors": listed,
+        "total": len(listed),
+        "namespace_id": row["namespace_id"],
+        "builtin_count": builtin,
+        "custom_count": len(listed) - builtin,
+    }
+
+
+def get_extractor(wh: Warehouse, principal: Principal, identifier: str, extractor_id: str) -> JsonObject:
+    """Describe one extractor by id (``video_extractor_1.0.0``)."""
+    _, registered = _registered(wh, principal, identifier)
+    return _extractor(wh, wh.registry.by_id(extractor_id), registered)
+
+
+def _registered(wh: Warehouse, principal: Principal, identifier: str) -> tuple[RowMapping, set[str]]:
+    """Return the namespace's row, and the names of the implementations that run in it."""
+    with wh.db.read() as connection:
+        row = resolve(connection, principal, identifier)
+    return row, {
+        wh.registry.extractor(item["feature_extractor_name"], item["version"]).name
+        for item in row["feature_extractors"]
+        if item["version"] in wh.registry.versions(item["feature_extractor_name"])
+    }
+
+
+def _extractor(wh: Warehouse, entry: JsonObject, registered: set[str]) -> JsonObject:
+    vectors = entry["required_vector_indexes"]
+    runs = wh.registry.extractor(entry["feature_extractor_name"], entry["version"]).name in registered
+    return {**entry, "feature_uri": vectors[0]["feature_uri"] if vectors else None, "registered": runs}
