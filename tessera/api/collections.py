@@ -1,0 +1,100 @@
+"""Routes of collections."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Path
+
+from tessera import batches, collections
+from tessera.api.auth import Asking
+from tessera.api.paging import Paging
+from tessera.api.routing import Router
+from tessera.api.scope import NamespaceId, Wh
+from tessera.models.collections import (
+    CollectionResponse,
+    CreateCollectionRequest,
+    DescribeFeaturesResponse,
+    ListCollectionsRequest,
+    ListCollectionsResponse,
+    PatchCollectionRequest,
+    TriggerCollectionRequest,
+    TriggerCollectionResponse,
+)
+from tessera.models.tasks import GenericDeleteResponse
+
+router = Router(tags=["Collections"])
+
+Collection = Annotated[str, Path(description="Collection by id or name.", examples=["quickstart-docs"])]
+
+
+@router.post("/v1/collections")
+def create_collection(
+    wh: Wh, asking: Asking, namespace: NamespaceId, body: CreateCollectionRequest
+) -> CollectionResponse:
+    """Create a collection; durable when answered, with its output schema. A taken name is a 409."""
+    return collections.create(wh, asking, namespace, body)
+
+
+@router.post("/v1/collections/list")
+def list_collections(
+    wh: Wh, asking: Asking, namespace: NamespaceId, page: Paging, body: ListCollectionsRequest | None = None
+) -> ListCollectionsResponse:
+    """List collections, oldest first unless sorted otherwise."""
+    return collections.list_(wh, asking, namespace, page, body or ListCollectionsRequest())
+
+
+@router.get("/v1/collections")
+def list_collections_get(
+    wh: Wh, asking: Asking, namespace: NamespaceId, page: Paging, search: str | None = None
+) -> ListCollectionsResponse:
+    """List collections, oldest first."""
+    return collections.list_(wh, asking, namespace, page, ListCollectionsRequest(search=search))
+
+
+@router.get("/v1/collections/{collection_identifier}")
+def get_collection(
+    wh: Wh, asking: Asking, namespace: NamespaceId, collection_identifier: Collection
+) -> CollectionResponse:
+    """Return a collection."""
+    return collections.get(wh, asking, namespace, collection_identifier)
+
+
+@router.patch("/v1/collections/{collection_identifier}")
+def patch_collection(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: PatchCollectionRequest,
+) -> CollectionResponse:
+    """Change name, description, enabled or metadata; durable. Everything else is fixed."""
+    return collections.patch(wh, asking, namespace, collection_identifier, body)
+
+
+@router.delete("/v1/collections/{collection_identifier}")
+def delete_collection(
+    wh: Wh, asking: Asking, namespace: NamespaceId, collection_identifier: Collection
+) -> GenericDeleteResponse:
+    """Delete a collection with its documents; durable, and no longer findable, when answered."""
+    return collections.delete(wh, asking, namespace, collection_identifier)
+
+
+@router.get("/v1/collections/{collection_identifier}/features")
+def describe_features(
+    wh: Wh, asking: Asking, namespace: NamespaceId, collection_identifier: Collection
+) -> DescribeFeaturesResponse:
+    """Describe the vectors that a retriever can search in this collection."""
+    return collections.features(wh, asking, namespace, collection_identifier)
+
+
+@router.post("/v1/collections/{collection_identifier}/trigger", status_code=202)
+def trigger_collection(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: TriggerCollectionRequest | None = None,
+) -> TriggerCollectionResponse:
+    """Process all objects of the collection's buckets; durable when answered, findable when the task is COMPLETED."""
+    return batches.trigger(wh, asking, namespace, collection_identifier, body or TriggerCollectionRequest())

@@ -1,0 +1,136 @@
+"""Routes of objects."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Header, Path, Query
+
+from tessera import objects
+from tessera.api.auth import Asking
+from tessera.api.buckets import Bucket
+from tessera.api.paging import Paging
+from tessera.api.routing import Router
+from tessera.api.scope import NamespaceId, Wh
+from tessera.models.objects import (
+    CreateObjectRequest,
+    CreateObjectsBatchRequest,
+    CreateObjectsBatchResponse,
+    ListObjectsRequest,
+    ListObjectsResponse,
+    ObjectResponse,
+    UpdateObjectRequest,
+)
+
+router = Router(tags=["Objects"])
+
+ObjectId = Annotated[str, Path(examples=["obj_0f3a9c5e77d1b2c4"])]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Sent again within 24 hours, the request has one effect and the same answer.",
+        examples=["6f1c2c7a-c0e1-4ed3-a9a2-d3e0a7b8f1c4"],
+    ),
+]
+PresignedUrls = Annotated[
+    bool, Query(description="Give each file a URL that works for an hour without a key.")
+]
+
+
+@router.post("/v1/buckets/{bucket_identifier}/objects")
+def create_object(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    bucket_identifier: Bucket,
+    body: CreateObjectRequest,
+    idempotency_key: IdempotencyKey = None,
+) -> ObjectResponse:
+    """Create an object; durable when answered. It is processed by a batch."""
+    return objects.create(wh, asking, namespace, bucket_identifier, body, idempotency_key=idempotency_key)
+
+
+@router.post("/v1/buckets/{bucket_identifier}/objects/batch")
+def create_objects_batch(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    bucket_identifier: Bucket,
+    body: CreateObjectsBatchRequest,
+    idempotency_key: IdempotencyKey = None,
+) -> CreateObjectsBatchResponse:
+    """Create up to 100 objects, each by itself; those that succeeded are durable when answered."""
+    return objects.create_batch(
+        wh, asking, namespace, bucket_identifier, body.objects, idempotency_key=idempotency_key
+    )
+
+
+@router.post("/v1/buckets/{bucket_identifier}/objects/list")
+def list_objects(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    bucket_identifier: Bucket,
+    page: Paging,
+    body: ListObjectsRequest | None = None,
+) -> ListObjectsResponse:
+    """List a bucket's objects, oldest first unless sorted otherwise."""
+    return objects.list_(wh, asking, namespace, bucket_identifier, page, body or ListObjectsRequest())
+
+
+@router.get("/v1/buckets/{bucket_identifier}/objects")
+def list_objects_get(
+    wh: Wh, asking: Asking, namespace: NamespaceId, bucket_identifier: Bucket, page: Paging
+) -> ListObjectsResponse:
+    """List a bucket's objects, oldest first."""
+    return objects.list_(wh, asking, namespace, bucket_identifier, page, ListObjectsRequest())
+
+
+@router.get("/v1/buckets/{bucket_identifier}/objects/{object_identifier}")
+def get_object(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    bucket_identifier: Bucket,
+    object_identifier: ObjectId,
+    return_presigned_urls: PresignedUrls = False,
+) -> ObjectResponse:
+    """Return an object, short texts in full."""
+    return objects.get(
+        wh, asking, namespace, bucket_identifier, object_identifier, presigned_urls=return_presigned_urls
+    )
+
+
+@router.patch("/v1/buckets/{bucket_identifier}/objects/{object_identifier}")
+def patch_object(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    bucket_identifier: Bucket,
+    object_identifier: ObjectId,
+    body: UpdateObjectRequest,
+) -> ObjectResponse:
+    """Merge the given fields into an object; durable. Its documents follow with the next batch."""
+    return objects.update(wh, asking, namespace, bucket_identifier, object_identifier, body, replace=False)
+
+
+@router.put("/v1/buckets/{bucket_identifier}/objects/{object_identifier}")
+def update_object(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    bucket_identifier: Bucket,
+    object_identifier: ObjectId,
+    body: UpdateObjectRequest,
+) -> ObjectResponse:
+    """Set what is given, `blobs` and `metadata` each as a whole; durable."""
+    return objects.update(wh, asking, namespace, bucket_identifier, object_identifier, body, replace=True)
+
+
+@router.delete("/v1/buckets/{bucket_identifier}/objects/{object_identifier}", status_code=204)
+def delete_object(
+    wh: Wh, asking: Asking, namespace: NamespaceId, bucket_identifier: Bucket, object_identifier: ObjectId
+) -> None:
+    """Delete an object and its documents; durable, and no longer findable, when answered."""
+    objects.delete(wh, asking, namespace, bucket_identifier, object_identifier)
