@@ -96,8 +96,18 @@ class Server:
         self._log = self.data.with_name(f"{self.data.name}.stderr")
         with self._log.open("a") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tessera", "up", "--data", str(self.data), "--port", str(port), "--offline"]
-                + list(self._arguments),
+                [
+                    sys.executable,
+                    "-m",
+                    "tessera",
+                    "up",
+                    "--data",
+                    str(self.data),
+                    "--port",
+                    str(port),
+                    "--offline",
+                    *self._arguments,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
