@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from tessera import artifact
 from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.errors import BadRequestError
-from tessera.filters import And, Condition, Filter, Not, Or
+from tessera.filters import And, Condition, Filter, Not, Or, matches
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 from tessera.ports import DenseVector, Document, Entry, Page, Search, Vectors, View
 
@@ -584,3 +585,158 @@ def test_a_filter_that_must_look_at_too_much_names_the_index_to_add(small_scans:
         104,
         105,
     }
+
+
+# --- every filter, against the reference evaluator -----------------------------------------------------
+
+FIELD_TYPES = ("keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid")
+WORDS = [
+    "Rock",
+    "rock",
+    "ROCKET",
+    "straße",
+    "STRASSE",
+    "a",
+    "",
+    "Łódź",
+    "İstanbul",
+    "old elephant",
+    "an Elephant x",
+]
+WORDS += ["2024-01-01", "2024-01-01T00:00:00Z", "snake_case-word", "ﬁre", "don't"]
+NUMBERS = [0, 1, 2, -3, 0.5, 1.0, 2.5, -0.0, 2**53, 2**53 + 1, -(2**63), 2**63 - 1, 1e300]
+TIMES = ["2024-01-01", "2024-01-01T00:00:00Z", "2024-01-01T01:00:00+01:00", "2023-12-31 23:59:59.999999"]
+TIMES += ["2024-06-01T10:00:00", "1970-01-01T00:00:00Z", "0001-01-01", "9999-12-31T23:59:59Z"]
+UUIDS = [str(uuid.UUID(int=n)) for n in (1, 2, 2**127)] + [str(uuid.UUID(int=10**30)).upper()]
+PLACES = [
+    BERLIN,
+    {"lat": 48.86, "lon": 2.35},
+    {"lat": -33.9, "lon": 151.2},
+    {"lat": 0, "lon": 179.9},
+    {"lat": 90, "lon": 0},
+]
+
+VALUES: dict[str, list[Any]] = {
+    "keyword": WORDS,
+    "integer": [n for n in NUMBERS if isinstance(n, int)],
+    "float": NUMBERS,
+    "bool": [True, False],
+    "geo": PLACES,
+    "datetime": TIMES,
+    "text": WORDS,
+    "uuid": UUIDS,
+}
+ODD: list[Any] = [
+    None, [], [None], {}, [[]], "x", 5, True, 2.0, [["Rock"]], {"lat": 1}, "2024-01-01T00:00:00.0000001Z",
+    "20240101T000000", UUIDS[0].replace("-", ""), [{"deep": "Rock"}], 2**70, [None, "rock"],
+]  # fmt: skip
+
+
+def random_value(rng: random.Random, type: str, oddness: float) -> Any:
+    if rng.random() < oddness:
+        return rng.choice(ODD)
+    if rng.random() < 0.25:
+        return [rng.choice(VALUES[type]) for _ in range(rng.randrange(4))]
+    return rng.choice(VALUES[type])
+
+
+def random_document(rng: random.Random, number: int, oddness: float) -> Document:
+    fields: dict[str, Any] = {}
+    for type in FIELD_TYPES:
+        for place in ("indexed", "plain"):
+            if rng.random() < 0.7:
+                inner = {type: random_value(rng, type, oddness)}
+                several = oddness and rng.random() < 0.1
+                fields[f"{place} {type}"] = [inner, {type: random_value(rng, type, 0)}] if several else inner
+    return document(number, **fields)
+
+
+def random_condition(rng: random.Random) -> Condition:
+    type = rng.choice(FIELD_TYPES)
+    path = f"{rng.choice(['indexed', 'indexed', 'indexed', 'plain'])} {type}.{type}"
+    other = VALUES[rng.choice(FIELD_TYPES[:4] + FIELD_TYPES[5:])]
+    value: Any = rng.choice(VALUES[type] if rng.random() < 0.8 and type != "geo" else other)
+    sensitive = rng.random() < 0.3
+    roll = rng.random()
+    if roll < 0.1:
+        return Condition(path, rng.choice(["exists", "is_null"]), rng.choice([True, False, None]))
+    if roll < 0.2:
+        values = [rng.choice(VALUES[type] if type != "geo" else other) for _ in range(rng.randrange(4))]
+        values = [item for item in values if not isinstance(item, dict)]
+        return Condition(
+            path, rng.choice(["in", "nin"]), [*values, *([None] if roll < 0.11 else [])], sensitive
+        )
+    if type == "geo" and roll < 0.7:
+        center, corner, opposite = (rng.choice(PLACES) for _ in range(3))
+        shape: dict[str, Any] = {"center": center, "radius": rng.choice([0, 10, 1e5, 2e6, 1.5e7, 3e7])}
+        if roll < 0.4:
+            north, south = (
+                max(corner["lat"], opposite["lat"]) + 0.1,
+                min(corner["lat"], opposite["lat"]) - 0.1,
+            )
+            box = {"top_left": {"lat": min(north, 90), "lon": corner["lon"] - 0.1},
+                   "bottom_right": {"lat": max(south, -90), "lon": min(opposite["lon"] + 0.1, 180)}}  # fmt: skip
+            return Condition(path, "geo_bounding_box", box)
+        if roll < 0.5:
+            corners = [(rng.uniform(-90, 90), rng.uniform(-180, 180)) for _ in range(4)]
+            points = [{"lat": lat, "lon": lon} for lat, lon in [*corners, corners[0]]]
+            return Condition(path, "geo_polygon", {"exterior": {"points": points}})
+        return Condition(path, "geo_radius", shape)
+    operator = rng.choice(["eq", "eq", "ne", "contains"])
+    if isinstance(value, str):
+        operator = rng.choice(
+            [
+                "eq",
+                "ne",
+                "contains",
+                "starts_with",
+                "ends_with",
+                "regex",
+                "text",
+                "phrase",
+                "words",
+                "gt",
+                "lte",
+            ]
+        )
+        if operator in ("starts_with", "ends_with", "contains", "text", "words") and rng.random() < 0.5:
+            start = rng.randrange(len(value) + 1)
+            value = value[start : start + rng.randrange(6)]
+        if operator == "regex":
+            value = rng.choice(["^r", "o.k", "[0-9]+", "case", "x$"])
+    elif not isinstance(value, bool) and rng.random() < 0.6:
+        operator = rng.choice(["gt", "gte", "lt", "lte"])
+    return Condition(
+        path, operator, None if rng.random() < 0.03 and operator in ("eq", "ne") else value, sensitive
+    )
+
+
+def random_filter(rng: random.Random, depth: int = 0) -> Filter:
+    if depth == 3 or rng.random() < 0.4:
+        return random_condition(rng)
+    children = tuple(random_filter(rng, depth + 1) for _ in range(rng.randrange(1, 4)))
+    return rng.choice([And, Or, Not])(children)
+
+
+@pytest.mark.parametrize("oddness", [0.0, 0.15], ids=["regular", "with odd values"])
+@pytest.mark.parametrize("seed", range(3))
+def test_filters_mean_what_the_reference_evaluator_says(log: Log, seed: int, oddness: float) -> None:
+    """Seeded: 6 collections of documents, 60 filters each, three ways to ask each."""
+    rng = random.Random(f"{seed} {oddness}")
+    tokenizer = ["word", "whitespace", "prefix"][seed % 3]
+    indexes = [index(f"indexed {type}.{type}", type) for type in FIELD_TYPES if type != "text"]
+    indexes.append(
+        index(
+            "indexed text.text", "text", tokenizer=tokenizer, min_token_len=seed % 3, lowercase=seed % 2 == 0
+        )
+    )
+    documents = [random_document(rng, number, oddness) for number in range(80)]
+    for start in range(0, 80, 20):
+        if start == 20 * (seed % 3):
+            log.index(*indexes)
+        log.upsert(*documents[start : start + 20])
+    by_field = {declared.field_name: declared for declared in indexes}
+    for _ in range(60):
+        filter = random_filter(rng)
+        expected = {d.document_id for d in documents if matches(filter, d.payload, by_field)}
+        assert log.found(filter) == expected, filter

@@ -57,24 +57,32 @@ EXACT = [
     C("bool", "eq", True), C("bool", "in", [True, False]), C("bool", "ne", False),
     C("datetime", "eq", "2024-01-01"), C("datetime", "gt", "2024-01-01T00:00:00+01:00"),
     C("uuid", "eq", UUID), C("uuid", "in", [UUID, UUID.upper()]), C("text", "text", "big words"),
+    C("keyword", "eq", None), C("keyword", "ne", None), C("keyword", "in", ["a", None]), C("keyword", "exists"),
+    C("keyword", "eq", "2024-01-01", True), C("text", "words", "big words"),
     C("geo", "geo_radius", {"center": BERLIN, "radius": 1000}),
     C("geo", "geo_bounding_box", {"top_left": {"lat": 53, "lon": 13}, "bottom_right": {"lat": 52, "lon": 14}}),
 ]  # fmt: skip
 
 NARROWED = [
     C("keyword", "contains", "oc"), C("keyword", "ends_with", "CK"), C("uuid", "eq", UUID, True),
+    C("text", "phrase", "big words"), C("integer", "contains", 5), C("bool", "contains", True),
+    C("geo", "geo_polygon", {"exterior": {"points": [BERLIN, {"lat": 1, "lon": 1}, {"lat": 2, "lon": 1}, BERLIN]}}),
 ]  # fmt: skip
 
 EVALUATED = [
     C("unindexed", "eq", 1), C("keyword", "regex", "^a"), C("keyword", "eq", 5), C("keyword", "gt", "a"),
-    C("keyword", "ne", 5), C("keyword", "in", ["a", 5]), C("keyword", "in", []), C("keyword", "starts_with", ""),
+    C("keyword", "ne", 5), C("keyword", "in", ["a", 5]), C("keyword", "starts_with", ""),
     C("integer", "gt", 2**53), C("integer", "eq", True), C("integer", "eq", "5"), C("integer", "eq", 2**70),
     C("float", "eq", 2.0**60), C("bool", "eq", 1), C("bool", "eq", "true"), C("datetime", "eq", "yesterday"),
     C("datetime", "gt", 5), C("datetime", "eq", "2024-01-01", True),
     C("datetime", "lt", "2024-01-01T00:00:00.1234567Z"),
     C("uuid", "eq", UUID.replace("-", "")), C("uuid", "ne", UUID, True), C("text", "eq", "x"),
-    C("text", "regex", "x"), C("geo", "geo_radius", {"center": BERLIN}), C("keyword", "text", "a"),
-    C("keyword", "exists", "yes"),
+    C("text", "regex", "x"), C("geo", "geo_radius", {"center": BERLIN}),
+    C("geo", "geo_radius", {"center": {"lat": 80, "lon": 0}, "radius": 1_500_000}),
+    C("geo", "geo_radius", {"center": {"lat": 0, "lon": 179}, "radius": 200_000}),
+    C("geo", "geo_bounding_box", {"top_left": {"lat": 1, "lon": 170}, "bottom_right": {"lat": 0, "lon": -170}}),
+    C("keyword", "text", "a"),
+    C("keyword", "eq", "2024-01-01"), C("keyword", "in", ["a", "2024-01-01"]), C("keyword", "contains", "2024-01-01"),
 ]  # fmt: skip
 
 
@@ -100,6 +108,13 @@ def test_what_is_evaluated(module: ModuleType, condition: Condition) -> None:
 @pytest.mark.parametrize("condition", EXACT, ids=str)
 def test_nothing_on_an_irregular_path_goes_to_the_engine(module: ModuleType, condition: Condition) -> None:
     assert Translator(module).split(condition, INDEXES, {condition.path}) == (None, condition)
+
+
+def test_no_value_of_an_empty_list_is_there(module: ModuleType) -> None:
+    for operator in ("in", "nin"):
+        engine_filter, residual = Translator(module).split(C("unindexed", operator, []), {})
+        assert engine_filter is not None
+        assert residual is None
 
 
 GOOD, WIDE, OTHER = C("integer", "eq", 1), C("keyword", "ends_with", "x"), C("unindexed", "eq", 1)

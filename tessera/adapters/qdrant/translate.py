@@ -11,13 +11,16 @@ lets through.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from types import ModuleType
 from typing import Any
 
-from tessera.filters import And, Condition, Filter, Not, Or
+import numpy as np
+
+from tessera.filters import EARTH_RADIUS_M, And, Condition, Filter, Not, Or, instant
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import DenseVector
 
@@ -194,17 +197,7 @@ class Translator:
         self, condition: Condition, indexes: Mapping[str, PayloadIndex], irregular: Set[str]
     ) -> Any:
         """Return the engine's condition, or raise `_Inexact`."""
-        index = indexes.get(condition.path)
-        if index is None or condition.path in irregular or not can_be_addressed(condition.path):
-            raise _Inexact
         operator, value = condition.operator, condition.value
-        key = engine_path(condition.path)
-        if operator in ("exists", "is_null"):
-            if not isinstance(value, bool):
-                raise _Inexact
-            wanted = value if operator == "exists" else not value
-            empty = self._is_empty(key)
-            return self._none([empty]) if wanted else empty
         if operator in ("ne", "nin"):
             positive = Condition(
                 condition.path, "eq" if operator == "ne" else "in", value, condition.case_sensitive
@@ -213,6 +206,15 @@ class Translator:
                 return self._none([self._condition(positive, indexes, irregular)])
             except _Inexact:
                 raise _Inexact from None  # the complement of a superset says nothing
+        if operator == "in" and value == []:
+            return self.has_ids([])
+        index = indexes.get(condition.path)
+        if index is None or condition.path in irregular or not can_be_addressed(condition.path):
+            raise _Inexact
+        key = engine_path(condition.path)
+        if operator in ("exists", "is_null") or (operator == "eq" and value is None):
+            is_missing = (operator == "exists") == (value is False)
+            return self._is_empty(key) if is_missing else self._none([self._is_empty(key)])
         if operator == "in":
             return self._in(condition, indexes, irregular)
         match index.type:
@@ -221,8 +223,12 @@ class Translator:
             case IndexType.INTEGER | IndexType.FLOAT:
                 return self._number(condition, key, index.type)
             case IndexType.BOOL:
-                if operator == "eq" and isinstance(value, bool):
-                    return self._field(key, match=self._m.MatchValue(value=value))
+                if isinstance(value, bool):
+                    found = self._field(key, match=self._m.MatchValue(value=self._truth(value)))
+                    if operator == "eq":
+                        return found
+                    if operator == "contains":  # only arrays contain anything but strings
+                        raise _Inexact(found)
             case IndexType.DATETIME:
                 return self._datetime(condition, key)
             case IndexType.UUID:
@@ -232,8 +238,7 @@ class Translator:
                         raise _Inexact(found)
                     return found
             case IndexType.TEXT:
-                if operator == "text" and isinstance(value, str):
-                    return self._field(key, match=self._m.MatchText(text=value))
+                return self._text(condition, key, index)
             case IndexType.GEO:
                 return self._geo(condition, key)
         raise _Inexact
@@ -249,6 +254,8 @@ class Translator:
         values = list(condition.value)
         index = indexes[condition.path]
         if index.type == IndexType.KEYWORD and all(isinstance(value, str) for value in values):
+            if not condition.case_sensitive and any(map(instant, values)):
+                raise _Inexact
             if condition.case_sensitive:
                 return self._field(engine_path(condition.path), match=self._m.MatchAny(any=values))
             folded = [value.casefold() for value in values]
@@ -268,6 +275,8 @@ class Translator:
         operator, value, exact_case = condition.operator, condition.value, condition.case_sensitive
         if not isinstance(value, str):
             raise _Inexact
+        if not exact_case and operator in ("eq", "contains") and instant(value) is not None:
+            raise _Inexact  # the same moment may be spelled differently
         path, text = (key, value) if exact_case else (shadow_path(condition.path), value.casefold())
         match operator:
             case "eq":
@@ -279,8 +288,27 @@ class Translator:
                 raise _Inexact(self._field(path, match=self._m.MatchSubstring(substring=text)))
         raise _Inexact
 
+    def _truth(self, value: bool) -> Any:
+        # Edge 0.9.0 reads Python's True as the integer 1; numpy's is no integer, so it stays a truth value.
+        return np.bool_(value) if self._edge else value
+
+    def _text(self, condition: Condition, key: str, index: PayloadIndex) -> Any:
+        if not isinstance(condition.value, str):
+            raise _Inexact
+        match condition.operator:
+            case "text":
+                return self._field(key, match=self._m.MatchText(text=condition.value))
+            case "words":
+                return self._field(key, match=self._m.MatchTextAny(text_any=condition.value))
+            case "phrase" if index.field_schema.get("tokenizer") != "multilingual":
+                raise _Inexact(self._field(key, match=self._m.MatchText(text=condition.value)))
+        raise _Inexact
+
     def _number(self, condition: Condition, key: str, type: IndexType) -> Any:
         operator, value = condition.operator, condition.value
+        if operator == "contains":  # only arrays contain anything but strings
+            equal = Condition(condition.path, "eq", value)
+            raise _Inexact(self._number(equal, key, type))
         if not _is_number(value) or abs(value) >= MAX_EXACT_INTEGER:
             if operator == "eq" and type == IndexType.INTEGER and _is_int64(value):
                 return self._field(key, match=self._m.MatchValue(value=value))
@@ -319,16 +347,26 @@ class Translator:
         try:
             match condition.operator:
                 case "geo_radius":
+                    if not _is_plain_circle(value["center"], value["radius"]):
+                        raise _Inexact
                     radius = self._m.GeoRadius(
                         center=self._point(value["center"]), radius=float(value["radius"])
                     )
                     return self._field(key, geo_radius=radius)
                 case "geo_bounding_box":
+                    if value["top_left"]["lon"] > value["bottom_right"]["lon"]:
+                        raise _Inexact
                     box = self._m.GeoBoundingBox(
                         top_left=self._point(value["top_left"]),
                         bottom_right=self._point(value["bottom_right"]),
                     )
                     return self._field(key, geo_bounding_box=box)
+                case "geo_polygon":
+                    # Without its holes, and with the engine's own idea of a ring that crosses itself.
+                    ring = [self._point(point) for point in value["exterior"]["points"]]
+                    exterior = ring if self._edge else self._m.GeoLineString(points=ring)
+                    polygon = self._m.GeoPolygon(exterior=exterior)
+                    raise _Inexact(self._field(key, geo_polygon=polygon))
         except (KeyError, TypeError, ValueError):
             raise _Inexact from None
         raise _Inexact
@@ -404,6 +442,19 @@ class Translator:
 
     def _distance(self, name: str) -> Any:
         return getattr(self._m.Distance, name.capitalize() if self._edge else name.upper())
+
+
+def _is_plain_circle(center: Mapping[str, Any], radius_m: float) -> bool:
+    """Say whether a circle touches neither a pole nor the 180th meridian.
+
+    Edge 0.9.0 covers a circle with geohash cells that end there, and misses what lies beyond.
+    """
+    angle = radius_m / EARTH_RADIUS_M
+    lat, lon = math.radians(center["lat"]), math.radians(center["lon"])
+    if abs(lat) + angle >= math.radians(89):
+        return False
+    width = math.asin(math.sin(angle) / math.cos(lat))
+    return abs(lon) + width < math.radians(179)
 
 
 def _is_int64(value: object) -> bool:
