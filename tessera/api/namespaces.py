@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from fastapi import Body, Header, Path, Query, Response
@@ -21,8 +21,6 @@ from tessera.models.namespaces import (
     NamespaceModel,
     NamespaceStatsResponse,
     PatchNamespaceRequest,
-    UnifiedExtractorListResponse,
-    UnifiedExtractorResponse,
     UpdateNamespaceRequest,
 )
 
@@ -118,31 +116,6 @@ def delete_namespace(
 def get_namespace_stats(wh: Wh, asking: Asking, identifier: Identifier) -> Response:
     """Return counts, and the payload indexes as the engine reports them, with the points that each one holds."""
     return _json(namespaces.stats(wh, asking, identifier))
-
-
-@router.get("/v1/namespaces/{namespace_identifier}/extractors", response_model=UnifiedExtractorListResponse)
-def list_namespace_extractors(
-    wh: Wh,
-    asking: Asking,
-    identifier: Identifier,
-    source: Annotated[Literal["builtin", "custom", "community"] | None, Query()] = None,
-    include_disabled: Annotated[bool, Query(description="Accepted; without effect.")] = False,
-) -> Response:
-    """List the extractors that this server offers; `registered` marks those that run in the namespace."""
-    return _json(namespaces.list_extractors(wh, asking, identifier, source))
-
-
-@router.get(
-    "/v1/namespaces/{namespace_identifier}/extractors/{extractor_id}", response_model=UnifiedExtractorResponse
-)
-def get_namespace_extractor(
-    wh: Wh,
-    asking: Asking,
-    identifier: Identifier,
-    extractor_id: Annotated[str, Path(max_length=320, examples=["video_extractor_1.0.0"])],
-) -> Response:
-    """Describe one extractor by id."""
-    return _json(namespaces.get_extractor(wh, asking, identifier, extractor_id))
 
 
 def _json(content: Any) -> Response:

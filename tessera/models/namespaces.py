@@ -338,30 +338,11 @@ class NamespaceStatsResponse(Model):
     payload_indexes: list[PayloadIndexStats]
 
 
-class UnifiedExtractorResponse(Model):
-    """An extractor that this server offers; `registered` says whether it runs in the namespace."""
-
-    model_config = ConfigDict(extra="allow")
-
-    feature_extractor_name: str
-    version: str
-    feature_extractor_id: str
-    source: Literal["builtin", "custom", "community"]
-    description: str
-    input_schema: JsonObject
-    output_schema: JsonObject
-    parameter_schema: JsonObject
-    required_vector_indexes: list[JsonObject]
-    required_payload_indexes: list[JsonObject]
-    feature_uri: str | None
-    registered: bool
-
-
 class UnifiedExtractorListResponse(Model):
-    """The extractors that this server offers to a namespace."""
+    """The extractors that a namespace may use in its collections."""
 
     success: Literal[True] = True
-    extractors: list[UnifiedExtractorResponse]
+    extractors: list[JsonObject]
     total: int
     namespace_id: str
     builtin_count: int
