@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import warnings
 from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -128,9 +129,12 @@ async def asset(name: str) -> Response:
 
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the complete OpenAPI description: security, errors and headers included."""
-    description = get_openapi(
-        title="Tessera", version=__version__, description=_DESCRIPTION, routes=app.routes, tags=_tags(app)
-    )
+    with warnings.catch_warnings():
+        # About operation ids that appear twice: all are replaced below.
+        warnings.simplefilter("ignore", UserWarning)
+        description = get_openapi(
+            title="Tessera", version=__version__, description=_DESCRIPTION, routes=app.routes, tags=_tags(app)
+        )
     components = description.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
@@ -165,13 +169,13 @@ def _operation_ids(app: FastAPI) -> dict[tuple[str, str], str]:
     """Name each operation after its function, for short names in generated clients; twins get their tag."""
     routes = [route for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
     times = Counter(route.name for route in routes)
-    return {
-        (route.path_format, method.lower()): route.name
-        if times[route.name] == 1
-        else f"{route.name}_{'_'.join(map(str, route.tags))}".lower().replace(" ", "_")
-        for route in routes
-        for method in route.methods or ()
-    }
+    ids = {}
+    for route in routes:
+        tag = "_".join(map(str, route.tags)).lower()
+        name = route.name if times[route.name] == 1 else f"{route.name}_{tag}"
+        for number, method in enumerate(sorted(route.methods or ())):
+            ids[route.path_format, method.lower()] = f"{name}_{method.lower()}" if number else name
+    return ids
 
 
 def _tags(app: FastAPI) -> list[dict[str, str]]:
