@@ -13,4 +13,5 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def test_scenario(outcome: Any) -> None:
-    assert outcome.ok, outcome.report
+    if not outcome.ok:
+        pytest.fail(outcome.report, pytrace=False)
