@@ -1,0 +1,130 @@
+"""Pictures: one document each, with its vector, its size and a thumbnail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from tessera import media
+from tessera.errors import InferenceServiceUnavailableError
+from tessera.extractors.base import (
+    BadSample,
+    Extractor,
+    Feature,
+    FieldOutput,
+    Outputs,
+    Params,
+    Sample,
+    VectorOutput,
+)
+
+Vector = npt.NDArray[np.float32]
+
+
+class ImageParams(Params):
+    """Which model reads the pictures, and whether thumbnails are made."""
+
+    enable_thumbnails: bool = Field(True, description="Make a JPEG of at most 480 pixels a side.")
+    model: str | None = Field(
+        None,
+        description="Picture model; a vendor's name stands for the default. `tessera models` lists ours.",
+    )
+
+
+class ImageExtractor(Extractor):
+    """Pictures found by picture, and by words where the model knows words."""
+
+    name = "image_extractor"
+    description = "Embeds a picture, so that it is found by a picture (with CLIP installed also by words)."
+    icon = "image"
+    category = "image"
+    inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": ("image",)}
+    max_inputs: ClassVar[Mapping[str, int]] = {"image": 1}
+    Params = ImageParams
+    vector_name = "image_extractor_v1_embedding"
+
+    def outputs(self, params: ImageParams) -> Outputs:
+        """Return the vector, the picture's size, and the thumbnail unless it is not wanted."""
+        model = self.models.choose("picture", params.model)
+        vector = VectorOutput(
+            name=self.vector_name,
+            dimensions=model.dimensions,
+            inference_name="google_siglip_base_v1",
+            model_id=model.model_id,
+            description=f"Look of the picture, by {model.model_id}. {model.description}",
+            query_inputs=model.query_inputs,
+            aliases=("embedding", "image_embedding", "image"),
+            purpose="image",
+        )
+        fields = {
+            "width": FieldOutput("integer", "Width in pixels, as displayed."),
+            "height": FieldOutput("integer", "Height in pixels, as displayed."),
+        }
+        if params.enable_thumbnails:
+            fields["thumbnail_url"] = FieldOutput("string", "A JPEG of at most 480 pixels a side.")
+        return Outputs((vector,), fields)
+
+    def pinned(self, params: ImageParams, running: Mapping[str, str]) -> ImageParams:
+        """Return `params` with the model that the namespace chose."""
+        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
+
+    def extract(
+        self, samples: Sequence[Sample], params: ImageParams
+    ) -> Iterator[Iterable[Feature] | BadSample]:
+        """Yield one document a picture."""
+        try:
+            model = self.models.picture(self.models.choose("picture", params.model).model_id)
+        except (BadSample, InferenceServiceUnavailableError) as error:
+            for _ in samples:
+                yield BadSample("model_missing", error.message)
+            return
+        for sample in samples:
+            source = sample.inputs.get("image")
+            if source is None or source.path is None:
+                yield BadSample(
+                    "unreadable", "The source has no file as input `image`; map one in `input_mappings`."
+                )
+                continue
+            try:
+                picture = media.open_picture(source.path)
+                vectors = {self.vector_name: first(model.embed([picture.image]))}
+                yield [picture_feature(picture, vectors, with_thumbnail=params.enable_thumbnails)]
+            except BadSample as error:
+                yield error
+
+    def embed_query(self, vector: VectorOutput, kind: str, value: str | Path) -> Vector:
+        """Return the vector of a query picture, or of words where the space holds them."""
+        return embed_picture_query(self, vector, kind, value)
+
+
+def picture_feature(
+    picture: media.Picture,
+    vectors: Mapping[str, Vector],
+    position: tuple[str, ...] = (),
+    *,
+    with_thumbnail: bool,
+) -> Feature:
+    """Return the document of a picture."""
+    files = {"thumbnail_url": (media.thumbnail(picture.image), "image/jpeg")} if with_thumbnail else {}
+    return Feature(position, {"width": picture.width, "height": picture.height}, vectors, files)
+
+
+def embed_picture_query(extractor: Extractor, vector: VectorOutput, kind: str, value: str | Path) -> Vector:
+    """Return the query vector of a picture file, or of words where the space holds them."""
+    model = extractor.models.picture(vector.model_id)
+    if kind == "image":
+        return first(model.embed([media.open_picture(Path(value)).image]))
+    if kind == "text":
+        return first(model.embed_words([str(value)]))
+    raise BadSample("unsupported", f"{vector.name} is queried by a picture or by words, not by {kind}.")
+
+
+def first(vectors: Vector) -> Vector:
+    """Return the first row of a batch."""
+    vector: Vector = vectors[0]
+    return vector

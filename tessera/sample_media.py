@@ -1,0 +1,501 @@
+"""Sample media made by script, the same bytes' content every time: a video, twenty pictures, thirty texts.
+
+For the demo and the tests: cuts, words, shapes and which picture is a copy of which are known. The video has
+seven shots and fourteen subtitles; among the pictures are five that were encoded again, scaled, cropped or turned
+grey. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+
+WIDTH, HEIGHT, FRAMES_PER_S = 320, 240, 10
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One shot of the video: its length and what is drawn."""
+
+    seconds: float
+    name: str
+    sky: Colour
+    ground: Colour
+    thing: Colour
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One subtitle."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+#: Cuts at 8, 17, 25, 34, 42 and 52 s; 60 s in all.
+SHOTS: tuple[Shot, ...] = (
+    Shot(8, "harbour at sunrise", (250, 180, 120), (40, 70, 120), (250, 240, 200)),
+    Shot(9, "forest path", (150, 200, 160), (30, 80, 30), (90, 60, 30)),
+    Shot(8, "kitchen", (240, 235, 220), (160, 110, 70), (200, 40, 30)),
+    Shot(9, "night sky", (10, 10, 40), (5, 5, 15), (240, 240, 255)),
+    Shot(8, "workshop", (110, 110, 115), (70, 60, 55), (230, 150, 20)),
+    Shot(10, "snowy mountain", (130, 180, 240), (245, 248, 255), (60, 70, 90)),
+    Shot(8, "market at noon", (90, 190, 230), (220, 200, 150), (150, 30, 120)),
+)
+
+LINES: tuple[Line, ...] = (
+    Line(0.5, 3.8, "The fishing boats leave the harbour before the sun is up."),
+    Line(4.2, 7.6, "Gulls follow them far out to sea."),
+    Line(8.4, 12.0, "A narrow path leads through the old beech forest."),
+    Line(12.5, 16.5, "In autumn people come here to look for mushrooms."),
+    Line(17.4, 20.8, "Now we chop two onions and fry them slowly in butter."),
+    Line(21.2, 24.6, "Add the tomatoes, a pinch of salt and fresh basil."),
+    Line(25.5, 29.0, "On a clear night you can see the rings of Saturn through a small telescope."),
+    Line(29.5, 33.5, "The light of that star left it a thousand years ago."),
+    Line(34.4, 37.8, "She repairs violins that nobody else dares to open."),
+    Line(38.2, 41.6, "The glue has to dry for two whole days."),
+    Line(42.5, 46.5, "The climbers reached the summit just before the storm."),
+    Line(47.0, 51.4, "Their rope had frozen as stiff as a stick."),
+    Line(52.5, 55.8, "At the market a farmer weighs cherries on an iron scale."),
+    Line(56.2, 59.6, "By noon every basket of strawberries is sold."),
+)
+
+TEXTS: tuple[tuple[str, str], ...] = (
+    (
+        "headphones",
+        "Lightweight wireless headphones with active noise cancellation and thirty hours of battery.",
+    ),
+    ("headphones", "Wired studio headphones with a flat response for mixing music."),
+    ("speaker", "A waterproof loudspeaker for the beach that plays for a whole day."),
+    ("keyboard", "Mechanical keyboard with quiet switches, made for long hours of typing."),
+    ("lamp", "Reading lamp with warm light that can be dimmed in ten steps."),
+    ("tent", "Two-person tent that withstands heavy rain and strong wind."),
+    ("boots", "Hiking boots of waxed leather with a sole that grips on wet rock."),
+    ("backpack", "A backpack of forty litres with a separate pocket for a laptop."),
+    ("stove", "Folding camping stove that boils half a litre of water in three minutes."),
+    ("bicycle", "City bicycle with hub gears, a basket and lights that need no battery."),
+    ("recipe", "Beat the eggs with sugar until pale, fold in the flour and bake for half an hour."),
+    ("recipe", "Simmer red lentils with ginger, turmeric and coconut milk to a thick soup."),
+    ("recipe", "Let the sourdough rest overnight in the fridge before you shape the loaf."),
+    ("recipe", "Grill the aubergines whole until the skin is black and the inside is soft."),
+    ("medicine", "Drink plenty of water and rest; see a doctor if the fever lasts longer than three days."),
+    ("medicine", "The vaccine protects children against measles, mumps and rubella."),
+    ("finance", "The central bank raised interest rates to slow inflation."),
+    ("finance", "Shares of the airline fell after it warned of lower profits."),
+    ("law", "The tenant may end the contract with three months' notice in writing."),
+    ("law", "The court ruled that the patent was not valid."),
+    ("space", "The probe sent back the first pictures of the moon's far side."),
+    ("space", "A black hole bends the light of the stars behind it."),
+    ("animals", "Young otters learn to swim by being pushed into the water by their mother."),
+    ("animals", "Honey bees tell each other where the flowers are by dancing."),
+    ("animals", "The cat slept on the warm windowsill all afternoon."),
+    ("football", "The goalkeeper saved a penalty in the last minute of the match."),
+    ("chess", "White sacrifices a rook and gives mate three moves later."),
+    ("music", "The orchestra tuned its instruments before the conductor came on stage."),
+    ("travel", "The night train to Vienna leaves from platform nine at half past ten."),
+    ("garden", "Plant the tulip bulbs in autumn, twice as deep as they are tall."),
+)
+
+
+def make_all(folder: Path) -> dict[str, Path]:
+    """Write everything below `folder`: ``video.mp4``, ``pictures/*``, ``texts/*.txt``; return name → path."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / "texts").mkdir(exist_ok=True)
+    made = {"video.mp4": folder / "video.mp4"}
+    made["video.mp4"].write_bytes(video())
+    for name, data in pictures().items():
+        made[name] = folder / "pictures" / name
+        made[name].write_bytes(data)
+    for number, (topic, text) in enumerate(TEXTS):
+        name = f"{number:02d}-{topic}.txt"
+        made[name] = folder / "texts" / name
+        made[name].write_text(text + "\n", encoding="utf-8")
+    return made
+
+
+# --- the video ----------------------------------------------------------------------------------------
+
+
+def video(*, shots: Sequence[Shot] = SHOTS, lines: Sequence[Line] = LINES, container: str = "mp4") -> bytes:
+    """Return the video, its subtitles embedded: ``mp4`` with mov_text, or ``matroska`` with SRT."""
+    import av
+    from av.subtitles.subtitle import SubtitleSet
+
+    out = io.BytesIO()
+    milliseconds = Fraction(1, 1000)
+    with av.open(out, "w", format=container) as target:
+        seen = target.add_stream("mpeg4", rate=FRAMES_PER_S, options={"g": "20", "qscale": "4"})
+        seen.width, seen.height, seen.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        # One thread, and no trace of the encoder's version: the same bytes on every machine.
+        seen.thread_count = 1
+        said = None
+        if lines:
+            said = target.add_stream("mov_text" if container == "mp4" else "srt")
+            said.codec_context.subtitle_header = _ASS_HEADER
+            said.codec_context.time_base = milliseconds
+            said.metadata["language"] = "eng"
+        for frame in _frames(shots):
+            target.mux(seen.encode(frame))
+        target.mux(seen.encode())
+        for number, line in enumerate(lines):
+            assert said is not None
+            start, length = round(line.start_s * 1000), round((line.end_s - line.start_s) * 1000)
+            dialogue = f"{number},0,Default,,0,0,0,,{line.text}"
+            packet = said.codec_context.encode_subtitle(
+                SubtitleSet.create(text=dialogue.encode(), start=0, end=length, pts=start * 1000)
+            )
+            packet.stream, packet.time_base = said, milliseconds
+            packet.pts = packet.dts = start
+            packet.duration = length
+            target.mux(packet)
+    return out.getvalue()
+
+
+def srt(lines: Sequence[Line] = LINES) -> str:
+    """Return the subtitles as the text of an SRT file."""
+    return "\n".join(
+        f"{number}\n{_clock(line.start_s)} --> {_clock(line.end_s)}\n{line.text}\n"
+        for number, line in enumerate(lines, 1)
+    )
+
+
+def shot_picture(shot: Shot, part: float = 0.5) -> Image:
+    """Return the frame of a shot at `part` (0…1) of its length."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    image = Pillow.new("RGB", (WIDTH, HEIGHT), shot.sky)
+    draw = ImageDraw.Draw(image)
+    _DRAWINGS[shot.name](draw, shot, part)
+    return image
+
+
+def _frames(shots: Sequence[Shot]) -> Iterator[VideoFrame]:
+    import av
+
+    from_image: Callable[[Image], VideoFrame] = av.VideoFrame.from_image
+    for shot in shots:
+        count = round(shot.seconds * FRAMES_PER_S)
+        for number in range(count):
+            yield from_image(shot_picture(shot, number / count))
+
+
+def _clock(seconds: float) -> str:
+    whole, milliseconds = divmod(round(seconds * 1000), 1000)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d},{milliseconds:03d}"
+
+
+_ASS_HEADER = (
+    b"[Script Info]\nScriptType: v4.00+\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize\n"
+    b"Style: Default,Arial,16\n[Events]\nFormat: Layer, Start, End, Style, Text\n"
+)
+
+
+def _harbour(draw: ImageDraw, shot: Shot, part: float) -> None:
+    draw.rectangle((0, 150, WIDTH, HEIGHT), fill=shot.ground)
+    sun = 150 - 60 * part
+    draw.ellipse((200, sun - 30, 260, sun + 30), fill=shot.thing)
+    boat = 40 + 120 * part
+    draw.polygon([(boat, 170), (boat + 90, 170), (boat + 70, 195), (boat + 20, 195)], fill=(120, 40, 40))
+    draw.polygon([(boat + 45, 90), (boat + 45, 165), (boat + 80, 165)], fill=(240, 240, 240))
+
+
+def _forest(draw: ImageDraw, shot: Shot, part: float) -> None:
+    draw.rectangle((0, 170, WIDTH, HEIGHT), fill=shot.ground)
+    draw.polygon([(130, HEIGHT), (190, HEIGHT), (165, 170), (155, 170)], fill=(150, 120, 80))
+    for number in range(9):
+        x = (number * 41 - 30 * part) % (WIDTH + 30) - 15
+        draw.rectangle((x - 6, 40, x + 6, 180), fill=shot.thing)
+        draw.ellipse((x - 26, 0, x + 26, 70 + number % 3 * 12), fill=(30, 100 + number * 6, 40))
+
+
+def _kitchen(draw: ImageDraw, shot: Shot, part: float) -> None:
+    draw.rectangle((0, 160, WIDTH, HEIGHT), fill=shot.ground)
+    for x in range(0, WIDTH, 40):
+        draw.line((x, 0, x, 160), fill=(205, 200, 185), width=2)
+    for y in range(0, 160, 40):
+        draw.line((0, y, WIDTH, y), fill=(205, 200, 185), width=2)
+    draw.ellipse((90, 130, 230, 190), fill=(50, 50, 55))
+    draw.rectangle((225, 150, 310, 162), fill=(50, 50, 55))
+    for number in range(4):
+        middle = 115 + number * 26 + 4 * math.sin(6 * part + number)
+        draw.ellipse((middle - 12, 142, middle + 12, 166), fill=shot.thing)
+
+
+def _night(draw: ImageDraw, shot: Shot, part: float) -> None:
+    draw.rectangle((0, 200, WIDTH, HEIGHT), fill=shot.ground)
+    for number in range(70):
+        x, y = (number * 97 + 13 + 20 * part) % WIDTH, number * 53 % 195
+        size = 1 + number % 3
+        draw.ellipse((x, y, x + size, y + size), fill=shot.thing)
+    draw.ellipse((130, 70, 190, 130), fill=(220, 190, 130))
+    draw.ellipse((95, 92, 225, 108), outline=(240, 220, 180), width=4)
+
+
+def _workshop(draw: ImageDraw, shot: Shot, part: float) -> None:
+    draw.rectangle((0, 180, WIDTH, HEIGHT), fill=shot.ground)
+    for number in range(5):
+        x = 30 + number * 60
+        draw.rectangle((x, 20, x + 10, 90 + number % 2 * 30), fill=(180, 180, 185))
+    swing = 12 * math.sin(5 * part)
+    draw.ellipse((120 + swing, 95, 190 + swing, 150), fill=shot.thing)
+    draw.ellipse((110 + swing, 135, 200 + swing, 205), fill=shot.thing)
+    draw.rectangle((150 + swing, 30, 160 + swing, 110), fill=(60, 35, 15))
+
+
+def _mountain(draw: ImageDraw, shot: Shot, part: float) -> None:
+    draw.polygon(
+        [(0, HEIGHT), (110, 60), (200, 170), (250, 110), (WIDTH, 220), (WIDTH, HEIGHT)], fill=shot.thing
+    )
+    draw.polygon([(110, 60), (85, 105), (105, 95), (120, 110), (137, 93)], fill=shot.ground)
+    draw.rectangle((0, 215, WIDTH, HEIGHT), fill=shot.ground)
+    for number in range(60):
+        x, y = number * 71 % WIDTH, (number * 37 + 240 * part) % HEIGHT
+        draw.ellipse((x, y, x + 3, y + 3), fill=(255, 255, 255))
+
+
+def _market(draw: ImageDraw, shot: Shot, part: float) -> None:
+    draw.rectangle((0, 150, WIDTH, HEIGHT), fill=shot.ground)
+    for number in range(8):
+        left = number * 40
+        draw.rectangle((left, 40, left + 40, 80), fill=(230, 60, 50) if number % 2 else (250, 250, 250))
+    for row in range(3):
+        for column in range(12):
+            x, y = 20 + column * 25 + 3 * math.sin(4 * part), 165 + row * 22
+            draw.ellipse((x, y, x + 18, y + 18), fill=shot.thing if row % 2 else (200, 30, 40))
+
+
+_DRAWINGS: dict[str, Callable[[ImageDraw, Shot, float], None]] = {
+    "harbour at sunrise": _harbour,
+    "forest path": _forest,
+    "kitchen": _kitchen,
+    "night sky": _night,
+    "workshop": _workshop,
+    "snowy mountain": _mountain,
+    "market at noon": _market,
+}
+
+
+# --- the pictures -------------------------------------------------------------------------------------
+
+#: Copies and what each is a copy of.
+COPIES: dict[str, str] = {
+    "red-circle-small.jpg": "red-circle.png",
+    "chessboard-cropped.png": "chessboard.png",
+    "rainbow-recompressed.jpg": "rainbow.png",
+    "sunset-large.webp": "sunset.png",
+    "bricks-brighter.png": "bricks.png",
+}
+
+
+def pictures() -> dict[str, bytes]:
+    """Return twenty encoded pictures by file name; `COPIES` tells which show the same thing."""
+    from PIL import Image as Pillow
+
+    originals = {f"{name}.png": drawn() for name, drawn in _PICTURES.items()}
+    made = {name: _encoded(image, "PNG") for name, image in originals.items()}
+    circle, board, rainbow = (originals[f"{name}.png"] for name in ("red-circle", "chessboard", "rainbow"))
+    sunset, bricks = originals["sunset.png"], originals["bricks.png"]
+    made["red-circle-small.jpg"] = _encoded(circle.resize((120, 90)), "JPEG", quality=75)
+    made["chessboard-cropped.png"] = _encoded(board.crop((20, 15, 300, 225)), "PNG")
+    made["rainbow-recompressed.jpg"] = _encoded(rainbow, "JPEG", quality=30)
+    made["sunset-large.webp"] = _encoded(
+        sunset.resize((640, 480), Pillow.Resampling.BICUBIC), "WEBP", quality=80
+    )
+    made["bricks-brighter.png"] = _encoded(bricks.point(lambda value: value * 1.12), "PNG")
+    return made
+
+
+def _encoded(image: Image, form: str, **options: int) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def _canvas(colour: Colour) -> tuple[Image, ImageDraw]:
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    image = Pillow.new("RGB", (WIDTH, HEIGHT), colour)
+    return image, ImageDraw.Draw(image)
+
+
+def _from_array(values: npt.NDArray[np.floating]) -> Image:
+    from PIL import Image as Pillow
+
+    return Pillow.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def _grid() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    rows, columns = np.indices((HEIGHT, WIDTH)).astype(np.float64)
+    return rows, columns
+
+
+def _red_circle() -> Image:
+    image, draw = _canvas((250, 250, 245))
+    draw.ellipse((90, 50, 230, 190), fill=(210, 25, 30))
+    return image
+
+
+def _blue_squares() -> Image:
+    image, draw = _canvas((235, 240, 250))
+    for row in range(3):
+        for column in range(4):
+            draw.rectangle(
+                (20 + column * 75, 20 + row * 72, 70 + column * 75, 70 + row * 72), fill=(30, 60, 190)
+            )
+    return image
+
+
+def _green_triangle() -> Image:
+    image, draw = _canvas((255, 250, 225))
+    draw.polygon([(160, 25), (290, 215), (30, 215)], fill=(20, 140, 60))
+    return image
+
+
+def _yellow_star() -> Image:
+    image, draw = _canvas((25, 25, 80))
+    points = []
+    for number in range(10):
+        radius, angle = (95 if number % 2 == 0 else 40), math.pi * (number / 5 - 0.5)
+        points.append((160 + radius * math.cos(angle), 120 + radius * math.sin(angle)))
+    draw.polygon(points, fill=(250, 215, 40))
+    return image
+
+
+def _chessboard() -> Image:
+    rows, columns = _grid()
+    light = (rows // 30 + columns // 40) % 2
+    return _from_array(np.stack([light * 200 + 40, light * 185 + 35, light * 160 + 30], axis=-1))
+
+
+def _rainbow() -> Image:
+    rows, columns = _grid()
+    distance = np.hypot(rows - 240, columns - 160)
+    band = np.floor((distance - 100) / 16)
+    colours = np.array(
+        [
+            [120, 60, 190],
+            [50, 80, 220],
+            [40, 170, 220],
+            [50, 180, 70],
+            [250, 220, 50],
+            [250, 140, 40],
+            [220, 40, 40],
+        ]
+    )
+    image = np.full((HEIGHT, WIDTH, 3), (150, 205, 245))
+    for number, colour in enumerate(colours):
+        image[band == number] = colour
+    return _from_array(image)
+
+
+def _sunset() -> Image:
+    rows, columns = _grid()
+    height = rows / HEIGHT
+    sky = np.stack([255 - 30 * height, 90 + 110 * height, 120 - 60 * height], axis=-1)
+    sun = np.hypot(rows - 150, columns - 220) < 38
+    sky[sun] = (255, 240, 170)
+    sky[rows > 170] = (45, 30, 60)
+    return _from_array(sky)
+
+
+def _bricks() -> Image:
+    image, draw = _canvas((190, 185, 175))
+    for row in range(10):
+        for column in range(-1, 6):
+            x, y = column * 64 + (row % 2) * 32, row * 24
+            draw.rectangle((x + 2, y + 2, x + 61, y + 21), fill=(150 + row * 3, 70, 50))
+    return image
+
+
+def _waves() -> Image:
+    rows, columns = _grid()
+    value = np.sin(rows / 9 + 2 * np.sin(columns / 30))
+    return _from_array(np.stack([60 + 30 * value, 120 + 50 * value, 170 + 60 * value], axis=-1))
+
+
+def _zebra() -> Image:
+    rows, columns = _grid()
+    value = 128 + 127 * np.sign(np.sin((columns + 0.5 * rows) / 8))
+    return _from_array(np.repeat(value[..., None], 3, axis=-1))
+
+
+def _sand() -> Image:
+    grain = np.random.default_rng(7).normal(0, 18, (HEIGHT, WIDTH, 1))
+    return _from_array(np.array([215, 190, 140]) + grain)
+
+
+def _grass() -> Image:
+    image, draw = _canvas((90, 150, 60))
+    random = np.random.default_rng(11)
+    for _ in range(900):
+        x, y, lean = random.integers(0, WIDTH), random.integers(0, HEIGHT), random.integers(-6, 7)
+        shade = int(random.integers(60, 200))
+        draw.line((int(x), int(y), int(x + lean), int(y - 22)), fill=(shade // 3, shade, shade // 4), width=2)
+    return image
+
+
+def _city() -> Image:
+    image, draw = _canvas((20, 25, 50))
+    random = np.random.default_rng(5)
+    for number in range(10):
+        x, top = number * 32, int(random.integers(40, 140))
+        draw.rectangle((x, top, x + 30, HEIGHT), fill=(55, 60, 75))
+        for y in range(top + 6, HEIGHT - 6, 14):
+            for window in (x + 5, x + 18):
+                if random.random() < 0.6:
+                    draw.rectangle((window, y, window + 7, y + 7), fill=(250, 225, 130))
+    return image
+
+
+def _flower() -> Image:
+    image, draw = _canvas((205, 230, 200))
+    draw.line((160, 130, 160, HEIGHT), fill=(40, 120, 50), width=8)
+    for number in range(8):
+        angle = math.pi * number / 4
+        x, y = 160 + 46 * math.cos(angle), 100 + 46 * math.sin(angle)
+        draw.ellipse((x - 26, y - 26, x + 26, y + 26), fill=(230, 110, 170))
+    draw.ellipse((135, 75, 185, 125), fill=(250, 210, 60))
+    return image
+
+
+def _target() -> Image:
+    rows, columns = _grid()
+    ring = (np.hypot(rows - 120, columns - 160) // 18) % 2
+    return _from_array(np.stack([230 - 20 * ring, 40 + 190 * ring, 40 + 190 * ring], axis=-1))
+
+
+_PICTURES: dict[str, Callable[[], Image]] = {
+    "red-circle": _red_circle,
+    "blue-squares": _blue_squares,
+    "green-triangle": _green_triangle,
+    "yellow-star": _yellow_star,
+    "chessboard": _chessboard,
+    "rainbow": _rainbow,
+    "sunset": _sunset,
+    "bricks": _bricks,
+    "waves": _waves,
+    "zebra": _zebra,
+    "sand": _sand,
+    "grass": _grass,
+    "city": _city,
+    "flower": _flower,
+    "target": _target,
+}
