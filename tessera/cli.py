@@ -348,7 +348,8 @@ def _key_create(options: argparse.Namespace) -> int:
     settings = _load(options).settings
     db = _open_database(settings)
     try:
-        key, row = organizations.create_key_offline(db, options.email, options.name, [options.permission])
+        email = options.email or organizations.FIRST_USER_EMAIL
+        key, row = organizations.create_key_offline(db, email, options.name, [options.permission])
     finally:
         db.close()
     if options.permission == "admin" and data_directory.read_admin_key(settings.data) is None:

@@ -164,8 +164,10 @@ def child_environment() -> dict[str, str]:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
