@@ -11,21 +11,27 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeGuard
 
 import re2
 
+from tessera import words
 from tessera.errors import Problem, ValidationError, quote
 from tessera.models import IndexType, PayloadIndex
 
 Location = tuple[str | int, ...]
+#: Says whether a document passes.
+Test = Callable[[Mapping[str, Any]], bool]
 
+#: Logical nodes inside each other.
 MAX_DEPTH = 16
 MAX_CONDITIONS = 512
 MAX_PATH_CHARS = 255
 MAX_PATTERN_CHARS = 1000
+#: More problems than this say nothing new.
+MAX_PROBLEMS = 50
 
 OPERATORS = (
     "eq", "ne", "gt", "lt", "gte", "lte", "in", "nin", "contains", "starts_with", "ends_with", "regex", "exists",
@@ -34,6 +40,9 @@ OPERATORS = (
 
 #: Mean radius of the Earth in metres (IUGG), as Qdrant's geo library takes it.
 EARTH_RADIUS_M = 6_371_008.8
+
+_LOGICAL = ("AND", "OR", "NOT")
+_CONDITION_KEYS = ("field", "operator", "value", "case_sensitive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +88,16 @@ def parse(
     inputs: Mapping[str, Any] | None = None,
     location: Location = ("body", "filters"),
 ) -> Filter | None:
-    """Parse one node of the filter grammar; None, ``{}`` and ``[]`` filter nothing.
+    """Parse one node of the filter grammar; None when it holds no condition at all.
 
-    `inputs` gives ``{"type": "dynamic", "field": "inputs.x"}`` its values. Raises `ValidationError` with
-    everything that is wrong, each problem with its place and what is allowed there.
+    An empty list under ``AND``, ``OR`` or ``NOT`` is as if the key had not been sent, and a list of filters
+    is as good as ``{"AND": […]}``. `inputs` gives ``{"type": "dynamic", "field": "inputs.x"}`` its values.
+    Raises `ValidationError` with everything that is wrong, each problem with its place and what is allowed.
     """
-    if raw is None or raw in ({}, []):
-        return None
     reader = _Reader(inputs)
     found = reader.node(raw, location, 1, case_sensitive=False)
     if reader.problems:
-        raise ValidationError(reader.problems)
+        raise ValidationError(reader.problems[:MAX_PROBLEMS])
     return found
 
 
@@ -105,11 +113,14 @@ class _Reader:
         self.problems.append(Problem(location, message, kind))
 
     def node(self, raw: object, location: Location, depth: int, *, case_sensitive: bool) -> Filter | None:
+        """Read one node; None when it holds no condition or cannot be read."""
+        if raw is None or len(self.problems) >= MAX_PROBLEMS:
+            return None
         if depth > MAX_DEPTH:
             self.wrong(location, f"Filters nest deeper than {MAX_DEPTH} levels.", "filter_too_deep")
             return None
         if isinstance(raw, list):
-            return self._all(raw, location, depth, case_sensitive=case_sensitive)
+            return self._logical("AND", raw, location, depth, case_sensitive=case_sensitive)
         if not isinstance(raw, Mapping):
             self.wrong(
                 location,
@@ -119,62 +130,68 @@ class _Reader:
             )
             return None
         sensitive = self._flag(raw, location, case_sensitive)
-        parts: list[Filter] = []
+        parts: list[Filter | None] = []
         if "field" in raw:
-            self._condition(raw, location, parts, case_sensitive=sensitive)
-            rest = {k: v for k, v in raw.items() if k in ("AND", "OR", "NOT")}
-        else:
-            rest = {k: v for k, v in raw.items() if k != "case_sensitive"}
-        for key, value in rest.items():
+            parts.append(self._condition(raw, location, case_sensitive=sensitive))
+        for key, value in raw.items():
             place = (*location, str(key))
-            if key in ("AND", "OR", "NOT"):
-                self._logical(key, value, place, depth, parts, case_sensitive=sensitive)
-            else:
-                self._checked(str(key), "eq", value, place, parts, case_sensitive=sensitive)
-        return parts[0] if len(parts) == 1 else And(tuple(parts))
-
-    def _all(self, raw: Sequence[object], location: Location, depth: int, *, case_sensitive: bool) -> Filter:
-        return And(self._children(raw, location, depth, case_sensitive=case_sensitive))
-
-    def _children(
-        self, raw: Sequence[object], location: Location, depth: int, *, case_sensitive: bool
-    ) -> tuple[Filter, ...]:
-        found = (
-            self.node(item, (*location, index), depth + 1, case_sensitive=case_sensitive)
-            for index, item in enumerate(raw)
-        )
-        return tuple(item for item in found if item is not None)
+            if key in _LOGICAL:
+                parts.append(self._logical(key, value, place, depth, case_sensitive=sensitive))
+            elif "field" not in raw and key != "case_sensitive":
+                parts.append(self._checked(key, "eq", value, place, place, case_sensitive=sensitive))
+        found = tuple(part for part in parts if part is not None)
+        return found[0] if len(found) == 1 else And(found) if found else None
 
     def _flag(self, raw: Mapping[Any, Any], location: Location, inherited: bool) -> bool:
+        """Return whether case matters from here on down; generated clients always send the default false."""
         value = raw.get("case_sensitive")
-        if value is None:
-            return inherited
-        if not isinstance(value, bool):
-            self.wrong(
-                (*location, "case_sensitive"), f"case_sensitive is {quote(value)}; true or false is needed."
-            )
-            return inherited
-        return value or inherited
+        if value is None or isinstance(value, bool):
+            return value or inherited
+        self.wrong(
+            (*location, "case_sensitive"), f"case_sensitive is {quote(value)}; true or false is needed."
+        )
+        return inherited
 
     def _logical(
-        self, key: str, value: Any, place: Location, depth: int, parts: list[Filter], *, case_sensitive: bool
-    ) -> None:
-        if key == "NOT" and isinstance(value, Mapping):
-            value = [value]
+        self, key: str, value: object, location: Location, depth: int, *, case_sensitive: bool
+    ) -> Filter | None:
         if value is None:
-            return
+            return None
+        if key == "NOT" and isinstance(value, Mapping):
+            child = self.node(value, location, depth + 1, case_sensitive=case_sensitive)
+            return None if child is None else Not((child,))
         if not isinstance(value, list):
-            self.wrong(place, f"{key} takes a list of filters, not {quote(value)}.")
-            return
-        children = self._children(value, place, depth, case_sensitive=case_sensitive)
-        if not value:
-            return  # as if the key had not been sent
-        parts.append(And(children) if key == "AND" else Or(children) if key == "OR" else Not(children))
+            self.wrong(location, f"{key} takes a list of filters, not {quote(value)}.")
+            return None
+        children = []
+        for number, item in enumerate(value):
+            before = len(self.problems)
+            child = self.node(item, (*location, number), depth + 1, case_sensitive=case_sensitive)
+            if child is not None:
+                children.append(child)
+            elif key != "AND" and len(self.problems) == before:
+                self.wrong(
+                    (*location, number),
+                    f"This filter under {key} holds no condition: it would let everything through.",
+                    "empty_filter",
+                )
+        if not children:
+            return None
+        together = tuple(children)
+        return And(together) if key == "AND" else Or(together) if key == "OR" else Not(together)
 
     def _condition(
-        self, raw: Mapping[Any, Any], location: Location, parts: list[Filter], *, case_sensitive: bool
-    ) -> None:
-        path, operator = raw["field"], raw.get("operator", "eq")
+        self, raw: Mapping[Any, Any], location: Location, *, case_sensitive: bool
+    ) -> Condition | None:
+        path, operator = raw["field"], raw.get("operator")
+        others = [key for key in raw if key not in _CONDITION_KEYS and key not in _LOGICAL]
+        if others:
+            self.wrong(
+                location,
+                f"A condition has field, operator, value and case_sensitive, not {quote(others[0])}. Further "
+                'conditions go into a list: {"AND": […]}.',
+                "unknown_key",
+            )
         if operator is None:
             operator = "eq"
         if operator not in OPERATORS:
@@ -183,79 +200,105 @@ class _Reader:
                 f"Operator {quote(operator)} is not known. Known operators: {', '.join(OPERATORS)}.",
                 "unknown_operator",
             )
-            return
-        if "value" not in raw and operator not in ("exists", "is_null"):
+            return None
+        value = raw.get("value")
+        if operator in ("exists", "is_null"):
+            value = True if value is None else value
+        elif "value" not in raw:
             self.wrong(
                 (*location, "value"), f"Operator {operator} on {quote(path)} needs a value.", "missing"
             )
-            return
-        value = raw.get("value", True)
-        self._checked(path, operator, value, location, parts, case_sensitive=case_sensitive)
+            return None
+        return self._checked(
+            path, operator, value, (*location, "field"), (*location, "value"), case_sensitive=case_sensitive
+        )
 
     def _checked(
         self,
-        path: Any,
+        path: object,
         operator: str,
-        value: Any,
-        location: Location,
-        parts: list[Filter],
+        value: object,
+        path_location: Location,
+        value_location: Location,
         *,
         case_sensitive: bool,
-    ) -> None:
+    ) -> Condition | None:
         self.conditions += 1
-        if self.conditions == MAX_CONDITIONS + 1:
-            self.wrong(location, f"A filter has at most {MAX_CONDITIONS} conditions.", "filter_too_long")
         if self.conditions > MAX_CONDITIONS:
-            return
-        if (
-            not isinstance(path, str)
-            or len(path) > MAX_PATH_CHARS
-            or not all(path.split("."))
-            or "[]" in path
-        ):
+            if self.conditions == MAX_CONDITIONS + 1:
+                message = f"A filter has at most {MAX_CONDITIONS} conditions; `in` takes many values at once."
+                self.wrong(path_location[:-1], message, "filter_too_long")
+            return None
+        if not _is_path(path):
             self.wrong(
-                (*location, "field"),
+                path_location,
                 f"{quote(path)} is not a field: a path is names with dots between them, at most {MAX_PATH_CHARS} "
                 "characters, without empty parts and without [] (arrays match by themselves).",
                 "field",
             )
-            return
-        if isinstance(value, Mapping) and value.get("type") == "dynamic":
-            value = self._dynamic(value, location)
+            return None
+        before = len(self.problems)
+        value = self._resolved(value, value_location)
+        if len(self.problems) > before:
+            return None
         problem = _value_problem(operator, value)
         if problem is not None:
-            self.wrong((*location, "value"), f"{path} {operator}: {problem}", "filter_value")
-            return
-        parts.append(Condition(path, operator, _frozen(operator, value), case_sensitive))
-
-    def _dynamic(self, value: Mapping[Any, Any], location: Location) -> Any:
-        name = str(value.get("field", "")).removeprefix("inputs.").removeprefix("INPUT.")
-        if self.inputs is None or name not in self.inputs:
-            known = ", ".join(self.inputs or ()) or "none here"
-            self.wrong(
-                (*location, "value"), f"Input {quote(name)} is not given; inputs: {known}.", "unknown_input"
-            )
+            self.wrong(value_location, f"{quote(path)} {operator}: {problem}", "filter_value")
             return None
-        return self.inputs[name]
+        return Condition(path, operator, value, case_sensitive)
+
+    def _resolved(self, value: Any, location: Location) -> Any:
+        """Put the inputs in place of dynamic values."""
+        if isinstance(value, list | tuple):
+            return [self._resolved(item, (*location, number)) for number, item in enumerate(value)]
+        if not isinstance(value, Mapping) or value.get("type") != "dynamic":
+            return value
+        name = value.get("field")
+        segments = name.split(".") if isinstance(name, str) else []
+        if len(segments) > 1 and segments[0].lower() in ("inputs", "input"):
+            del segments[0]
+        here: Any = self.inputs
+        for segment in segments or [""]:
+            if not isinstance(here, Mapping) or segment not in here:
+                known = ", ".join(map(str, self.inputs or ())) or "there are none here"
+                self.wrong(location, f"Input {quote(name)} is not given. Inputs: {known}.", "unknown_input")
+                return None
+            here = here[segment]
+        return here
 
 
-def _frozen(operator: str, value: Any) -> Any:
-    return list(value) if operator in ("in", "nin") else value
+def _is_path(path: object) -> TypeGuard[str]:
+    return (
+        isinstance(path, str)
+        and len(path) <= MAX_PATH_CHARS
+        and all(path.split("."))
+        and "[]" not in path
+        and _is_unicode(path)
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    """Say whether `text` can be written in UTF-8 (JSON can spell halves of a surrogate pair)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _value_problem(operator: str, value: Any) -> str | None:
     """Return why `value` does not go with `operator`, or None."""
-    if not _is_finite(value):
-        return "NaN and infinity are not allowed."
+    if not _is_sound(value):
+        return "NaN, infinity and halves of surrogate pairs are not allowed."
     match operator:
         case "in" | "nin":
-            if not isinstance(value, list | tuple) or any(isinstance(item, list | Mapping) for item in value):
+            if not isinstance(value, list) or any(isinstance(item, list | Mapping) for item in value):
                 return f'a list of plain values is needed, such as ["rock", "jazz"], not {quote(value)}.'
         case "gt" | "gte" | "lt" | "lte":
-            if isinstance(value, bool) or not isinstance(value, int | float | str):
+            if not _is_number(value) and not isinstance(value, str):
                 return f"a number, a date or a string is needed, not {quote(value)}."
         case "exists" | "is_null":
-            if value is not None and not isinstance(value, bool):
+            if not isinstance(value, bool):
                 return f"true or false is needed, not {quote(value)}."
         case "starts_with" | "ends_with" | "text" | "phrase" | "words":
             if not isinstance(value, str):
@@ -266,23 +309,33 @@ def _value_problem(operator: str, value: Any) -> str | None:
             try:
                 _pattern(value, True)
             except re2.error as error:
-                why = str(error)[:80]
-                return f"{quote(value)} is not a pattern of RE2 ({why}); it has no back-references, no look-around."
+                why = error.args[0] if error.args else ""
+                why = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
+                return f"{quote(value)} is no pattern of RE2 ({why[:80]}); it has no back-references, no look-around."
         case "geo_radius" | "geo_bounding_box" | "geo_polygon":
             return _geo_problem(operator, value)
+        case "contains" if value is None:
+            return "a value is needed, not null."
         case _:
+            if isinstance(value, list):
+                return f"one value is needed, not a list; the operator `in` takes {'a list' if value else 'one'}."
             if isinstance(value, Mapping):
-                return f"a plain value is needed, not {quote(value)}."
+                return (
+                    "one value is needed, not an object. Fields inside are reached by a path with dots, other "
+                    'comparisons are written {"field": …, "operator": …, "value": …}.'
+                )
     return None
 
 
-def _is_finite(value: Any) -> bool:
+def _is_sound(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
+    if isinstance(value, str):
+        return _is_unicode(value)
+    if isinstance(value, list):
+        return all(map(_is_sound, value))
     if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
+        return all(map(_is_sound, value.values()))
     return True
 
 
@@ -302,16 +355,20 @@ def _geo_problem(operator: str, value: Any) -> str | None:
         case "geo_bounding_box":
             right = _is_point(value.get("top_left")) and _is_point(value.get("bottom_right"))
         case _:
-            rings = [value.get("exterior"), *(value.get("interiors") or [])]
-            right = all(
-                isinstance(ring, Mapping)
-                and isinstance(points := ring.get("points"), list)
-                and len(points) >= 4
-                and all(map(_is_point, points))
-                and points[0] == points[-1]
-                for ring in rings
-            )
+            holes = value.get("interiors")
+            rings = [value.get("exterior"), *(holes if isinstance(holes, list) else [holes] if holes else [])]
+            right = all(map(_is_ring, rings))
     return None if right else needed
+
+
+def _is_ring(ring: Any) -> bool:
+    points = ring.get("points") if isinstance(ring, Mapping) else None
+    return (
+        isinstance(points, list)
+        and len(points) >= 4
+        and all(map(_is_point, points))
+        and (points[0]["lat"], points[0]["lon"]) == (points[-1]["lat"], points[-1]["lon"])
+    )
 
 
 # --- looking -------------------------------------------------------------------------------------------
@@ -335,6 +392,17 @@ def _collect(here: Any, segments: Sequence[str], at: int, found: list[Any]) -> N
         below = here.get(segments[at])
         if below is not None:
             _collect(below, segments, at + 1, found)
+
+
+def _ends(here: Any, segments: Sequence[str], at: int = 0) -> Iterator[Any]:
+    """Yield what stands at the end of a path: as `values_at`, but an array there stays one."""
+    if at == len(segments):
+        yield here
+    elif isinstance(here, list):
+        for item in here:
+            yield from _ends(item, segments, at)
+    elif isinstance(here, Mapping) and here.get(segments[at]) is not None:
+        yield from _ends(here[segments[at]], segments, at + 1)
 
 
 def paths(filter: Filter) -> Iterator[str]:
@@ -368,111 +436,150 @@ def matches(
     """Say whether `filter` lets `document` through.
 
     `indexes` matter for `text`, `phrase` and `words` only: a text index says how its field is cut into
-    tokens. Without one: words, lower case, of any length.
+    words. Without one: in lower case, of any length.
     """
+    return predicate(filter, indexes)(document)
+
+
+def predicate(filter: Filter, indexes: Mapping[str, PayloadIndex] | None = None) -> Test:
+    """Return what `matches` says as a function of the document: prepared once, for many documents."""
     if isinstance(filter, Condition):
-        return _holds(filter, document, indexes or {})
+        return _test(filter, indexes or {})
+    tests = tuple(predicate(child, indexes) for child in filter.children)
     if isinstance(filter, And):
-        return all(matches(child, document, indexes) for child in filter.children)
+        return lambda document: all(test(document) for test in tests)
     if isinstance(filter, Or):
-        return any(matches(child, document, indexes) for child in filter.children)
-    return not any(matches(child, document, indexes) for child in filter.children)
+        return lambda document: any(test(document) for test in tests)
+    return lambda document: not any(test(document) for test in tests)
 
 
-def _holds(condition: Condition, document: Mapping[str, Any], indexes: Mapping[str, PayloadIndex]) -> bool:
+def _test(condition: Condition, indexes: Mapping[str, PayloadIndex]) -> Test:
     operator, wanted, sensitive = condition.operator, condition.value, condition.case_sensitive
-    values = values_at(document, condition.path)
+    segments = condition.path.split(".")
+
+    def values(document: Mapping[str, Any]) -> list[Any]:
+        found: list[Any] = []
+        _collect(document, segments, 0, found)
+        return found
+
     match operator:
-        case "exists":
-            return bool(values) == (wanted is not False)
-        case "is_null":
-            return (not values) == (wanted is not False)
-        case "eq":
-            return _equals_any(values, wanted, sensitive)
-        case "ne":
-            return not _equals_any(values, wanted, sensitive)
-        case "in":
-            return any(_equals_any(values, item, sensitive) for item in wanted)
-        case "nin":
-            return not any(_equals_any(values, item, sensitive) for item in wanted)
+        case "exists" | "is_null":
+            present = (operator == "exists") == (wanted is not False)
+            return lambda document: bool(values(document)) == present
+        case "eq" | "in":
+            equal = _equality(wanted if operator == "in" else [wanted], sensitive)
+            return lambda document: equal(values(document))
+        case "ne" | "nin":
+            equal = _equality(wanted if operator == "nin" else [wanted], sensitive)
+            return lambda document: not equal(values(document))
         case "contains":
-            return _contains(document, condition.path, values, wanted, sensitive)
+            holds = _containment(wanted, sensitive)
+            return lambda document: any(map(holds, _ends(document, segments)))
         case "text" | "phrase" | "words":
-            return _text_matches(operator, values, wanted, indexes.get(condition.path), sensitive)
-    test = _TESTS[operator]
-    return any(test(value, wanted, sensitive) for value in values)
+            found_in = {"text": words.has_text, "phrase": words.has_phrase, "words": words.has_words}[
+                operator
+            ]
+            params = _text_params(indexes.get(condition.path), sensitive)
+            return lambda document: found_in(
+                wanted, (value for value in values(document) if isinstance(value, str)), params
+            )
+    one = _single(operator, wanted, sensitive)
+    return lambda document: any(map(one, values(document)))
 
 
-def _equals_any(values: Sequence[Any], wanted: Any, sensitive: bool) -> bool:
-    if wanted is None:
-        return not values
-    if isinstance(wanted, list):
-        return all(_equals_any(values, item, sensitive) for item in wanted) and len(values) == len(wanted)
-    return any(_equal(value, wanted, sensitive) for value in values)
+def _single(operator: str, wanted: Any, sensitive: bool) -> Callable[[Any], bool]:
+    """Return the test of one value for an operator that any value may meet."""
+    match operator:
+        case "gt":
+            return _comparison(lambda value, limit: bool(value > limit), wanted, sensitive)
+        case "gte":
+            return _comparison(lambda value, limit: bool(value >= limit), wanted, sensitive)
+        case "lt":
+            return _comparison(lambda value, limit: bool(value < limit), wanted, sensitive)
+        case "lte":
+            return _comparison(lambda value, limit: bool(value <= limit), wanted, sensitive)
+        case "starts_with":
+            start = _folded(wanted, sensitive)
+            return lambda value: isinstance(value, str) and _folded(value, sensitive).startswith(start)
+        case "ends_with":
+            end = _folded(wanted, sensitive)
+            return lambda value: isinstance(value, str) and _folded(value, sensitive).endswith(end)
+        case "regex":
+            pattern = _pattern(wanted, sensitive)
+            return lambda value: isinstance(value, str) and _search(pattern, value)
+        case "geo_radius":
+            return lambda value: _is_point(value) and _in_radius(value, wanted)
+        case "geo_bounding_box":
+            return lambda value: _is_point(value) and _in_box(value, wanted)
+        case "geo_polygon":
+            return lambda value: _is_point(value) and _in_polygon(value, wanted)
+    raise ValueError(f"unknown operator {operator!r}")
 
 
-def _equal(value: Any, wanted: Any, sensitive: bool) -> bool:
-    if isinstance(value, bool) or isinstance(wanted, bool):
-        return value is wanted
-    if isinstance(value, str) and isinstance(wanted, str):
-        if value == wanted:
-            return True
-        if sensitive:
-            return False
-        if value.casefold() == wanted.casefold():
-            return True
-        one, other = instant(value), instant(wanted)
-        return one is not None and one == other
-    if _is_number(value) and _is_number(wanted):
-        return bool(value == wanted)
-    return type(value) is type(wanted) and bool(value == wanted)
+def _folded(text: str, sensitive: bool) -> str:
+    return text if sensitive else text.casefold()
 
 
-def _contains(
-    document: Mapping[str, Any], path: str, values: Sequence[Any], wanted: Any, sensitive: bool
-) -> bool:
-    """Membership where the field is an array, substring where it is a string."""
-    if _is_array(document, path):
-        return _equals_any(values, wanted, sensitive)
-    return any(
-        isinstance(value, str)
-        and isinstance(wanted, str)
-        and (wanted in value if sensitive else wanted.casefold() in value.casefold())
-        for value in values
-    )
+def _key(value: Any, sensitive: bool) -> Any:
+    """Return what two values share that are equal (2 and 2.0, not True and 1); None for what equals nothing."""
+    if isinstance(value, str):
+        return _folded(value, sensitive)
+    if isinstance(value, bool):
+        return bool, value
+    return value if isinstance(value, int | float) else None
 
 
-def _is_array(here: Any, path: str) -> bool:
-    """Say whether an array lies on `path` or at its end."""
-    for segment in path.split("."):
-        if isinstance(here, list):
-            return True
-        here = here.get(segment) if isinstance(here, Mapping) else None
-    return isinstance(here, list)
+def _equality(wanted: Sequence[Any], sensitive: bool) -> Callable[[Sequence[Any]], bool]:
+    """Return whether any of some values equals any of `wanted`; null there stands for having no value.
+
+    Strings that name the same moment are equal too, unless case matters, which means: as written.
+    """
+    keys = {_key(item, sensitive) for item in wanted} - {None}
+    moments = {instant(item) for item in wanted if isinstance(item, str) and not sensitive} - {None}
+    missing = None in wanted
+
+    def equal(values: Sequence[Any]) -> bool:
+        if not values:
+            return missing
+        for value in values:
+            if _key(value, sensitive) in keys:
+                return True
+            if moments and isinstance(value, str) and instant(value) in moments:
+                return True
+        return False
+
+    return equal
 
 
-def _compare(test: Callable[[Any, Any], bool]) -> Callable[[Any, Any, bool], bool]:
-    def compared(value: Any, wanted: Any, sensitive: bool) -> bool:
-        if _is_number(value) and _is_number(wanted):
-            return test(value, wanted)
-        if not isinstance(value, str) or not isinstance(wanted, str):
-            return False
-        limit = instant(wanted)
-        if limit is not None:
-            moment = instant(value)
+def _containment(wanted: Any, sensitive: bool) -> Callable[[Any], bool]:
+    """Return the test for `contains`: a substring of a string, an element of an array."""
+    member = _equality([wanted], sensitive)
+    part = _folded(wanted, sensitive) if isinstance(wanted, str) else None
+
+    def holds(end: Any) -> bool:
+        if isinstance(end, str):
+            return part is not None and part in _folded(end, sensitive)
+        elements: list[Any] = []
+        _collect(end, (), 0, elements)
+        return isinstance(end, list) and member(elements)
+
+    return holds
+
+
+def _comparison(test: Callable[[Any, Any], bool], wanted: Any, sensitive: bool) -> Callable[[Any], bool]:
+    """Return a comparison with `wanted`: numbers with numbers, moments with moments, strings with strings."""
+    if not isinstance(wanted, str):
+        return lambda value: _is_number(value) and test(value, wanted)
+    limit = instant(wanted)
+    if limit is not None:
+
+        def later(value: Any) -> bool:
+            moment = instant(value) if isinstance(value, str) else None
             return moment is not None and test(moment, limit)
-        return test(value, wanted) if sensitive else test(value.casefold(), wanted.casefold())
 
-    return compared
-
-
-def _affix(test: Callable[[str, str], bool]) -> Callable[[Any, Any, bool], bool]:
-    def tested(value: Any, wanted: Any, sensitive: bool) -> bool:
-        if not isinstance(value, str):
-            return False
-        return test(value, wanted) if sensitive else test(value.casefold(), wanted.casefold())
-
-    return tested
+        return later
+    text = _folded(wanted, sensitive)
+    return lambda value: isinstance(value, str) and test(_folded(value, sensitive), text)
 
 
 @lru_cache(maxsize=256)
@@ -480,27 +587,37 @@ def _pattern(pattern: str, sensitive: bool) -> Any:
     options = re2.Options()
     options.case_sensitive = sensitive
     options.log_errors = False
-    options.max_mem = 8 << 20
     return re2.compile(pattern, options)
 
 
-def _regex(value: Any, wanted: str, sensitive: bool) -> bool:
-    return isinstance(value, str) and _pattern(wanted, sensitive).search(value) is not None
+def _search(pattern: Any, text: str) -> bool:
+    return pattern.search(text.encode(errors="replace")) is not None
+
+
+_MOMENT = re.compile(
+    r"(?!0000)\d{4}-\d\d-\d\d"
+    r"(?:[Tt ](?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,9})?)?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)?)?",
+    re.ASCII,
+)
+
+
+def instant(text: str) -> datetime | None:
+    """Return the moment that `text` names (RFC 3339; without a zone UTC; a date is its midnight), or None.
+
+    Seconds may be left out; what is finer than a microsecond is cut off.
+    """
+    # Looked at before the cache, which would keep whole texts otherwise.
+    return _instant(text) if 10 <= len(text) <= 35 and text[4] == "-" else None
 
 
 @lru_cache(maxsize=4096)
-def instant(text: str) -> datetime | None:
-    """Return the moment that `text` names (RFC 3339; without a zone UTC; a date is its midnight), or None."""
-    if len(text) < 10 or not text[:4].isdigit():
+def _instant(text: str) -> datetime | None:
+    if not _MOMENT.fullmatch(text):
         return None
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text.upper())
     except ValueError:
-        try:
-            day = date.fromisoformat(text)
-        except ValueError:
-            return None
-        moment = datetime(day.year, day.month, day.day)  # noqa: DTZ001  the zone comes next
+        return None  # no such day
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
@@ -508,52 +625,16 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# --- text ----------------------------------------------------------------------------------------------
-
-_WORD = re.compile(r"[^\W_]+", re.UNICODE)
-
-
-def tokens(text: str, params: Mapping[str, Any]) -> list[str]:
-    """Cut `text` into tokens as a text index with `params` does, without the prefixes of ``prefix``."""
-    if params.get("lowercase", True):
-        text = text.lower()
-    found = text.split() if params.get("tokenizer") == "whitespace" else _WORD.findall(text)
-    low, high = params.get("min_token_len") or 0, params.get("max_token_len")
-    if params.get("tokenizer") == "prefix":
-        return [token for token in found if len(token) >= low]
-    return [token for token in found if len(token) >= low and (high is None or len(token) <= high)]
-
-
-def _text_matches(
-    operator: str, values: Sequence[Any], wanted: str, index: PayloadIndex | None, sensitive: bool
-) -> bool:
-    """``text``: all tokens; ``words``: any token; ``phrase``: all tokens, side by side and in order."""
-    params: Mapping[str, Any] = {"tokenizer": "word", "lowercase": not sensitive}
+def _text_params(index: PayloadIndex | None, sensitive: bool) -> Mapping[str, Any]:
     if index is not None and index.type == IndexType.TEXT:
-        params = index.field_schema
-    asked = tokens(wanted, params)
-    if not asked:
-        return False
-    each = [tokens(value, params) for value in values if isinstance(value, str)]
-    if operator == "phrase":
-        return any(
-            have[start : start + len(asked)] == asked
-            for have in each
-            for start in range(len(have) - len(asked) + 1)
-        )
-    present = {token for have in each for token in have}
-    if params.get("tokenizer") == "prefix":
-        high = params.get("max_token_len")
-        found = [any(token.startswith(word[:high]) for token in present) for word in asked]
-    else:
-        found = [word in present for word in asked]
-    return any(found) if operator == "words" else all(found)
+        return index.field_schema
+    return {"tokenizer": "word", "lowercase": not sensitive}
 
 
 # --- places --------------------------------------------------------------------------------------------
 
 
-def _is_point(value: Any) -> bool:
+def _is_point(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return (
         isinstance(value, Mapping)
         and _is_number(lat := value.get("lat"))
@@ -563,32 +644,27 @@ def _is_point(value: Any) -> bool:
     )
 
 
-def _in_radius(value: Any, wanted: Mapping[str, Any], _sensitive: bool) -> bool:
-    if not _is_point(value):
-        return False
-    one, other = wanted["center"], value
-    lat1, lat2 = math.radians(one["lat"]), math.radians(other["lat"])
-    dlat, dlon = lat2 - lat1, math.radians(other["lon"] - one["lon"])
+def _in_radius(point: Mapping[str, Any], circle: Mapping[str, Any]) -> bool:
+    center = circle["center"]
+    lat1, lat2 = math.radians(center["lat"]), math.radians(point["lat"])
+    dlat, dlon = lat2 - lat1, math.radians(point["lon"] - center["lon"])
     chord = math.sin(dlat / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin(dlon / 2) ** 2
-    return bool(2 * EARTH_RADIUS_M * math.asin(min(1.0, math.sqrt(chord))) < wanted["radius"])
+    return bool(2 * EARTH_RADIUS_M * math.asin(min(1.0, math.sqrt(chord))) < circle["radius"])
 
 
-def _in_box(value: Any, wanted: Mapping[str, Any], _sensitive: bool) -> bool:
-    if not _is_point(value):
+def _in_box(point: Mapping[str, Any], box: Mapping[str, Any]) -> bool:
+    corner, opposite = box["top_left"], box["bottom_right"]
+    if not opposite["lat"] < point["lat"] < corner["lat"]:
         return False
-    corner, opposite = wanted["top_left"], wanted["bottom_right"]
-    if not opposite["lat"] < value["lat"] < corner["lat"]:
-        return False
-    west, east, lon = corner["lon"], opposite["lon"], value["lon"]
+    west, east, lon = corner["lon"], opposite["lon"], point["lon"]
     # A box may cross the 180th meridian.
     return bool(west < lon < east) if west <= east else bool(lon > west or lon < east)
 
 
-def _in_polygon(value: Any, wanted: Mapping[str, Any], _sensitive: bool) -> bool:
-    if not _is_point(value):
+def _in_polygon(point: Mapping[str, Any], polygon: Mapping[str, Any]) -> bool:
+    if not _in_ring(point, polygon["exterior"]["points"]):
         return False
-    inside = _in_ring(value, wanted["exterior"]["points"])
-    return inside and not any(_in_ring(value, ring["points"]) for ring in wanted.get("interiors") or [])
+    return not any(_in_ring(point, ring["points"]) for ring in polygon.get("interiors") or [])
 
 
 def _in_ring(point: Mapping[str, Any], ring: Sequence[Mapping[str, Any]]) -> bool:
@@ -600,17 +676,3 @@ def _in_ring(point: Mapping[str, Any], ring: Sequence[Mapping[str, Any]]) -> boo
             if x < cross:
                 inside = not inside
     return inside
-
-
-_TESTS: dict[str, Callable[[Any, Any, bool], bool]] = {
-    "gt": _compare(lambda a, b: bool(a > b)),
-    "gte": _compare(lambda a, b: bool(a >= b)),
-    "lt": _compare(lambda a, b: bool(a < b)),
-    "lte": _compare(lambda a, b: bool(a <= b)),
-    "starts_with": _affix(str.startswith),
-    "ends_with": _affix(str.endswith),
-    "regex": _regex,
-    "geo_radius": _in_radius,
-    "geo_bounding_box": _in_box,
-    "geo_polygon": _in_polygon,
-}
