@@ -149,6 +149,12 @@ class QdrantError(UnavailableError):
     type = "QdrantError"
 
 
+class QdrantRefusedError(QdrantError):
+    """The server refuses our key or our request: sending it again does not help."""
+
+    retryable = False
+
+
 class DeadlineError(UnavailableError):
     type = "TimeoutError"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 import uuid
@@ -16,10 +17,12 @@ import pytest
 
 from tessera import artifact
 from tessera.adapters.qdrant.edge import EdgeVectors
+from tessera.adapters.qdrant.server import ServerVectors
 from tessera.errors import BadRequestError
 from tessera.filters import And, Condition, Filter, Not, Or, matches
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 from tessera.ports import DenseVector, Document, Entry, Page, Search, Vectors, View
+from tests import qdrant_rest
 
 Payload = dict[str, Any]
 DIMENSIONS = 16
@@ -48,7 +51,31 @@ def _edge(directory: Path, max_scan_documents: int) -> Iterator[Engine]:
     vectors.close()
 
 
-ENGINES: dict[str, Callable[[Path, int], Iterator[Engine]]] = {"edge": _edge}
+def _server(directory: Path, max_scan_documents: int) -> Iterator[Engine]:
+    """The real server of ``TESSERA_TEST_QDRANT_URL``, or the stand-in; the run's last lines say which."""
+    url, key = os.environ.get("TESSERA_TEST_QDRANT_URL"), os.environ.get("TESSERA_TEST_QDRANT_API_KEY")
+    standin = None if url else qdrant_rest.start(directory, api_key="a key of the test's")
+    url, key = (url, key) if url else (standin.url, "a key of the test's")
+    vectors = ServerVectors(max_scan_documents=max_scan_documents)
+    made: list[View] = []
+
+    def new_view(*declared: DenseVector) -> View:
+        namespace_id = f"ns_{uuid.uuid4().hex[:16]}"
+        wanted = declared or (DenseVector("text", DIMENSIONS),)
+        view = View(namespace_id, f"{namespace_id}-1", wanted, url, secret=key)
+        vectors.open(view)
+        made.append(view)
+        return view
+
+    yield Engine(vectors, new_view)
+    for view in made:
+        vectors.drop(view)
+    vectors.close()
+    if standin is not None:
+        standin.shutdown()
+
+
+ENGINES: dict[str, Callable[[Path, int], Iterator[Engine]]] = {"edge": _edge, "server": _server}
 
 
 @pytest.fixture(scope="module", params=sorted(ENGINES))
@@ -192,7 +219,9 @@ def test_an_artifact_brings_documents_with_the_vectors_that_they_have(engine: En
 
 def test_a_view_without_vectors_lists_and_filters(engine: Engine) -> None:
     view = engine.new_view(DenseVector("text", DIMENSIONS))
-    bare = View(view.namespace_id, view.view_id + "b", (), view.location + "b")
+    on_server = view.location.startswith("http")
+    location = view.location if on_server else view.location + "b"
+    bare = View(view.namespace_id, view.view_id + "b", (), location, secret=view.secret)
     engine.vectors.open(bare)
     entry = Entry(1, "edit", upserts=(Document("doc_a", {"document_id": "doc_a", "k": 1}),))
     assert engine.vectors.apply(bare, [entry]).document_count == 1
