@@ -88,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_key_commands(key)
 
+    models = commands.add_parser(
+        "models",
+        help="list and install models",
+        description="Show which models there are and which are installed; install one.",
+    )
+    _add_model_commands(models)
+
     version = commands.add_parser("version", help="show the version")
     version.set_defaults(run=_version)
     return parser
@@ -134,6 +141,26 @@ def _add_key_commands(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("name", metavar="NAME", help="name, id or prefix of the key")
     _add_data(revoke)
     revoke.set_defaults(run=_key_revoke)
+
+
+def _add_model_commands(parser: argparse.ArgumentParser) -> None:
+    _add_models_place(parser)
+    parser.set_defaults(run=_models_list)
+    actions = parser.add_subparsers(metavar="ACTION")
+
+    listing = actions.add_parser("list", help="list models; the same as no action")
+    _add_models_place(listing, argparse.SUPPRESS)
+    listing.set_defaults(run=_models_list)
+
+    pull = actions.add_parser("pull", help="fetch a model into the models directory and verify it")
+    pull.add_argument("model_id", metavar="ID", help="id of the model, as `tessera models` shows it")
+    _add_models_place(pull, argparse.SUPPRESS)
+    pull.set_defaults(run=_models_pull)
+
+
+def _add_models_place(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument("--data", metavar="DIR", default=default, help="data directory (tessera-data)")
+    parser.add_argument("--models-dir", metavar="DIR", default=default, help="model files (DATA/models)")
 
 
 def _load(options: argparse.Namespace) -> Configuration:
@@ -319,6 +346,12 @@ def _configure_logging(settings: Settings) -> None:
     logging.getLogger("tessera").setLevel(logging.INFO)
 
 
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -327,15 +360,54 @@ def _note(text: str) -> None:
 
 
 def _config(options: argparse.Namespace) -> int:
-    rows = _load(options).rows()
-    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
-    for name, value, origin in rows:
-        print(f"{name:<{names}}  {value:<{values}}  {origin}")
+    _print_table(_load(options).rows())
     return EXIT_OK
 
 
 def _version(_options: argparse.Namespace) -> int:
     print(f"tessera {__version__}")
+    return EXIT_OK
+
+
+# --- tessera models -----------------------------------------------------------------------------------
+
+
+def _models_list(options: argparse.Namespace) -> int:
+    from tessera.inference import open_models
+
+    settings = _load(options).settings
+    rows = [("ID", "KIND", "DIMENSIONS", "LICENCE", "SIZE", "INSTALLED", "DESCRIPTION")]
+    rows += [
+        (
+            status.model.model_id,
+            status.model.role,
+            str(status.model.dimensions),
+            status.model.licence,
+            f"{status.model.size_bytes / 1e6:.0f} MB" if status.model.size_bytes else "-",
+            status.where or "no",
+            status.model.description,
+        )
+        for status in open_models(settings.models_path, settings.offline).table()
+    ]
+    _print_table(rows)
+    return EXIT_OK
+
+
+def _models_pull(options: argparse.Namespace) -> int:
+    from tessera.inference import find, open_models
+
+    settings = _load(options).settings
+    models = open_models(settings.models_path)
+    model = find(options.model_id)
+    if model is None:
+        known = ", ".join(status.model.model_id for status in models.table())
+        return _fail(f"There is no model {options.model_id!r}; there are {known}.", EXIT_USAGE)
+    os.umask(0o077)
+    folder = models.pull(model.model_id, report=_note)
+    if models.where(model.model_id) == "built in":
+        print(f"{model.model_id} is built in; there is nothing to fetch.")
+    else:
+        print(f"{model.model_id} is installed in {folder}.")
     return EXIT_OK
 
 
@@ -367,8 +439,8 @@ def _key_list(options: argparse.Namespace) -> int:
         rows = organizations.list_keys_offline(db)
     finally:
         db.close()
-    table = [("NAME", "ID", "PREFIX", "PERMISSIONS", "STATUS", "LAST USED", "USER")]
-    table += [
+    lines = [("NAME", "ID", "PREFIX", "PERMISSIONS", "STATUS", "LAST USED", "USER")]
+    lines += [
         (
             row["name"],
             row["key_id"],
@@ -380,9 +452,7 @@ def _key_list(options: argparse.Namespace) -> int:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    _print_table(lines)
     return EXIT_OK
 
 

@@ -205,6 +205,24 @@ def test_keys_need_a_data_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+# --- models -------------------------------------------------------------------------------------------
+
+
+def test_models_are_listed_with_what_is_installed(tmp_path: Path) -> None:
+    shown = run("models", "--data", str(tmp_path))
+    assert shown.returncode == 0
+    assert run("models", "list", "--data", str(tmp_path)).stdout == shown.stdout
+    assert shown.stdout.split()[:3] == ["ID", "KIND", "DIMENSIONS"]
+    line = next(line for line in shown.stdout.splitlines() if line.startswith("all-MiniLM-L6-v2"))
+    assert line.split()[1:3] == ["text", "384"]
+
+
+def test_an_unknown_model_is_not_pulled(tmp_path: Path) -> None:
+    refused = run("models", "pull", "nonesuch", "--data", str(tmp_path))
+    assert refused.returncode == 2
+    assert "'nonesuch'" in refused.stderr and "all-MiniLM-L6-v2" in refused.stderr
+
+
 # --- settings and usage -------------------------------------------------------------------------------
 
 
@@ -220,7 +238,7 @@ def test_config_shows_values_and_origins(tmp_path: Path) -> None:
         TESSERA_QDRANT_API_KEY="hush",
     )
     assert shown.returncode == 0 and "hush" not in shown.stdout
-    rows = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines()}
+    rows = {line.split()[0]: line.split()[1:3] for line in shown.stdout.splitlines()}
     assert rows["port"] == ["9000", "flag"]
     assert rows["log_format"] == ["json", "environment"]
     assert rows["workers"] == ["3", "file"]
