@@ -773,3 +773,167 @@ def scenario_batch_without_a_collection() -> None:
     gone = batches.delete_batch_buckets_batches(bucket_id, batch.batch_id)
     assert gone.success is True
     refused(exceptions.NotFoundException, batches.get_batch_buckets_batches, bucket_id, batch.batch_id)
+
+
+def scenario_every_other_operation() -> None:
+    """Each remaining operation answers with the status and the model that its caller expects."""
+    ns = create_namespace().namespace_id
+    bucket_id = create_bucket(ns, {"note": {"type": "text"}})
+    extractor = {
+        **TEXT_EXTRACTOR,
+        "input_mappings": {"text": "note"},
+        "field_passthrough": [{"source_path": "kind"}],
+    }
+    collection_id = create_collection(ns, bucket_id, extractor).collection_id
+    first, second = ingest(
+        ns,
+        bucket_id,
+        [
+            {"kind": kind, "blobs": [{"property": "note", "type": "text", "data": text}]}
+            for kind, text in (("a", HEADPHONES), ("b", LAMP))
+        ],
+    )
+
+    def answered(model: Any, call: Any, *arguments: Any, **named: Any) -> Any:
+        answer = call(*arguments, **named)
+        assert type(answer) is model, (call, answer)
+        return answer
+
+    tasks = api(mixpeek.TasksApi)
+    wanted = {"status": "COMPLETED", "task_type": "api_buckets_batches_process"}
+    answered(m.ListTasksResponse, tasks.list_tasks)
+    found = answered(
+        m.ListTasksResponse, tasks.list_tasks, list_tasks_request=m.ListTasksRequest.from_dict(wanted)
+    )
+    assert {(task.status, task.task_type) for task in found.results} == {tuple(wanted.values())}
+
+    buckets = api(mixpeek.BucketsApi, namespace=ns)
+    patch = m.BucketPatchRequest.from_dict({"description": "patched"})
+    assert answered(m.BucketResponse, buckets.patch_bucket, bucket_id, patch).description == "patched"
+    put = m.BucketUpdateRequest.from_dict({"bucket_name": "renamed"})
+    assert answered(m.BucketResponse, buckets.update_bucket, bucket_id, put).bucket_name == "renamed"
+
+    objects = api(mixpeek.BucketObjectsApi, namespace=ns)
+    only_b = {"filters": {"field": "kind", "operator": "eq", "value": "B"}}
+    found = answered(
+        m.ListObjectsResponse,
+        objects.list_objects_buckets,
+        bucket_id,
+        limit=1,
+        list_objects_request=m.ListObjectsRequest.from_dict(only_b),
+    )
+    assert [item.object_id for item in found.results] == [second]
+    patch = m.PatchObjectRequest.from_dict({"kind": "c", "key_prefix": "/k"})
+    item = answered(m.ObjectResponse, objects.patch_object_buckets, bucket_id, first, patch)
+    assert (item.additional_properties["kind"], item.key_prefix) == ("c", "/k")
+    put = m.UpdateObjectRequest.from_dict({"metadata": {"mood": "calm"}})
+    item = answered(m.ObjectResponse, objects.update_object_buckets, bucket_id, first, put)
+    assert item.additional_properties["metadata"] == {"mood": "calm"}
+
+    batches = api(mixpeek.BucketBatchesApi, namespace=ns)
+    create = m.CreateBatchRequest(object_ids=[first])
+    batch_id = answered(m.BatchModel, batches.create_batch_buckets_batches, bucket_id, create).batch_id
+    more = m.AddObjectsToBatchRequest(object_ids=[second])
+    batch = answered(m.BatchModel, batches.add_objects_to_batch_buckets_batches, bucket_id, batch_id, more)
+    assert batch.object_ids == [first, second]
+    patch = m.PatchBatchRequest.from_dict({"metadata": {"source": "nightly"}})
+    answered(m.BatchModel, batches.patch_batch_buckets_batches, bucket_id, batch_id, patch)
+    # Without a body, and twice: submitting again changes nothing.
+    task = answered(m.TaskResponse, batches.submit_batch_buckets_batches, bucket_id, batch_id)
+    again = answered(m.TaskResponse, batches.submit_batch_buckets_batches, bucket_id, batch_id)
+    assert again.task_id == task.task_id
+    answered(m.TaskResponse, batches.cancel_batch_buckets_batches, bucket_id, batch_id)
+    assert finished(task.task_id).status in ("CANCELED", "COMPLETED")
+    done = m.ListBatchesRequest.from_dict({"status": "COMPLETED", "limit": 1})
+    found = answered(
+        m.ListBatchesResponse, batches.list_batches_buckets, bucket_id, list_batches_request=done
+    )
+    assert [batch.status for batch in found.results] == ["COMPLETED"]
+
+    collections = api(mixpeek.CollectionsApi, namespace=ns)
+    collection = answered(
+        m.CollectionResponse, collections.update_collection, collection_id, {"description": "new"}
+    )
+    assert collection.description == "new"
+    features = answered(
+        m.DescribeCollectionFeaturesResponse, collections.describe_collection_features, collection_id
+    ).features
+    assert [feature.feature_address for feature in features] == [TEXT_URI]
+    triggered = answered(m.TriggerCollectionResponse, collections.trigger_collection, collection_id)
+    assert finished(triggered.task_id).status == "COMPLETED"
+
+    documents = api(mixpeek.CollectionDocumentsApi, namespace=ns)
+    newest = m.ListDocumentsRequest.from_dict({"sort": {"field": "kind", "direction": "desc"}})
+    found = answered(
+        m.ListDocumentsResponse, documents.list_documents, collection_id, list_documents_request=newest
+    )
+    assert [item.additional_properties["root_object_id"] for item in found.results] == [first, second]
+    document_id = found.results[0].document_id
+    for flags in ({}, {"return_vectors": True, "return_presigned_urls": True}):
+        answered(m.DocumentResponse, documents.get_document, collection_id, document_id, **flags)
+    anywhere = api(mixpeek.DocumentsApi, namespace=ns)
+    answered(m.DocumentResponse, anywhere.get_document_ns, document_id)
+    absent = "doc_" + "0" * 32
+    delete = m.BatchDeleteDocumentsRequest.from_dict({"document_ids": [document_id, absent]})
+    deleted = answered(m.BatchDeleteDocumentsResponse, documents.batch_delete, collection_id, delete)
+    assert (deleted.deleted_count, deleted.failed_count) == (1, 1)
+
+    stages = [
+        {
+            "stage_name": "search",
+            "stage_type": "filter",
+            "config": {
+                "stage_id": "feature_search",
+                "parameters": {"feature_uri": TEXT_URI, "input": {"text": "{{INPUT.query}}"}},
+            },
+        }
+    ]
+    input_schema = {"query": {"type": "text", "required": True}}
+    body = {
+        "collection_identifiers": [collection_id],
+        "input_schema": input_schema,
+        "stages": stages,
+        "inputs": {"query": LAMP},
+    }
+    ad_hoc = api(mixpeek.AdhocRetrieversApi, namespace=ns)
+    found = ad_hoc.execute_adhoc_retriever(m.AdhocExecuteRequest.from_dict(body))
+    assert [item["root_object_id"] for item in found["documents"]] == [second]
+    retrievers = api(mixpeek.RetrieversApi, namespace=ns)
+    create = {**body, "retriever_name": unique("retriever")}
+    made = retrievers.create_retriever(m.CreateRetrieverRequest.from_dict(create))
+    retriever_id = (made if CONFIGURED else made.retriever).retriever_id
+    patch = m.PatchRetrieverRequest.from_dict({"description": "patched", "tags": ["lamps"]})
+    patched = answered(m.PatchRetrieverResponse, retrievers.patch_retriever, retriever_id, patch)
+    assert (patched.retriever.description, patched.retriever.tags) == ("patched", ["lamps"])
+    answered(m.ListRetrieversResponse, retrievers.list_retrievers_get)
+    nothing = m.ExecuteRetrieverRequest.from_dict({"inputs": {}})
+    error = refused(exceptions.ApiException, retrievers.execute_retriever, retriever_id, nothing)
+    assert error.status in (400, 422)
+    assert "query" in error.body
+
+    email = api(mixpeek.OrganizationUsersApi).list_users_organizations()["results"][0]["email"]
+    keys, name = api(mixpeek.OrganizationAPIKeysApi), unique("key")
+    create = m.APIKeyCreateRequest.from_dict({"name": name, "permissions": ["read"]})
+    made = answered(m.APIKeyCreateResponse, keys.create_key_organizations_users_email, email, create)
+    patch = m.APIKeyUpdateRequest.from_dict({"description": "patched"})
+    answered(m.APIKeyModel, keys.update_key_organizations_users_email_name, email, name, patch)
+    rotated = answered(m.APIKeyCreateResponse, keys.rotate_key_organizations_users_email_name, email, name)
+    assert rotated.key != made.key
+    refused(exceptions.UnauthorizedException, api(mixpeek.NamespacesApi, key=made.key).get_namespace, ns)
+    assert api(mixpeek.NamespacesApi, key=rotated.key).get_namespace(ns).namespace_id == ns
+
+    if CONFIGURED:
+        stats = answered(m.NamespaceStatsResponse, api(mixpeek.NamespacesApi).get_namespace_stats, ns)
+        assert (stats.document_count, stats.bucket_count, stats.object_count) == (1, 1, 2)
+        answered(m.MeResponse, api(mixpeek.AccountApi).whoami_me)
+        answered(m.ListBucketsResponse, buckets.list_buckets_get)
+        answered(m.ListCollectionsResponse, collections.list_collections_get, page_size=1)
+        limited = m.ExecuteRetrieverRequest.from_dict({"inputs": {"query": LAMP}, "limit": 1})
+        found = answered(m.ExecuteRetrieverResponse, retrievers.execute_retriever, retriever_id, limited)
+        assert len(found.documents) == 1
+
+    retrievers.delete_retriever(retriever_id)
+    collections.delete_collection(collection_id)
+    buckets.delete_bucket(bucket_id)
+    refused(exceptions.NotFoundException, collections.get_collection, collection_id)
+    assert api(mixpeek.NamespacesApi).get_namespace(ns).document_count == 0
