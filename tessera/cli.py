@@ -255,7 +255,7 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            lifespan="off",
+            lifespan="on",
             ws="none",
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_GRACE_S,

@@ -10,15 +10,16 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.api import docs, problems
@@ -48,24 +49,33 @@ NOUNS = (
     "docs",
 )
 
+#: In the log only: no answer was sent.
+_CLIENT_LEFT = 499
+
 _REQUEST_ID = re.compile(rb"[\w-]{1,64}")
 _TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
     """Return the application that serves `wh`; requests are logged to `log`."""
+    keys = Keys(wh.db)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        keys.close()
+
     app = FastAPI(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         telemetry=_TELEMETRY,
-        middleware=[Middleware(Front, wh=wh, log=log), Middleware(Authenticate, keys=Keys(wh.db))],
+        middleware=[Middleware(Front, wh=wh, log=log), Middleware(Authenticate, keys=keys)],
+        lifespan=lifespan,
     )
     app.state.warehouse = wh
     for noun in NOUNS:
-        if find_spec(f"tessera.api.{noun}") is None:
-            continue
         router: Router = import_module(f"tessera.api.{noun}").router
         for route in router.routes:
             if not isinstance(route, Route):
@@ -128,6 +138,9 @@ class Front:
 
         try:
             await self.app(scope, receive, answer)
+        except ClientDisconnect:
+            # The client left while it sent the body; nobody reads an answer.
+            status = status or _CLIENT_LEFT
         except Exception as error:  # the edge: whatever it is, it becomes an answer
             if status:
                 # Half of the answer is out; all that is left is to end the connection.

@@ -7,6 +7,8 @@ full (``/v1/buckets``). Permissions follow from the method unless a route says o
 
 from __future__ import annotations
 
+import json
+import re
 import types
 import typing
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
@@ -33,6 +35,9 @@ from tessera.errors import (
 
 #: Deepest nesting of lists and objects in a body: a filter may nest 16 conditions of two levels each.
 MAX_DEPTH = 64
+
+#: A body without these digits in a row holds no integer over 64 bits.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 #: Of ignored keys the response header names the first few.
 _IGNORED_SHOWN = 20
@@ -207,7 +212,24 @@ def parse(body: bytes) -> Any:
     # Counting brackets is cheap and settles nearly every body; only suspects are walked.
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise _too_deep()
+    if _LONG_NUMBER.search(body):
+        _refuse_long_integers(body)
     return value
+
+
+def _refuse_long_integers(body: bytes) -> None:
+    """Raise `ValidationError` for an integer over 64 bits: it would silently lose its last digits."""
+
+    def checked(digits: str) -> int:
+        # The length first: reading a million digits takes longer than anything else here.
+        if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**63:
+            message = (
+                f"The number {quote(digits).strip(chr(39))} does not fit into 64 bits; send it as a string."
+            )
+            raise ValidationError([Problem(("body",), message, "number_out_of_range")])
+        return number
+
+    json.loads(body, parse_int=checked)
 
 
 def note_ignored(request: Request, body: Mapping[str, Any], known: Container[str]) -> None:

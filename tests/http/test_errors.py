@@ -99,6 +99,9 @@ def test_a_secret_is_never_quoted(client: httpx.Client, server: Server) -> None:
         (b'{"name": NaN}', "not valid JSON"),
         (b'{"name": 1e999}', "infinity"),
         (b'{"name": "\xff"}', "not valid JSON"),
+        (b'{"x": [9223372036854775808]}', "9223372036854775808 does not fit into 64 bits"),
+        (b'{"x": -9223372036854775809}', "does not fit into 64 bits"),
+        (b'{"x": ' + b"9" * 300 + b"}", "does not fit into 64 bits"),
         (b'{"name": "\\ud800"}', "not valid JSON"),
         (b"[]", "The body must be an object, not a list."),
         (b'"text"', "The body must be an object, not 'text'."),
@@ -111,6 +114,12 @@ def test_bodies_that_are_no_request(client: httpx.Client, body: bytes, said: str
     answer = client.post(KEYS, content=body, headers={"Content-Type": "application/json"})
     envelope(answer, 422, "ValidationError")
     assert said in answer.text
+
+
+def test_long_digits_that_are_no_integer_are_fine(client: httpx.Client) -> None:
+    body = b'{"a": 0.12345678901234567890123, "b": "12345678901234567890123", "c": -9223372036854775808}'
+    answer = client.patch("/v1/organizations", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
 
 
 def test_a_flat_body_with_many_brackets_is_fine(client: httpx.Client) -> None:
