@@ -1,0 +1,62 @@
+"""The README's commands are run as they stand, against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.http.processes import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    """Return the README's first code block of `language` that has `containing` in it."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return next(text for text in blocks if containing in text)
+
+
+def test_the_first_namespace_by_curl(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "tessera-data").symlink_to(server.data)
+    script = block("sh", "curl").replace("http://127.0.0.1:8700", server.url)
+    done = subprocess.run(
+        ["sh", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    answer = json.loads(done.stdout)
+    assert answer["namespace_name"] == "spotify_playlists_dev", done.stdout
+    fields = [index["field_name"] for index in answer["payload_indexes"]]
+    assert fields[:2] == ["metadata.title", "metadata.description"]
+    with server.client() as client:
+        client.delete(f"/v1/namespaces/{answer['namespace_id']}")
+
+
+@pytest.mark.parametrize("release", ["0.81.1", "1.3.783"])
+def test_the_same_with_the_official_client(server: Server, release: str) -> None:
+    program = block("python", "mixpeek").replace("http://127.0.0.1:8700", server.url)
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace('"articles"', f'"articles-{release}"')],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".sdk" / release), "KEY": server.api_key},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"ns_[0-9a-f]{16} \['metadata.year', ", done.stdout)
+
+
+def test_a_first_start_prints_what_the_readme_shows(server: Server) -> None:
+    def general(line: str) -> str:
+        """Return `line` without what differs from one start to the next."""
+        return re.sub(r"sk_live_\S+|\S+admin\.key|http://\S+", "…", line.strip())
+
+    shown = {general(line) for line in block("console", "tessera up").splitlines()[1:]}
+    printed = {general(line) for line in [*server.lines, *server.log.splitlines()]}
+    assert shown <= printed
