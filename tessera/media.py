@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ from tessera.errors import BadSample
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
+    from av.stream import Stream
+    from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
     from PIL.Image import Image
@@ -42,11 +46,14 @@ THUMBNAIL_QUALITY = 82
 
 #: Pillow's readers that are used: none that starts a program (EPS) or reads what nobody sends.
 _PICTURE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000")
+_DECODED = frozenset({f"image/{kind}" for kind in ("jpeg", "png", "webp", "bmp", "tiff", "avif", "jp2")})
 #: FFmpeg's readers that are used: none that opens other files or addresses (hls, dash, concat).
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,srt,webvtt,ass"
 _TEXT_SUBTITLES = frozenset({"mov_text", "subrip", "srt", "ass", "ssa", "webvtt", "text"})
 #: Frames further ahead than this are reached by seeking, nearer ones by decoding on.
 _SEEK_AHEAD_S = 12.0
+#: The last frame stands for this much more than its own time: durations in containers are not that exact.
+_HOLD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +168,7 @@ def probe(path: Path) -> Video:
         width, height = context.width, context.height
         frame = next(iter(_frames(container, stream)), None)
         if frame is None:
-            raise BadSample("unreadable", "The video holds no frame that can be decoded.")
+            raise _no_frame()
         if round(frame.rotation) % 180:
             width, height = height, width
         rate = stream.average_rate
@@ -175,52 +182,68 @@ def probe(path: Path) -> Video:
         )
 
 
-def frames_at(path: Path, times_s: Sequence[float], *, slack_s: float = 0.0) -> Generator[Image, None, None]:
+def frames_at(
+    path: Path, times_s: Sequence[float], *, slack_s: float = 0.0
+) -> Generator[Image | None, None, None]:
     """Yield the frame that is shown at each of `times_s` (ascending, from the start of the video).
 
-    The frames are RGB, upright, at most `WORKING_SIDE` pixels a side; a time behind the last frame gives
-    that frame. With `slack_s` a key frame so little before the time is taken as it is, which spares
-    decoding up to it. Raises `BadSample` as `probe` does.
+    The frames are RGB, upright, at most `WORKING_SIDE` pixels a side. None stands for a time at which no
+    frame is shown any more: the pictures end before the sound, or the file was cut off. With `slack_s` a key
+    frame so little before the time is taken as it is, which spares decoding up to it. Raises `BadSample` as
+    `probe` does.
     """
+    import av
+
     with _opened(path) as container:
         stream = _picture_stream(container, path)
         begin_s = _seconds(stream.start_time, stream) or 0.0
         source = _frames(container, stream)
-        shown: VideoFrame | None = None
-        ahead: VideoFrame | None = None
+        shown = ahead = next(source, None)
+        if shown is None:
+            raise _no_frame()
+        seek_ahead_s = min(_SEEK_AHEAD_S, slack_s or _SEEK_AHEAD_S)
         for time_s in times_s:
-            here_s = (shown.time or 0.0) - begin_s if shown is not None else 0.0
-            if time_s - here_s > min(_SEEK_AHEAD_S, slack_s or _SEEK_AHEAD_S) and stream.time_base:
-                container.seek(int((time_s + begin_s) / stream.time_base), stream=stream)
+            if ahead is not None and time_s - _time(shown, begin_s) > seek_ahead_s and stream.time_base:
+                with suppress(av.error.FFmpegError):
+                    container.seek(int((time_s + begin_s) / stream.time_base), stream=stream)
                 source = _frames(container, stream)
-                landed = next(source, None)
-                if landed is not None:
-                    shown, ahead = landed, None
-                    if 0 <= time_s - ((landed.time or 0.0) - begin_s) <= slack_s:
-                        yield _image(shown)
-                        continue
-            while ahead is None or (ahead.time or 0.0) - begin_s <= time_s + 1e-6:
+                ahead = next(source, None)
                 if ahead is not None:
                     shown = ahead
-                ahead = next(source, None)
-                if ahead is None:
-                    break
-                if shown is None:
-                    shown = ahead
-            if shown is None:
-                raise BadSample("unreadable", "The video holds no frame that can be decoded.")
-            yield _image(shown)
+                    if 0 <= time_s - _time(shown, begin_s) <= slack_s:
+                        yield _image(shown)
+                        continue
+            while ahead is not None and _time(ahead, begin_s) <= time_s + 1e-6:
+                shown, ahead = ahead, next(source, None)
+            ended = ahead is None and time_s > _time(shown, begin_s) + _lasts(shown, stream) + _HOLD_S
+            yield None if ended else _image(shown)
+
+
+def _time(frame: VideoFrame, begin_s: float) -> float:
+    return (frame.time or 0.0) - begin_s
+
+
+def _lasts(frame: VideoFrame, stream: VideoStream) -> float:
+    # A container that does not tell how long a frame is shown means: until the end.
+    return _seconds(frame.duration or None, stream) or math.inf
 
 
 def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield frames from where the container stands; a damaged packet is passed over, as players do."""
+    """Yield frames from where the container stands; a damaged one is passed over, as players do."""
     import av
 
-    for packet in container.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
-            continue
+    for packet in _packets(container, stream):
+        with suppress(av.error.InvalidDataError):
+            yield from stream.decode(packet)
+
+
+def _packets(container: InputContainer, stream: Stream) -> Iterator[Packet[Any]]:
+    """Yield packets; a container that is damaged from some place on ends there."""
+    import av
+
+    packets = container.demux(stream)
+    with suppress(av.error.InvalidDataError):
+        yield from packets
 
 
 def _image(frame: VideoFrame) -> Image:
@@ -249,7 +272,9 @@ def _picture_stream(container: InputContainer, path: Path) -> VideoStream:
     if not container.streams.video:
         raise BadSample("unsupported", f"The file ({sniff(path)}) holds no pictures.")
     stream = container.streams.video[0]
-    context = stream.codec_context
+    context: VideoCodecContext | None = stream.codec_context
+    if context is None:
+        raise BadSample("unsupported", "The video is in a format that has no decoder here.")
     if context.width * context.height > MAX_FRAME_PIXELS:
         raise BadSample(
             "too_large",
@@ -268,7 +293,7 @@ def _duration(container: InputContainer, stream: VideoStream) -> float:
         begin_s = _seconds(stream.start_time, stream) or 0.0
         ends = [
             _seconds(packet.pts + (packet.duration or 0), stream) or 0.0
-            for packet in container.demux(stream)
+            for packet in _packets(container, stream)
             if packet.pts is not None
         ]
         duration_s = max(ends, default=begin_s) - begin_s
@@ -302,7 +327,7 @@ def embedded_subtitles(path: Path, language: str | None = None) -> list[Cue]:
         begin_s = float(container.start_time or 0) / 1_000_000
         track = min(tracks, key=lambda stream: _rank(stream, language))
         cues: list[Cue] = []
-        for packet in container.demux(track):
+        for packet in _packets(container, track):
             if not packet.size or packet.pts is None or packet.time_base is None:
                 continue
             shown = track.decode2(packet)
@@ -442,9 +467,15 @@ def _decoding(what: str) -> Iterator[None]:
         raise BadSample("unreadable", f"The {what} cannot be decoded: {reason}.") from error
 
 
+def _no_frame() -> BadSample:
+    return BadSample("unreadable", "The video holds no frame that can be decoded.")
+
+
 def _not_a(what: str, path: Path, formats: str) -> BadSample:
     if path.stat().st_size == 0:
         return BadSample("unreadable", "The file is empty.")
     found = sniff(path)
+    if what == "picture" and found in _DECODED:
+        return BadSample("unreadable", f"The file begins like {found}, but is damaged or cut off.")
     said = f"it looks like {found}" if found else "its bytes tell no known format"
     return BadSample("unsupported", f"The file is no {what} that can be read ({said}); {formats} can be.")

@@ -98,7 +98,9 @@ class Registry:
     def load(cls, models_dir: Path, *, offline: bool = False) -> Registry:
         """Return the registry of this process; models are shared with others over the same directory."""
         models = open_models(Path(models_dir), offline)
-        return cls(models, {name: made(models) for name, made in _extractor_classes().items()})
+        classes = _extractor_classes()
+        made = {one: one(models) for one in set(classes.values())}
+        return cls(models, {name: made[one] for name, one in classes.items()})
 
     # --- extractors -----------------------------------------------------------------------------------
 

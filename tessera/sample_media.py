@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.subtitles.stream import SubtitleStream
     from av.video.frame import VideoFrame
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
@@ -135,36 +137,41 @@ def make_all(folder: Path) -> dict[str, Path]:
 def video(*, shots: Sequence[Shot] = SHOTS, lines: Sequence[Line] = LINES, container: str = "mp4") -> bytes:
     """Return the video, its subtitles embedded: ``mp4`` with mov_text, or ``matroska`` with SRT."""
     import av
-    from av.subtitles.subtitle import SubtitleSet
 
     out = io.BytesIO()
-    milliseconds = Fraction(1, 1000)
-    with av.open(out, "w", format=container) as target:
+    with av.open(out, "w", format=container, options={"fflags": "+bitexact"}) as target:
         seen = target.add_stream("mpeg4", rate=FRAMES_PER_S, options={"g": "20", "qscale": "4"})
         seen.width, seen.height, seen.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        # One thread, and no trace of the encoder's version: the same bytes on every machine.
+        # Threads would cut the picture into slices; nothing else depends on the machine.
         seen.thread_count = 1
         said = None
         if lines:
             said = target.add_stream("mov_text" if container == "mp4" else "srt")
             said.codec_context.subtitle_header = _ASS_HEADER
-            said.codec_context.time_base = milliseconds
+            said.codec_context.time_base = _MILLISECONDS
             said.metadata["language"] = "eng"
-        for frame in _frames(shots):
+        waiting = list(enumerate(lines))
+        for number, frame in enumerate(_frames(shots)):
+            # In the order of time, as players want it and as a file that is cut off needs it.
+            while said is not None and waiting and waiting[0][1].start_s <= number / FRAMES_PER_S:
+                target.mux(_packet(said, *waiting.pop(0)))
             target.mux(seen.encode(frame))
         target.mux(seen.encode())
-        for number, line in enumerate(lines):
-            assert said is not None
-            start, length = round(line.start_s * 1000), round((line.end_s - line.start_s) * 1000)
-            dialogue = f"{number},0,Default,,0,0,0,,{line.text}"
-            packet = said.codec_context.encode_subtitle(
-                SubtitleSet.create(text=dialogue.encode(), start=0, end=length, pts=start * 1000)
-            )
-            packet.stream, packet.time_base = said, milliseconds
-            packet.pts = packet.dts = start
-            packet.duration = length
-            target.mux(packet)
     return out.getvalue()
+
+
+def _packet(track: SubtitleStream, number: int, line: Line) -> Packet[SubtitleStream]:
+    from av.subtitles.subtitle import SubtitleSet
+
+    start, length = round(line.start_s * 1000), round((line.end_s - line.start_s) * 1000)
+    dialogue = f"{number},0,Default,,0,0,0,,{line.text}"
+    packet = track.codec_context.encode_subtitle(
+        SubtitleSet.create(text=dialogue.encode(), start=0, end=length, pts=start * 1000)
+    )
+    packet.stream, packet.time_base = track, _MILLISECONDS
+    packet.pts = packet.dts = start
+    packet.duration = length
+    return packet
 
 
 def srt(lines: Sequence[Line] = LINES) -> str:
@@ -201,6 +208,7 @@ def _clock(seconds: float) -> str:
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d},{milliseconds:03d}"
 
 
+_MILLISECONDS = Fraction(1, 1000)
 _ASS_HEADER = (
     b"[Script Info]\nScriptType: v4.00+\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize\n"
     b"Style: Default,Arial,16\n[Events]\nFormat: Layer, Start, End, Style, Text\n"

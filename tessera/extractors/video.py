@@ -62,6 +62,11 @@ class VideoParams(Params):
     )
     text_model: str | None = Field(None, description="Model of the words, likewise.")
 
+    @property
+    def looks(self) -> bool:
+        """Whether frames are decoded at all."""
+        return self.run_multimodal_embedding or self.enable_thumbnails
+
     @field_validator("split_method", mode="before")
     @classmethod
     def _split_method(cls, value: object) -> object:
@@ -221,6 +226,8 @@ class VideoExtractor(Extractor):
             if segment.words:
                 fields["transcription"] = segment.words
             seen, thumbnail = files
+            if thumbnail is None and seen is None and not segment.words and params.looks:
+                continue  # the file was cut off: nothing is seen or said here
             if seen is not None:
                 vectors[self.seen_name] = seen
             features.append(
@@ -237,7 +244,7 @@ class VideoExtractor(Extractor):
         self, path: Path, video: media.Video, segments: Sequence[Segment], params: VideoParams
     ) -> Iterator[tuple[Vector | None, bytes | None]]:
         """Yield the picture vector and the thumbnail of each span, a few spans at a time."""
-        if not params.run_multimodal_embedding and not params.enable_thumbnails:
+        if not params.looks:
             yield from ((None, None) for _ in segments)
             return
         model = self._picture_model(params)
@@ -251,13 +258,17 @@ class VideoExtractor(Extractor):
         frames = media.frames_at(path, times, slack_s=0.0 if exact else params.time_split_interval / 2)
         for begin in range(0, len(segments), _SPANS_AT_ONCE):
             spans = [[next(frames) for _ in places] for _ in segments[begin : begin + _SPANS_AT_ONCE]]
-            vectors = model.embed([frame for span in spans for frame in span]) if model else None
-            for number, span in enumerate(spans):
-                seen = None
-                if vectors is not None:
-                    seen = _mean(vectors[number * len(places) : (number + 1) * len(places)])
-                middle = span[len(span) // 2]
-                yield seen, media.thumbnail(middle) if params.enable_thumbnails else None
+            shown = [[frame for frame in span if frame is not None] for span in spans]
+            vectors = model.embed([frame for span in shown for frame in span]) if model else None
+            done = 0
+            for span in shown:
+                seen = thumbnail = None
+                if vectors is not None and span:
+                    seen = _mean(vectors[done : done + len(span)])
+                if params.enable_thumbnails and span:
+                    thumbnail = media.thumbnail(span[len(span) // 2])
+                done += len(span)
+                yield seen, thumbnail
         frames.close()
 
     def _said(self, words: Sequence[str], params: VideoParams) -> list[dict[str, Vector]]:
