@@ -42,6 +42,7 @@ from tessera.errors import (
     Problem,
     QdrantError,
     StorageError,
+    TesseraError,
     UnavailableError,
     ValidationError,
     quote,
@@ -74,6 +75,8 @@ CREATE_ROUTE = "POST /v1/namespaces"
 Row = Mapping[str, Any] | RowMapping
 
 _ID = re.compile(r"ns_[0-9a-f]{16}\Z")
+#: After a sweep that failed, the next one.
+_AGAIN_S = 10
 _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
 
 
@@ -737,33 +740,45 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
     """Remove what a deleted namespace left in any store. Can be repeated, and resumed after a kill.
 
     Its files are swept twice: at once, which ends the task, and again when the longest extraction that
-    was under way has ended, because a worker may write a file after the first sweep. The row in
-    ``purges`` says in ``targets.due_at`` when that is.
+    was under way has ended, because a worker may write a file after the first sweep. A sweep that fails
+    is tried again later. ``targets.due_at`` of the row in ``purges`` says when the next one is due.
     """
     with wh.db.read() as connection:
         row = connection.execute(sa.select(purges).where(purges.c.namespace_id == namespace_id)).one_or_none()
     if row is None or row.targets.get("due_at", "") > now():
         return
-    wh.views.purge(namespace_id, row.targets["view_ids"])
-    wh.blobs.delete_namespace(namespace_id)
-    if wh.blobs.path(namespace_id).exists():
-        raise StorageError(f"Files of the deleted namespace {namespace_id} cannot be removed now.")
+    this = purges.c.namespace_id == namespace_id
+    try:
+        _sweep(wh, namespace_id, row.targets["view_ids"])
+    except (TesseraError, OSError) as error:
+        logger.warning("namespace %s is not removed yet, next try in %d s: %s", namespace_id, _AGAIN_S, error)
+        again = {**row.targets, "due_at": _in(_AGAIN_S)}
+        with wh.db.write() as connection:
+            connection.execute(sa.update(purges).where(this).values(targets=again))
+        return
     with wh.db.write() as connection:
-        if "due_at" in row.targets:
-            connection.execute(sa.delete(purges).where(purges.c.namespace_id == namespace_id))
+        if row.targets.get("swept"):
+            connection.execute(sa.delete(purges).where(this))
         else:
-            due = datetime.now(UTC) + timedelta(seconds=wh.settings.extract_timeout_s + 60)
-            connection.execute(
-                sa.update(purges)
-                .where(purges.c.namespace_id == namespace_id)
-                .values(targets={**row.targets, "due_at": due.strftime("%Y-%m-%dT%H:%M:%S.%fZ")})
-            )
+            last = {**row.targets, "swept": True, "due_at": _in(wh.settings.extract_timeout_s + 60)}
+            connection.execute(sa.update(purges).where(this).values(targets=last))
             connection.execute(
                 sa.update(tasks)
                 .where(tasks.c.task_id == row.task_id)
                 .values(status=TaskStatus.COMPLETED, outputs=[namespace_id], updated_at=now())
             )
     wh.db.forget_deleted()
+
+
+def _sweep(wh: Warehouse, namespace_id: str, view_ids: Sequence[str]) -> None:
+    wh.views.purge(namespace_id, view_ids)
+    wh.blobs.delete_namespace(namespace_id)
+    if wh.blobs.path(namespace_id).exists():
+        raise StorageError("Some of its files cannot be removed now.")
+
+
+def _in(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 # --- what runs in it ---------------------------------------------------------------------------------

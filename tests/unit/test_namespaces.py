@@ -841,6 +841,28 @@ def test_a_purge_that_was_cut_short_is_resumed(
     assert not wh.blobs.path(namespace_id).exists()
 
 
+def test_a_sweep_that_fails_is_tried_again_later(
+    wh: Warehouse, me: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must neither end the task nor be repeated at once without end."""
+    namespace_id = namespaces.create(wh, me, body())["namespace_id"]
+    wh.blobs.put(namespace_id, b"data")
+    namespaces.delete(wh, me, "films")
+    with monkeypatch.context() as patched:
+        patched.setattr(Blobs, "delete_namespace", lambda *_: None)
+        namespaces.purge(wh, namespace_id)
+    namespaces.purge(wh, namespace_id)
+    assert [row["status"] for row in rows(wh, tables.tasks)] == ["PENDING"]
+    assert wh.blobs.path(namespace_id).exists()
+    (purge,) = rows(wh, tables.purges)
+    assert now() < purge["targets"]["due_at"]
+    monkeypatch.setattr(namespaces, "now", lambda: purge["targets"]["due_at"])
+    namespaces.purge(wh, namespace_id)
+    assert [row["status"] for row in rows(wh, tables.tasks)] == ["COMPLETED"]
+    assert not wh.blobs.path(namespace_id).exists()
+    assert rows(wh, tables.purges), "the second sweep is still to come"
+
+
 def test_keys_that_saw_only_this_namespace_are_revoked(wh: Warehouse, me: Principal) -> None:
     made = namespaces.create(wh, me, body())
     with wh.db.read() as connection:
