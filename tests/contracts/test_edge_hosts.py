@@ -133,7 +133,7 @@ def random_log(rng: random.Random, directory: Path, length: int) -> list[Entry]:
     return entries
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_host_killed_while_it_applies_loses_nothing(
     start: Callable[..., EdgeVectors], tmp_path: Path, seed: int
 ) -> None:
@@ -352,7 +352,7 @@ def test_a_view_is_not_opened_under_another_name_or_with_other_vectors(
 def test_a_view_half_made_is_made_again(closed_view: View, start: Callable[..., EdgeVectors]) -> None:
     """Killed between the mark and the shard's last file: nothing was durable, so it starts over."""
     shutil.rmtree(Path(closed_view.location, "shard", "segments"))
-    _edit_mark(closed_view, seq=0, document_count=0)
+    _edit_mark(closed_view, seq=0, document_count=0, files=[])
     Path(closed_view.location, "checksums.json").unlink()
     assert start().open(closed_view).seq == 0
 

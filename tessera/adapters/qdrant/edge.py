@@ -167,6 +167,7 @@ class _Host:
                 pipe.send(self._connection, (request_id, operation, view, arguments))
             except OSError:
                 self._pending.pop(request_id, None)
+                self._dead = True  # the reader has not seen it yet; a next request must not come here
                 raise _HostDied from None
         try:
             outcome, value = future.result(timeout=timeout_s)

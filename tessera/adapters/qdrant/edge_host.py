@@ -53,6 +53,13 @@ LOCK_PATIENCE_S: Final = 2.0
 PANIC_STATUS: Final = 70
 
 _MARK, _CHECKSUMS, _SHARD = "mark.json", "checksums.json", "shard"
+_LASTING = (
+    "*/segment.json",
+    "*/version.info",
+    "*/mutable_id_tracker.*",
+    "*/*/page_*.dat",
+    "*/*/*/chunk_*.mmap",
+)
 _PLACEHOLDER = "_none"
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
@@ -275,15 +282,14 @@ class OpenView:
 
 
 def _lasting_files(directory: Path) -> list[str]:
-    """Return the files that only a rebuild takes away: not the write-ahead log, not payload indexes.
+    """Return the files of documents and vectors that come and stay.
 
     After a kill there are no checksums, and Edge starts over in silence when, say, the mapping of ids is gone.
     """
-    names = []
-    for parent, directories, files in os.walk(directory / _SHARD / "segments"):
-        directories[:] = [name for name in directories if name != "payload_index"]
-        names += [str(Path(parent, name).relative_to(directory)) for name in files]
-    return sorted(names)
+    found: list[Path] = []
+    for pattern in _LASTING:
+        found += (directory / _SHARD / "segments").glob(pattern)
+    return sorted(str(path.relative_to(directory)) for path in found)
 
 
 def _mark_of(view: View, standing: Standing) -> dict[str, Any]:
