@@ -38,6 +38,8 @@ OPERATORS = (
     "is_null", "text", "phrase", "words", "geo_radius", "geo_bounding_box", "geo_polygon",
 )  # fmt: skip
 
+#: A circle of this radius holds every place many times over.
+MAX_RADIUS_M = 1e12
 #: Mean radius of the Earth in metres (IUGG), as Qdrant's geo library takes it.
 EARTH_RADIUS_M = 6_371_008.8
 
@@ -351,7 +353,7 @@ def _geo_problem(operator: str, value: Any) -> str | None:
     match operator:
         case "geo_radius":
             radius = value.get("radius")
-            right = _is_point(value.get("center")) and _is_number(radius) and radius >= 0
+            right = _is_point(value.get("center")) and _is_number(radius) and 0 <= radius <= MAX_RADIUS_M
         case "geo_bounding_box":
             right = _is_point(value.get("top_left")) and _is_point(value.get("bottom_right"))
         case _:

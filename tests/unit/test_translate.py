@@ -81,6 +81,8 @@ EVALUATED = [
     C("geo", "geo_radius", {"center": {"lat": 80, "lon": 0}, "radius": 1_500_000}),
     C("geo", "geo_radius", {"center": {"lat": 0, "lon": 179}, "radius": 200_000}),
     C("geo", "geo_bounding_box", {"top_left": {"lat": 1, "lon": 170}, "bottom_right": {"lat": 0, "lon": -170}}),
+    C("geo", "geo_bounding_box", {"top_left": {"lat": 90, "lon": 1}, "bottom_right": {"lat": 0, "lon": 2}}),
+    C("geo", "geo_bounding_box", {"top_left": {"lat": 9, "lon": 1}, "bottom_right": {"lat": 0, "lon": 180}}),
     C("keyword", "text", "a"),
     C("keyword", "eq", "2024-01-01"), C("keyword", "in", ["a", "2024-01-01"]), C("keyword", "contains", "2024-01-01"),
 ]  # fmt: skip

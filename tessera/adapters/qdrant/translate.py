@@ -298,10 +298,13 @@ class Translator:
         match condition.operator:
             case "text":
                 return self._field(key, match=self._m.MatchText(text=condition.value))
-            case "words":
-                return self._field(key, match=self._m.MatchTextAny(text_any=condition.value))
-            case "phrase" if index.field_schema.get("tokenizer") != "multilingual":
-                raise _Inexact(self._field(key, match=self._m.MatchText(text=condition.value)))
+            case "words" | "phrase":
+                found = self._field(key, match=self._m.MatchText(text=condition.value))
+                tokenizer = index.field_schema.get("tokenizer")
+                if condition.operator == "words" and tokenizer != "prefix":
+                    return found
+                if tokenizer != "multilingual":  # whose words only the engine knows
+                    raise _Inexact(found)
         raise _Inexact
 
     def _number(self, condition: Condition, key: str, type: IndexType) -> Any:
@@ -354,22 +357,29 @@ class Translator:
                     )
                     return self._field(key, geo_radius=radius)
                 case "geo_bounding_box":
-                    if value["top_left"]["lon"] > value["bottom_right"]["lon"]:
-                        raise _Inexact
-                    box = self._m.GeoBoundingBox(
-                        top_left=self._point(value["top_left"]),
-                        bottom_right=self._point(value["bottom_right"]),
-                    )
-                    return self._field(key, geo_bounding_box=box)
+                    corner, opposite = value["top_left"], value["bottom_right"]
+                    return self._box(key, corner["lat"], corner["lon"], opposite["lat"], opposite["lon"])
                 case "geo_polygon":
-                    # Without its holes, and with the engine's own idea of a ring that crosses itself.
-                    ring = [self._point(point) for point in value["exterior"]["points"]]
-                    exterior = ring if self._edge else self._m.GeoLineString(points=ring)
-                    polygon = self._m.GeoPolygon(exterior=exterior)
-                    raise _Inexact(self._field(key, geo_polygon=polygon))
+                    # The engine's own polygon loses points of a ring that touches the map's edge or itself.
+                    points = value["exterior"]["points"]
+                    lats, lons = ([float(point[name]) for point in points] for name in ("lat", "lon"))
+                    # Its box, a little wider: what lies on a box's edge is outside.
+                    raise _Inexact(
+                        self._box(key, max(lats) + 1e-9, min(lons) - 1e-9, min(lats) - 1e-9, max(lons) + 1e-9)
+                    )
         except (KeyError, TypeError, ValueError):
             raise _Inexact from None
         raise _Inexact
+
+    def _box(self, key: str, north: float, west: float, south: float, east: float) -> Any:
+        # The engine loses true hits of a box that touches a pole or the 180th meridian, or lies across it.
+        if west > east or max(abs(north), abs(south)) >= 90 or max(abs(west), abs(east)) >= 180:
+            raise _Inexact
+        box = self._m.GeoBoundingBox(
+            top_left=self._point({"lat": north, "lon": west}),
+            bottom_right=self._point({"lat": south, "lon": east}),
+        )
+        return self._field(key, geo_bounding_box=box)
 
     def _point(self, value: Mapping[str, Any]) -> Any:
         return self._m.GeoPoint(lat=float(value["lat"]), lon=float(value["lon"]))
