@@ -5,6 +5,7 @@
 #   make check    format, lint, types, layers
 #   make slow     tests that take minutes
 #   make bench    the benchmarks of docs/benchmarks.md
+#   make format   put the code into the form that `make check` wants
 #   make setup    only make .venv          make clean    remove what the targets made, but .venv and .sdk
 #
 # PYTHON=/path/to/python3.11 chooses the interpreter, ARGS="-k words -x" goes to pytest, the demo or the benchmarks.
@@ -25,11 +26,11 @@ CHROMA := .bench-venv
 CHROMA_READY := $(CHROMA)/ready-$(shell cksum < bench/requirements.txt | tr -d ' ')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check slow bench clean
+.PHONY: help setup demo test check format slow bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^#   \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^#   \{0,1\}//p' Makefile | head -9
 
 setup: $(READY)
 
@@ -71,6 +72,10 @@ check: $(READY)
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
+
+format: $(READY)
+	@$(PY) -m ruff check --fix --exit-zero --quiet .
+	@$(PY) -m ruff format .
 
 # The engine that the benchmarks compare with; never beside Tessera in one environment.
 $(CHROMA_READY): | $(READY)
