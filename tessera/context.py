@@ -46,6 +46,7 @@ class Principal:
 
     `permissions` are of ``read``, ``write``, ``delete``, ``admin``, expanded: a key with ``write``
     carries ``read`` too. `internal_id` is the organization's secret id and never leaves the server.
+    `asks` is the permission that the request at hand needs; a scope may allow less than the key.
     """
 
     key_id: str
@@ -54,3 +55,4 @@ class Principal:
     user_id: str
     permissions: frozenset[str]
     scopes: tuple[dict[str, object], ...] = ()
+    asks: str = "read"

@@ -75,6 +75,8 @@ CREATE_ROUTE = "POST /v1/namespaces"
 Row = Mapping[str, Any] | RowMapping
 
 _ID = re.compile(r"ns_[0-9a-f]{16}\Z")
+#: What the first word of a scope's operation amounts to; all others (``execute_retriever`` …) only read.
+_RANK = {"read": 1, "write": 2, "modify": 2, "delete": 3, "manage": 4, "admin": 4}
 #: After a sweep that failed, the next one.
 _AGAIN_S = 10
 _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
@@ -196,6 +198,7 @@ def _find(
     )
     if row is None or not in_scope(principal, row["namespace_id"], row["namespace_name"]):
         raise NotFoundError("namespace", identifier)
+    _check_operation(principal, row["namespace_id"], row["namespace_name"])
     return row
 
 
@@ -204,17 +207,41 @@ def in_scope(principal: Principal, namespace_id: str, namespace_name: str) -> bo
 
     A scope names ids or names, ``*`` standing for any characters.
     """
-    if not principal.scopes:
-        return True
+    return not principal.scopes or any(_scopes_on(principal, namespace_id, namespace_name))
+
+
+def _scopes_on(
+    principal: Principal, namespace_id: str, namespace_name: str
+) -> Iterator[Mapping[str, object]]:
+    """Yield the key's scopes that name this namespace."""
     for scope in principal.scopes:
-        pattern = str(scope.get("resource_id", ""))
-        if scope.get("resource_type") == "organization" and pattern in ("*", principal.organization_id):
-            return True
-        if scope.get("resource_type") == "namespace" and (
-            fnmatchcase(namespace_id, pattern) or fnmatchcase(namespace_name, pattern)
-        ):
-            return True
-    return False
+        pattern = str(scope.get("resource_id", "")).replace("[", "[[]").replace("?", "[?]")
+        if scope.get("resource_type") == "organization":
+            named: tuple[str, ...] = (principal.organization_id,)
+        elif scope.get("resource_type") == "namespace":
+            named = (namespace_id, namespace_name)
+        else:
+            continue
+        if any(fnmatchcase(name, pattern) for name in named):
+            yield scope
+
+
+def _check_operation(principal: Principal, namespace_id: str, namespace_name: str) -> None:
+    """Refuse what the key may see, but not do: a scope may allow less than the key's permissions."""
+    if not principal.scopes:
+        return
+    allowed = 0
+    for scope in _scopes_on(principal, namespace_id, namespace_name):
+        operations = scope.get("operations")
+        if not isinstance(operations, list):
+            return
+        allowed = max(allowed, *(_RANK.get(str(word).partition("_")[0], 1) for word in operations), 0)
+    if allowed < _RANK[principal.asks]:
+        raise ForbiddenError(
+            f"This key may see namespace {quote(namespace_name)}, but its scope there does not allow to "
+            f"{'change' if principal.asks == 'write' else principal.asks} it. An admin can give it a wider scope.",
+            details={"required": principal.asks},
+        )
 
 
 def get(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
@@ -435,6 +462,7 @@ def create(
             f"This key is limited to other namespaces and cannot create {quote(plan.namespace_name)}. Use a key "
             "without scopes, or one whose scope matches that name."
         )
+    _check_operation(principal, "", plan.namespace_name)
     at = now()
     row: dict[str, Any] = {
         "namespace_id": namespace_id,

@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 import orjson
@@ -136,6 +136,8 @@ class Route(APIRoute):
             principal = exchange(request).principal
             if principal is not None and permission not in principal.permissions:
                 raise _forbidden(permission, principal, request)
+            if principal is not None and principal.scopes:
+                exchange(request).principal = replace(principal, asks=permission)
             request = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
             if takes_json:
                 await request.load()

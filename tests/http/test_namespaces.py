@@ -457,6 +457,23 @@ def test_what_lies_outside_a_keys_scope_is_as_absent(
     assert client.get(f"/v1/namespaces/{hidden['namespace_id']}").json() == hidden
 
 
+def test_a_scope_that_only_reads_is_a_403_for_the_rest(
+    key: Callable[..., httpx.Client], namespace: Create
+) -> None:
+    made = namespace()
+    path = f"/v1/namespaces/{made['namespace_id']}"
+    scope = {"resource_type": "namespace", "resource_id": made["namespace_id"], "operations": ["read"]}
+    limited = key(permissions=["delete"], scopes=[scope])
+    assert limited.get(path).json() == made
+    error(limited.patch(path, json={"namespace_name": 5}), 403, "ForbiddenError")
+    error(limited.delete(path), 403, "ForbiddenError")
+    # Inside the namespace as well.
+    headers = {"X-Namespace": made["namespace_id"]}
+    assert limited.post("/v1/buckets/list", headers=headers).status_code == 200
+    bucket = {"bucket_name": "b", "bucket_schema": {"properties": {}}}
+    error(limited.post("/v1/buckets", json=bucket, headers=headers), 403, "ForbiddenError")
+
+
 def test_deleting_a_namespace_ends_the_keys_that_saw_nothing_else(
     client: httpx.Client, key: Callable[..., httpx.Client]
 ) -> None:

@@ -394,6 +394,47 @@ def test_a_keys_scope_bounds_what_it_lists_and_makes(
             namespaces.create(wh, key, body("acme_new"))
 
 
+@pytest.mark.parametrize(
+    ("operations", "refused"),
+    [
+        (None, []),
+        (["delete_data"], []),
+        (["read_data", "manage_permissions"], []),
+        (["write_data"], ["delete"]),
+        (["read_data"], ["patch", "update", "delete"]),
+        (["execute_retriever"], ["patch", "update", "delete"]),
+        ([], ["get", "patch", "update", "delete"]),
+    ],
+)
+def test_a_scope_may_allow_less_than_the_key(
+    wh: Warehouse, me: Principal, operations: list[str] | None, refused: list[str]
+) -> None:
+    namespaces.create(wh, me, body())
+    scope: dict[str, object] = {"resource_type": "namespace", "resource_id": "films"}
+    if operations is not None:
+        scope["operations"] = operations
+    key = replace(me, scopes=(scope,))
+    calls: dict[str, tuple[str, Callable[[Principal], Any]]] = {
+        "get": ("read", lambda who: namespaces.get(wh, who, "films")),
+        "patch": ("write", lambda who: namespaces.patch(wh, who, "films", {"description": "x"})),
+        "update": ("write", lambda who: namespaces.update(wh, who, "films", {})),
+        "delete": ("delete", lambda who: namespaces.delete(wh, who, "films")),
+    }
+    for name, (asks, call) in calls.items():
+        if name in refused:
+            with pytest.raises(ForbiddenError, match="'films'"):
+                call(replace(key, asks=asks))
+        else:
+            call(replace(key, asks=asks))
+
+
+def test_only_a_star_is_special_in_a_scope(wh: Warehouse, me: Principal) -> None:
+    for name in ("a[b]?", "ab?", "a[b]x"):
+        namespaces.create(wh, me, body(name))
+    key = replace(me, scopes=({"resource_type": "namespace", "resource_id": "a[b]?"},))
+    assert names_of(listed(wh, key)) == ["a[b]?"]
+
+
 def test_a_scope_may_name_the_id(wh: Warehouse, me: Principal) -> None:
     made = namespaces.create(wh, me, body())
     key = replace(me, scopes=({"resource_type": "namespace", "resource_id": made["namespace_id"]},))
