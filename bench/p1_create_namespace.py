@@ -45,24 +45,27 @@ PAGE = {
 
 def main() -> None:
     """Print p50 of both in every round, the ratio, and how Tessera's p50 grows with the number of namespaces."""
-    with tempfile.TemporaryDirectory() as folder:
-        with tessera(Path(folder) / "tessera") as ours, chroma(Path(folder) / "chroma") as theirs:
-            ratios, all_ours = [], []
-            for number in range(ROUNDS):
-                mine = _times(lambda i, n=number: _namespace(ours, f"bench-{n}-{i}"))
-                other = _times(lambda i, n=number: _collection(theirs, f"bench-{n}-{i}"))
-                all_ours += mine
-                ratios.append(statistics.median(mine) / statistics.median(other))
-            early, late = statistics.median(all_ours[10:110]), statistics.median(all_ours[-100:])
-            print(
-                f"P1  create namespace p50 {statistics.median(all_ours) * 1e3:.2f} ms; "
-                f"{statistics.median(ratios):.2f}x chromadb create_collection "
-                f"(rounds {min(ratios):.2f} to {max(ratios):.2f}; floor 1.5, record 0.8)"
-            )
-            print(
-                f"    p50 of namespaces 11-110 {early * 1e3:.2f} ms, of the last 100 of {len(all_ours)} "
-                f"{late * 1e3:.2f} ms: {late / early:.2f}x (at most 1.5)"
-            )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tessera(Path(folder) / "tessera") as ours,
+        chroma(Path(folder) / "chroma") as theirs,
+    ):
+        ratios, all_ours = [], []
+        for number in range(ROUNDS):
+            mine = _times(lambda i, n=number: _namespace(ours, f"bench-{n}-{i}"))
+            other = _times(lambda i, n=number: _collection(theirs, f"bench-{n}-{i}"))
+            all_ours += mine
+            ratios.append(statistics.median(mine) / statistics.median(other))
+        early, late = statistics.median(all_ours[10:110]), statistics.median(all_ours[-100:])
+        print(
+            f"P1  create namespace p50 {statistics.median(all_ours) * 1e3:.2f} ms; "
+            f"{statistics.median(ratios):.2f}x chromadb create_collection "
+            f"(rounds {min(ratios):.2f} to {max(ratios):.2f}; floor 1.5, record 0.8)"
+        )
+        print(
+            f"    p50 of namespaces 11-110 {early * 1e3:.2f} ms, of the last 100 of {len(all_ours)} "
+            f"{late * 1e3:.2f} ms: {late / early:.2f}x (at most 1.5)"
+        )
 
 
 def _times(call: Callable[[int], None]) -> list[float]:

@@ -186,5 +186,5 @@ def _sqlite_module() -> Any:
     try:
         from pysqlite3 import dbapi2
     except ImportError:
-        import sqlite3 as dbapi2  # type: ignore[no-redef]
+        import sqlite3 as dbapi2
     return dbapi2

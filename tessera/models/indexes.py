@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from tessera.models.base import JsonObject, Model
 
+
 class IndexType(StrEnum):
     KEYWORD = "keyword"
     INTEGER = "integer"
@@ -95,6 +96,9 @@ class PayloadIndexConfig(Model):
     field_name: str = Field(min_length=1, max_length=255, examples=["metadata.title"])
     type: IndexType = Field(examples=["text"])
     field_schema: JsonObject | None = Field(
-        None, examples=[{"type": "text", "tokenizer": "word", "min_token_len": 2, "max_token_len": 15, "lowercase": True}]
+        None,
+        examples=[
+            {"type": "text", "tokenizer": "word", "min_token_len": 2, "max_token_len": 15, "lowercase": True}
+        ],
     )
     is_protected: bool = False

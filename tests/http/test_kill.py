@@ -10,10 +10,27 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.http.processes import Server
 
 OBJECTS = 100
-WORDS = "amber basalt cedar delta ember fjord grove harbor inlet jetty knoll lagoon marsh north opal".split()
+WORDS = ["amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "harbor", "inlet", "jetty", "knoll", "lagoon"]
+    "amber",
+    "basalt",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "harbor",
+    "inlet",
+    "jetty",
+    "knoll",
+    "lagoon",
+    "marsh",
+    "north",
+    "opal",
+]
 
 
 @dataclass
