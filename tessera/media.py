@@ -335,9 +335,9 @@ def embedded_subtitles(path: Path, language: str | None = None) -> list[Cue]:
                 plain for rect in (shown or ()) if (plain := _plain_ass(getattr(rect, "dialogue", b"")))
             )
             if text:
-                start_s = float(packet.pts * packet.time_base) - begin_s
+                start_s = max(float(packet.pts * packet.time_base) - begin_s, 0.0)
                 length_s = float((packet.duration or 0) * packet.time_base)
-                cues.append(Cue(max(start_s, 0.0), max(start_s, 0.0) + length_s, text))
+                cues.append(Cue(round(start_s, 3), round(start_s + length_s, 3), text))
                 _check_count(cues)
         return _tidy(cues)
 
