@@ -7,7 +7,7 @@ next step. Secrets never go into ``message`` or ``details``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -175,7 +175,7 @@ class BadSample(TesseraError):
         super().__init__(message)
         self.kind = kind
 
-    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Callable[..., BadSample], tuple[str, str]]:
         # It travels between processes as a value.
         return BadSample, (self.kind, self.message)
 

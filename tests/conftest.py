@@ -54,6 +54,35 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert server.stop() == 0, server.log[-2000:]
 
 
+@pytest.fixture(scope="session")
+def server_on_qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Tessera server whose shared tier is a Qdrant server: the real one if there is one, else the stand-in."""
+    standin = None
+    url, key = QDRANT_URL, os.environ.get("TESSERA_TEST_QDRANT_API_KEY", "")
+    if url is None:
+        from tests import qdrant_rest
+
+        key = "a key of the tests"
+        standin = qdrant_rest.start(tmp_path_factory.mktemp("qdrant"), api_key=key)
+        url = standin.url
+    server = Server.start(
+        tmp_path_factory.mktemp("server-on-qdrant") / "data",
+        environment={"TESSERA_QDRANT_URL": url, "TESSERA_QDRANT_API_KEY": key},
+    )
+    yield server
+    assert server.stop() == 0, server.log[-2000:]
+    if standin is not None:
+        standin.shutdown()
+
+
+@pytest.fixture(scope="module", params=["edge", "qdrant"])
+def either_server(request: pytest.FixtureRequest) -> Server:
+    """A server on each engine in turn."""
+    name = "server" if request.param == "edge" else "server_on_qdrant"
+    found: Server = request.getfixturevalue(name)
+    return found
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what the run stood on, above pytest's own closing line."""
     engine = (

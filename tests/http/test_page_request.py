@@ -62,8 +62,8 @@ ANSWER = {
 
 
 @pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with server.client() as client:
+def http(either_server: Server) -> Iterator[httpx.Client]:
+    with either_server.client() as client:
         client.headers["Content-Type"] = "application/json"
         yield client
 
@@ -141,7 +141,7 @@ TITLES = {
 
 
 @pytest.fixture(scope="module")
-def collection_id(server: Server, http: httpx.Client, namespace: dict[str, Any]) -> str:
+def collection_id(either_server: Server, http: httpx.Client, namespace: dict[str, Any]) -> str:
     """A collection with one document for each of TITLES."""
     scope = {"X-Namespace": namespace["namespace_id"]}
 
@@ -182,7 +182,7 @@ def collection_id(server: Server, http: httpx.Client, namespace: dict[str, Any])
     ]
     batch = post(f"/v1/buckets/{bucket_id}/batches", {"object_ids": object_ids})
     task_id = post(f"/v1/buckets/{bucket_id}/batches/{batch['batch_id']}/submit", {})["task_id"]
-    task = server.wait_for_task(task_id, timeout_s=90)
+    task = either_server.wait_for_task(task_id, timeout_s=90)
     assert task["status"] == "COMPLETED", task
     return collection["collection_id"]
 
