@@ -10,6 +10,7 @@ evaluated here over the documents that the engine part lets through.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from tessera.adapters.qdrant.translate import (
     path_segments,
     shadow_path,
 )
-from tessera.errors import BadRequestError
+from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import Condition, Filter, matches, values_at
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
@@ -311,6 +312,7 @@ class LiveView:
         self.engine = engine
         self.standing = standing
         self.unflushed_entries = 0
+        self._count_is_known = True
         self._translator = translator
         self._max_scan = max_scan_documents
         self._vectors = {vector.name: vector for vector in view.vectors}
@@ -319,6 +321,14 @@ class LiveView:
     def mark(self, *, durable: bool = False) -> Mark:
         """Return where the view stands."""
         return Mark(self.view.view_id, self.standing.seq, self.standing.document_count, durable)
+
+    def basis(self) -> tuple[object, int]:
+        """Return what filters are split by: an answer is exact when this was the same before and after.
+
+        Where reads and writes run side by side (a server), a document that makes a path irregular, or a
+        change of indexes, may come between the splitting of a filter and the engine's answer.
+        """
+        return self._indexes, len(self.standing.irregular)
 
     def _use(self, indexes: Sequence[PayloadIndex]) -> None:
         """Trust `indexes` from now on, for documents to come and for filters."""
@@ -333,15 +343,24 @@ class LiveView:
         for entry in entries:
             if entry.seq <= self.standing.seq:
                 continue
+            self._count_again()
             try:
                 yield from self._apply(entry)
             except BaseException:
                 # The engine keeps the first part of a write that failed: count again, do not guess.
-                self.standing.document_count = self.engine.count(None)
+                self._count_is_known = False
+                with contextlib.suppress(QdrantError):
+                    self._count_again()
                 raise
             self.standing.seq = entry.seq
             self.unflushed_entries += 1
         return self.mark()
+
+    def _count_again(self) -> None:
+        """Make sure that the count is exact; an engine that could not be reached left it unknown."""
+        if not self._count_is_known:
+            self.standing.document_count = self.engine.count(None)
+            self._count_is_known = True
 
     def _apply(self, entry: Entry) -> Steps[None]:
         for start in range(0, len(entry.deletes), WRITE_SLICE):
@@ -456,6 +475,7 @@ class LiveView:
 
     def flush(self) -> None:
         """Make everything applied durable in the engine; the caller then moves the mark."""
+        self._count_again()
         self.engine.flush()
         self.unflushed_entries = 0
 
@@ -673,7 +693,9 @@ class LiveView:
         return matches(residual, payload, self._indexes)
 
     def _superset_size(self, engine_filter: Any | None) -> int:
-        return self.standing.document_count if engine_filter is None else self.engine.count(engine_filter)
+        if engine_filter is None and self._count_is_known:
+            return self.standing.document_count
+        return self.engine.count(engine_filter)
 
     def _check_scan(self, engine_filter: Any | None, residual: Filter) -> None:
         found = self._superset_size(engine_filter)
