@@ -6,9 +6,9 @@ import argparse
 import os
 import platform
 
-from bench import p1_create_namespace
+from bench import models, p1_create_namespace
 
-BENCHMARKS = {"p1": p1_create_namespace.main}
+BENCHMARKS = {"p1": p1_create_namespace.main, "models": models.main}
 
 
 def main() -> None:

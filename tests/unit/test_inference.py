@@ -144,14 +144,14 @@ def test_a_models_directory_that_cannot_be_written_is_no_obstacle(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
-    folder = inference._minilm_wheel()
+    folder = inference.minilm_wheel()
     assert folder is not None, "install requirements-models.txt"
     return folder
 
 
 @pytest.fixture
 def no_wheel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(inference, "_minilm_wheel", lambda: None)
+    monkeypatch.setattr(inference, "minilm_wheel", lambda: None)
     yield
 
 
@@ -199,7 +199,7 @@ def test_pull_copies_and_verifies_and_may_be_repeated(
     assert home == tmp_path / MINILM
     assert models.where(MINILM) == "models directory"
     assert said
-    monkeypatch.setattr(inference, "_minilm_wheel", lambda: None)
+    monkeypatch.setattr(inference, "minilm_wheel", lambda: None)
     assert models.pull(MINILM, said.append) == home
     assert models.text().embed(["otter"]).shape == (1, 384)
 
@@ -209,7 +209,7 @@ def test_pull_refuses_what_is_damaged(tmp_path: Path, minilm: Path, monkeypatch:
     damaged.mkdir()
     shutil.copy(minilm / TOKENIZER, damaged)
     (damaged / WEIGHTS).write_bytes((minilm / WEIGHTS).read_bytes()[:-4] + b"\0\0\0\0")
-    monkeypatch.setattr(inference, "_minilm_wheel", lambda: damaged)
+    monkeypatch.setattr(inference, "minilm_wheel", lambda: damaged)
 
     def refused(*_: object) -> None:
         raise ConnectionError("no route")
@@ -223,6 +223,65 @@ def test_pull_refuses_what_is_damaged(tmp_path: Path, minilm: Path, monkeypatch:
     assert not (tmp_path / "models" / MINILM).exists()
     with pytest.raises(InferenceServiceUnavailableError, match="damaged"):
         models.text()
+
+
+class _Hub:
+    """The hub's client, over a dictionary: file name → (bytes, the checksum that the hub states or None)."""
+
+    def __init__(self, files: dict[str, tuple[bytes, str | None]], folder: Path) -> None:
+        self.files = files
+        self.folder = folder
+        self.fetched: list[str] = []
+
+    def model_info(self, repository: str, **_: object) -> Any:
+        from types import SimpleNamespace as Bag
+
+        siblings = [
+            Bag(rfilename=name, lfs=None if checksum is None else Bag(sha256=checksum))
+            for name, (_data, checksum) in self.files.items()
+        ]
+        return Bag(sha="0123abcd", siblings=siblings)
+
+    def download(self, repository: str, name: str, *, revision: str, cache_dir: Path) -> str:
+        assert revision == "0123abcd", "all files of one revision"
+        self.fetched.append(f"{repository}/{name}")
+        path = self.folder / name.replace("/", "-")
+        path.write_bytes(self.files[name][0])
+        return str(path)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_pull_from_the_hub_takes_what_is_needed_and_verifies_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    import hashlib
+
+    import huggingface_hub
+
+    _random_clip(tmp_path / "made")
+    files: dict[str, tuple[bytes, str | None]] = {
+        "README.md": (b"words", None),
+        "other.bin": (b"bytes", None),
+    }
+    for path in sorted((tmp_path / "made").glob("*/*")):
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".onnx" else None
+        files[path.name] = (path.read_bytes(), "0" * 64 if damaged and checksum else checksum)
+    hub = _Hub(files, tmp_path)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
+    models = Models(tmp_path / "models")
+    if damaged:
+        with pytest.raises(InferenceServiceUnavailableError, match=r"model\.onnx is damaged"):
+            models.pull(CLIP)
+        assert not models.installed(CLIP)
+        return
+    models.pull(CLIP)
+    assert models.installed(CLIP)
+    assert {name.rpartition("/")[0] for name in hub.fetched} == {
+        "Qdrant/clip-ViT-B-32-vision",
+        "Qdrant/clip-ViT-B-32-text",
+    }
+    assert not any(name.endswith((".md", ".bin")) for name in hub.fetched)
 
 
 def test_weights_that_are_cut_short_are_noticed(tmp_path: Path, minilm: Path) -> None:
