@@ -489,6 +489,14 @@ def delete_user(wh: Warehouse, principal: Principal, email: str) -> SuccessRespo
 # --- the organization ---------------------------------------------------------------------------------
 
 
+_ME = (
+    sa.select(api_keys, users.c.email, organizations.c.organization_name, organizations.c.account_type)
+    .join(users, users.c.user_id == api_keys.c.user_id)
+    .join(organizations, organizations.c.organization_id == api_keys.c.organization_id)
+    .where(api_keys.c.key_id == sa.bindparam("key_id"))
+)
+
+
 def get_organization(wh: Warehouse, principal: Principal) -> OrganizationModelResponse:
     """Return the organization of the key."""
     with wh.db.read() as connection:
@@ -529,14 +537,8 @@ def update_organization(
 
 def me(wh: Warehouse, principal: Principal) -> MeResponse:
     """Return what the key that asks is."""
-    statement = (
-        sa.select(api_keys, users.c.email, organizations.c.organization_name, organizations.c.account_type)
-        .join(users, users.c.user_id == api_keys.c.user_id)
-        .join(organizations, organizations.c.organization_id == api_keys.c.organization_id)
-        .where(api_keys.c.key_id == principal.key_id)
-    )
     with wh.db.read() as connection:
-        row = connection.execute(statement).mappings().one()
+        row = connection.execute(_ME, {"key_id": principal.key_id}).mappings().one()
     return MeResponse(
         organization_id=row["organization_id"],
         organization_name=row["organization_name"],
@@ -552,7 +554,8 @@ def me(wh: Warehouse, principal: Principal) -> MeResponse:
 def _check_administers(principal: Principal, resource: str) -> None:
     """Refuse a key that is confined to other resources: it could make itself a key without a scope."""
     if principal.scopes and not any(
-        scope["resource_type"] in ("organization", resource) and scope["resource_id"] == "*"
+        scope["resource_type"] in ("organization", resource)
+        and scope["resource_id"] in ("*", principal.organization_id)
         for scope in principal.scopes
     ):
         raise ForbiddenError(

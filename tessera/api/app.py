@@ -15,11 +15,12 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.api import docs, problems
@@ -85,6 +86,7 @@ def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
             # Flat, in one list: an included router would be searched through several more layers.
             app.router.routes.append(route)
     app.router.routes.append(_openapi_route(app))
+    app.router.middleware_stack = Dispatch(app.router)
     # Everything is raised up to `Front`, which makes the bodies.
     app.exception_handlers = dict.fromkeys((RequestValidationError, HTTPException), _raise_again)
     return app
@@ -102,6 +104,43 @@ def _openapi_route(app: FastAPI) -> Route:
 
 async def _raise_again(_request: Request, error: Exception) -> Any:
     raise error
+
+
+class Dispatch:
+    """Finds the route: among those that share its first two segments, where the framework tries every one.
+
+    With some ninety routes that was half of what a small request took.
+    """
+
+    def __init__(self, router: APIRouter) -> None:
+        self._router = router
+        self._routes: dict[str, list[BaseRoute]] = {}
+        for route in router.routes:
+            if isinstance(route, Route):
+                head = _head(route.path_format)
+                assert "{" not in head, f"{route.path_format} has a parameter in its first two segments"
+                self._routes.setdefault(head, []).append(route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to its route; a 404 or 405 is raised as the framework does."""
+        if scope["type"] != "http":
+            await self._router.app(scope, receive, send)
+            return
+        scope["router"] = self._router
+        other_method: tuple[BaseRoute, Scope] | None = None
+        for route in self._routes.get(_head(scope["path"]), ()):
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                await route.handle(scope, receive, send)
+                return
+            if match is Match.PARTIAL and other_method is None:
+                other_method = route, found
+        if other_method is None:
+            await self._router.default(scope, receive, send)
+            return
+        scope.update(other_method[1])
+        await other_method[0].handle(scope, receive, send)
 
 
 class Front:
@@ -167,6 +206,11 @@ class Front:
         headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await answer({"type": "http.response.start", "status": status, "headers": headers})
         await answer({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _head(path: str) -> str:
+    """Return the first two segments of a path: ``/v1/namespaces``."""
+    return "/".join(path.split("/", 3)[:3])
 
 
 def _request_id(scope: Scope) -> str:

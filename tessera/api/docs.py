@@ -108,14 +108,14 @@ async def docs(request: Request) -> HTMLResponse:
     return get_swagger_ui_html(
         openapi_url=f"{prefix}/openapi.json",
         title="Tessera API",
-        swagger_js_url=f"{prefix}/docs/swagger-ui-bundle.js",
-        swagger_css_url=f"{prefix}/docs/swagger-ui.css",
-        swagger_favicon_url=f"{prefix}/docs/favicon.png",
+        swagger_js_url=f"{prefix}/docs/assets/swagger-ui-bundle.js",
+        swagger_css_url=f"{prefix}/docs/assets/swagger-ui.css",
+        swagger_favicon_url=f"{prefix}/docs/assets/favicon.png",
         swagger_ui_parameters={"persistAuthorization": True, "validatorUrl": None},
     )
 
 
-@router.get("/docs/{name}", include_in_schema=False)
+@router.get("/docs/assets/{name}", include_in_schema=False)
 async def asset(name: str) -> Response:
     """Serve a file of Swagger UI."""
     if name not in _ASSETS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -14,6 +15,8 @@ import orjson
 
 #: Lines that may wait when whoever reads stderr is slow; more are dropped rather than held in memory.
 _WAITING = 10_000
+#: Lines are written together, at the latest after this time.
+_GATHER_S = 0.05
 
 
 class RequestLog:
@@ -57,6 +60,8 @@ class RequestLog:
         ending = False
         while not ending:
             lines = [self._lines.get()]
+            # Waking for each line would take the interpreter's lock from the very request that is answered.
+            time.sleep(_GATHER_S if lines[0] is not None else 0)
             while not self._lines.empty() and len(lines) < 1000:
                 lines.append(self._lines.get())
             ending = None in lines
