@@ -8,11 +8,10 @@ what it speaks of. Writes wait until the server has applied them (``wait=true``)
 from __future__ import annotations
 
 import contextlib
-import logging
-import socket
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,17 +29,33 @@ from tessera.adapters.qdrant.view import (
 )
 from tessera.errors import AlreadyExistsError, QdrantError, QdrantRefusedError
 from tessera.filters import Filter
-from tessera.ports import Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View, ViewDamaged
+from tessera.ports import (
+    Entry,
+    Hit,
+    IndexReport,
+    Mark,
+    Page,
+    PageResult,
+    Payload,
+    Search,
+    View,
+    ViewDamaged,
+    ViewLost,
+)
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-logger = logging.getLogger("tessera.qdrant")
-
 CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
+#: Building a payload index over many documents is waited for this long.
+INDEX_TIMEOUT_S: Final = 600
+#: A read that a write came between is asked again; from the last time on, writes are held back.
+READ_TRIES: Final = 3
 #: Key of the collection's metadata under which a view says whose it is and how far it has come.
 METADATA_KEY: Final = "tessera"
+
+T = TypeVar("T")
 
 
 class ServerVectors:
@@ -76,37 +91,37 @@ class ServerVectors:
 
     def apply(self, view: View, entries: Sequence[Entry]) -> Mark:
         """Apply `entries` in order; each write waits for the server."""
-        opened = self._opened(view)
-        with opened.writing:
+        with self._using(view) as opened, opened.writing:
             return finish(opened.live.apply(entries))
 
     def flush(self, view: View) -> Mark:
         """Move the durable mark: what the server acknowledged is in its own log already."""
-        opened = self._opened(view)
-        with opened.writing:
+        with self._using(view) as opened, opened.writing:
             opened.live.flush()
             opened.engine.write_standing(opened.live.standing)
             return opened.live.mark(durable=True)
 
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches in one request."""
-        return finish(self._opened(view).live.search(searches))
+        return self._read(view, lambda live: finish(live.search(searches)))
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""
-        return finish(self._opened(view).live.page(page))
+        return self._read(view, lambda live: finish(live.page(page)))
 
     def count(self, view: View, filter: Filter | None = None) -> int:
         """Count documents, exactly."""
-        return finish(self._opened(view).live.count(filter))
+        return self._read(view, lambda live: finish(live.count(filter)))
 
     def get(self, view: View, document_ids: Sequence[str], with_vectors: bool = False) -> list[Hit]:
-        """Fetch by id."""
-        return self._opened(view).live.get(document_ids, with_vectors)
+        """Fetch by id, in the order of `document_ids`; absent ones are left out."""
+        with self._using(view) as opened:
+            return opened.live.get(document_ids, with_vectors)
 
     def indexes(self, view: View) -> list[IndexReport]:
-        """Ask the server for its payload indexes."""
-        return self._opened(view).live.indexes()
+        """Ask the server for its payload indexes, shadows left out."""
+        with self._using(view) as opened:
+            return opened.live.indexes()
 
     def drop(self, view: View) -> None:
         """Remove the view's own collection, and with it its aliases; never a foreign one."""
@@ -125,34 +140,63 @@ class ServerVectors:
         for client in clients:
             client.close()
 
-    def _opened(self, view: View) -> _Open:
+    @contextlib.contextmanager
+    def _using(self, view: View) -> Iterator[_Open]:
+        """Give the open view, and forget it when it turns out to be damaged."""
         with self._lock:
             opened = self._views.get(view.view_id)
         if opened is None:
-            self.open(view)
-            opened = self._views[view.view_id]
-        return opened
+            raise ViewLost(f"view {view.view_id} is not open")
+        try:
+            yield opened
+        except ViewDamaged:
+            with self._lock:
+                self._views.pop(view.view_id, None)
+            raise
+
+    def _read(self, view: View, ask: Callable[[LiveView], T]) -> T:
+        """Answer from one state of the view, although others may be writing to it."""
+        with self._using(view) as opened:
+            for _ in range(READ_TRIES):
+                indexes, irregular = opened.live.basis()
+                answer = ask(opened.live)
+                now = opened.live.basis()
+                if now[0] is indexes and now[1] == irregular:
+                    return answer
+            with opened.writing:
+                return ask(opened.live)
 
     def _client(self, view: View) -> QdrantClient:
         key = (view.location, view.secret)
         with self._lock:
             client = self._clients.get(key)
-        if client is None:
-            _check_reachable(view.location)
-            from qdrant_client import QdrantClient
-
-            client = QdrantClient(
-                url=view.location,
-                # Without a port in the URL the client would take 6333 even for https.
-                port=urlsplit(view.location).port or (443 if view.location.startswith("https") else 6333),
-                api_key=view.secret,
-                timeout=CALL_TIMEOUT_S,
-                check_compatibility=False,
-                follow_redirects=False,
-            )
-            with self._lock:
-                client = self._clients.setdefault(key, client)
+            if client is None:
+                client = self._clients[key] = _connect(view)
         return client
+
+
+def _connect(view: View) -> QdrantClient:
+    """Return a client; nothing is sent yet."""
+    from qdrant_client import QdrantClient
+
+    def limit_connect(request: httpx.Request) -> None:
+        # The client's own limit is one for all parts of a call.
+        request.extensions["timeout"]["connect"] = CONNECT_TIMEOUT_S
+
+    with warnings.catch_warnings():
+        # A key over plain HTTP is the operator's choice, and a warning would name no remedy.
+        warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
+        return QdrantClient(
+            url=view.location,
+            # Without a port in the URL the client would take 6333 even for https.
+            port=_port(view.location),
+            api_key=view.secret,
+            timeout=CALL_TIMEOUT_S,
+            check_compatibility=False,
+            follow_redirects=False,
+            trust_env=False,
+            event_hooks={"request": [limit_connect]},
+        )
 
 
 class _Open:
@@ -185,20 +229,9 @@ class ServerEngine:
         with self._calling():
             exists = self._client.collection_exists(self._name)
         if not exists:
-            self._refuse_foreign_alias()
-            standing = Standing()
-            with self._calling():
-                self._client.create_collection(
-                    self._name,
-                    vectors_config=self.translator.vector_params(self._view.vectors),
-                    metadata={METADATA_KEY: self._stated(standing)},
-                )
-            self._set_alias()
-            return standing
-        with self._calling():
-            metadata = self._client.get_collection(self._name).config.metadata or {}
-        stored = metadata.get(METADATA_KEY)
-        if not isinstance(stored, dict) or stored.get("view_id") != self._name:
+            return self._create()
+        stored = self._stored()
+        if stored is None:
             raise AlreadyExistsError(
                 f"The Qdrant server at {_shown(self._view.location)} has a collection {self._name!r} that Tessera "
                 "did not make. It is left as it is; rename or remove it there.",
@@ -212,21 +245,51 @@ class ServerEngine:
             raise ViewDamaged(self._name, f"its mark cannot be read ({error})") from error
         # Writes after the mark may be there already; from here every change keeps this number exact.
         standing.document_count = self.count(None)
-        self._set_alias()
+        self._set_alias(self._alias_target())
         return standing
+
+    def _create(self) -> Standing:
+        target = self._alias_target()  # refused before anything is made
+        standing = Standing()
+        with self._calling():
+            self._client.create_collection(
+                self._name,
+                vectors_config=self.translator.vector_params(self._view.vectors),
+                metadata={METADATA_KEY: self._stated(standing)},
+            )
+        try:
+            if self._stored() is None:
+                raise QdrantRefusedError(
+                    f"The Qdrant server at {_shown(self._view.location)} is too old: it keeps no metadata of "
+                    "collections. Use Qdrant 1.16 or newer.",
+                    details={"qdrant_url": _shown(self._view.location)},
+                )
+            self._set_alias(target)
+        except (QdrantError, AlreadyExistsError):
+            # Nothing of ours is left behind; when even that fails, the next opening finds it empty and goes on.
+            with contextlib.suppress(QdrantError), self._calling():
+                self._client.delete_collection(self._name)
+            raise
+        return standing
+
+    def _stored(self) -> dict[str, Any] | None:
+        """Return what the collection's metadata says of this view, None when it is not ours."""
+        with self._calling():
+            metadata = self._client.get_collection(self._name).config.metadata or {}
+        stored = metadata.get(METADATA_KEY)
+        return stored if isinstance(stored, dict) and stored.get("view_id") == self._name else None
 
     def write_standing(self, standing: Standing) -> None:
         """Store how far the view has come."""
-        with self._calling():
+        with self._calling(ours=True):
             self._client.update_collection(self._name, metadata={METADATA_KEY: self._stated(standing)})
 
     def drop(self) -> None:
         """Remove the collection if it is there and ours."""
         with self._calling():
-            if not self._client.collection_exists(self._name):
-                return
-            metadata = self._client.get_collection(self._name).config.metadata or {}
-            if (metadata.get(METADATA_KEY) or {}).get("view_id") == self._name:
+            exists = self._client.collection_exists(self._name)
+        if exists and self._stored() is not None:
+            with self._calling():
                 self._client.delete_collection(self._name)
 
     def _stated(self, standing: Standing) -> dict[str, Any]:
@@ -235,25 +298,29 @@ class ServerEngine:
     def _stated_vectors(self) -> list[list[Any]]:
         return [[vector.name, vector.dimensions, vector.distance] for vector in self._view.vectors]
 
-    def _refuse_foreign_alias(self) -> None:
+    def _alias_target(self) -> str | None:
+        """Return where the alias leads now, None when it is free; refuse one that is not this namespace's."""
         alias = self._view.alias
         if alias is None:
-            return
+            return None
         with self._calling():
-            taken = self._client.collection_exists(alias)
-        if taken and self._alias_target(alias) is None:
-            raise self._foreign(alias)
+            found = self._client.get_aliases().aliases
+            target = next((item.collection_name for item in found if item.alias_name == alias), None)
+            taken = target is None and self._client.collection_exists(alias)
+        # An alias of an earlier generation of this namespace is ours to move.
+        if taken or (target is not None and not target.startswith(f"{self._view.namespace_id}-")):
+            raise AlreadyExistsError(
+                f"The Qdrant server at {_shown(self._view.location)} has a collection or alias {alias!r} that does "
+                "not belong to this namespace. It is left as it is; choose another qdrant_collection.",
+                details={"resource": "collection", "id": alias},
+            )
+        return target
 
-    def _set_alias(self) -> None:
+    def _set_alias(self, target: str | None) -> None:
+        """Let the alias, which leads to `target`, lead here; both steps are one for the server."""
         alias = self._view.alias
-        if alias is None:
+        if alias is None or target == self._name:
             return
-        target = self._alias_target(alias)
-        if target == self._name:
-            return
-        # An alias of an earlier generation of this namespace is ours to move; any other is foreign.
-        if target is not None and not target.startswith(f"{self._view.namespace_id}-"):
-            raise self._foreign(alias)
         m = self._m
         operations: list[Any] = []
         if target is not None:
@@ -264,22 +331,10 @@ class ServerEngine:
         with self._calling():
             self._client.update_collection_aliases(operations)
 
-    def _alias_target(self, alias: str) -> str | None:
-        with self._calling():
-            found = self._client.get_aliases().aliases
-        return next((item.collection_name for item in found if item.alias_name == alias), None)
-
-    def _foreign(self, alias: str) -> AlreadyExistsError:
-        return AlreadyExistsError(
-            f"The Qdrant server at {_shown(self._view.location)} has a collection or alias {alias!r} that does not "
-            "belong to this namespace. It is left as it is; choose another qdrant_collection.",
-            details={"resource": "collection", "id": alias},
-        )
-
     # --- points ------------------------------------------------------------------------------------
 
     def upsert(self, points: Sequence[Point]) -> None:
-        with self._calling():
+        with self._calling(ours=True):
             self._client.upsert(
                 self._name,
                 [
@@ -290,17 +345,17 @@ class ServerEngine:
             )
 
     def delete(self, point_ids: Sequence[str]) -> None:
-        with self._calling():
+        with self._calling(ours=True):
             self._client.delete(self._name, self._m.PointIdsList(points=list(point_ids)), wait=True)
 
     def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
-        with self._calling():
+        with self._calling(ours=True):
             self._client.set_payload(self._name, payload, list(point_ids), key=key, wait=True)
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
     ) -> tuple[list[Record], str | None]:
-        with self._calling():
+        with self._calling(ours=True):
             found, following = self._client.scroll(
                 self._name,
                 scroll_filter=filter,
@@ -326,7 +381,7 @@ class ServerEngine:
             )
             for query in queries
         ]
-        with self._calling():
+        with self._calling(ours=True):
             answers = self._client.query_batch_points(self._name, requests)
         return [
             [Record(str(hit.id), hit.payload or {}, hit.score, _vectors(hit.vector)) for hit in answer.points]
@@ -334,11 +389,11 @@ class ServerEngine:
         ]
 
     def count(self, filter: Any | None) -> int:
-        with self._calling():
+        with self._calling(ours=True):
             return int(self._client.count(self._name, count_filter=filter, exact=True).count)
 
     def retrieve(self, point_ids: Sequence[str], with_payload: bool, with_vectors: bool) -> list[Record]:
-        with self._calling():
+        with self._calling(ours=True):
             found = self._client.retrieve(
                 self._name, list(point_ids), with_payload=with_payload, with_vectors=with_vectors
             )
@@ -347,15 +402,17 @@ class ServerEngine:
     # --- payload indexes ---------------------------------------------------------------------------
 
     def create_index(self, path: str, params: Any) -> None:
-        with self._calling():
-            self._client.create_payload_index(self._name, path, field_schema=params, wait=True)
+        with self._calling(ours=True):
+            self._client.create_payload_index(
+                self._name, path, field_schema=params, wait=True, timeout=INDEX_TIMEOUT_S
+            )
 
     def drop_index(self, path: str) -> None:
-        with self._calling():
-            self._client.delete_payload_index(self._name, path, wait=True)
+        with self._calling(ours=True):
+            self._client.delete_payload_index(self._name, path, wait=True, timeout=INDEX_TIMEOUT_S)
 
     def index_info(self) -> dict[str, EngineIndex]:
-        with self._calling():
+        with self._calling(ours=True):
             schema = self._client.get_collection(self._name).payload_schema
         indexes = {}
         for path, stated in schema.items():
@@ -369,56 +426,82 @@ class ServerEngine:
     # --- errors ------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _calling(self) -> Iterator[None]:
-        """Turn what the client raises into `QdrantError`; never with the key in it."""
+    def _calling(self, *, ours: bool = False) -> Iterator[None]:
+        """Turn what the client raises into `QdrantError`, never with the key in it.
+
+        With `ours` the collection must exist: that the server does not know it means `ViewDamaged`.
+        """
+        from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
         from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
         where = _shown(self._view.location)
+        details = {"qdrant_url": where}
         try:
             yield
         except UnexpectedResponse as error:
+            if ours and error.status_code == 404 and b"Collection" in error.content:
+                raise ViewDamaged(self._name, f"its collection is gone from the server at {where}") from None
             if error.status_code in (401, 403):
                 raise QdrantRefusedError(
                     f"The Qdrant server at {where} refused the key. Set the right qdrant_api_key.",
-                    details={"qdrant_url": where},
+                    details=details,
                 ) from None
-            if error.status_code is not None and 400 <= error.status_code < 500:
+            if error.status_code is not None and error.status_code < 500 and error.status_code != 429:
+                answer = error.content[:300].decode(errors="replace")
                 raise QdrantRefusedError(
                     f"The Qdrant server at {where} refused a request ({error.status_code} {error.reason_phrase}).",
-                    details={"qdrant_url": where, "answer": error.content[:300].decode(errors="replace")},
+                    details={**details, "answer": self._without_key(answer)},
                 ) from None
             raise QdrantError(
                 f"The Qdrant server at {where} failed ({error.status_code}).",
-                details={"qdrant_url": where},
+                details=details,
                 retry_after_s=2,
             ) from None
-        except (ApiException, ResponseHandlingException, httpx.HTTPError, OSError) as error:
+        except ResourceExhaustedResponse as error:
+            raise QdrantError(
+                f"The Qdrant server at {where} has too much to do.",
+                details=details,
+                retry_after_s=error.retry_after_s,
+            ) from None
+        except ResponseHandlingException as error:
+            raise QdrantError(
+                f"The Qdrant server at {where} {_why(error.source)}.", details=details, retry_after_s=2
+            ) from None
+        except (ApiException, QdrantException, httpx.HTTPError, OSError) as error:
             raise QdrantError(
                 f"The Qdrant server at {where} did not answer ({type(error).__name__}).",
-                details={"qdrant_url": where},
+                details=details,
                 retry_after_s=2,
             ) from None
 
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._view.secret, "…") if self._view.secret else text
 
-def _check_reachable(url: str) -> None:
-    """Try to connect for at most 3 s: the client's own time limit covers a whole call."""
+
+def _why(error: BaseException) -> str:
+    """Say in words why a call brought no answer."""
+    match error:
+        case httpx.ConnectTimeout():
+            return f"did not take the connection within {CONNECT_TIMEOUT_S:g} s"
+        case httpx.TimeoutException():
+            return "did not answer in time"
+        case httpx.ConnectError():
+            return f"cannot be reached ({error})"
+        case httpx.TransportError():
+            return f"broke the connection ({type(error).__name__})"
+    return f"answered with something that is not Qdrant's ({type(error).__name__})"
+
+
+def _port(url: str) -> int:
     parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 6333)
-    try:
-        with socket.create_connection((parts.hostname or "", port), CONNECT_TIMEOUT_S):
-            return
-    except OSError as error:
-        raise QdrantError(
-            f"The Qdrant server at {_shown(url)} cannot be reached: {error.strerror or error}.",
-            details={"qdrant_url": _shown(url)},
-            retry_after_s=5,
-        ) from None
+    return parts.port or (443 if parts.scheme == "https" else 6333)
 
 
 def _shown(url: str) -> str:
     """Return `url` without user, password and query, which may be secret."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}"
 
 
 def _record(record: Any) -> Record:
