@@ -233,7 +233,7 @@ def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
     import av
 
     for packet in _packets(container, stream):
-        with suppress(av.error.InvalidDataError):
+        with suppress(av.error.InvalidDataError, av.error.PatchWelcomeError):
             yield from stream.decode(packet)
 
 
@@ -319,9 +319,7 @@ def embedded_subtitles(path: Path, language: str | None = None) -> list[Cue]:
     Of several tracks the one in `language` (``en``, ``eng``) is taken, else the default, else the first.
     """
     with _opened(path) as container:
-        tracks = [
-            stream for stream in container.streams.subtitles if stream.codec_context.name in _TEXT_SUBTITLES
-        ]
+        tracks = [track for track in container.streams.subtitles if _codec_name(track) in _TEXT_SUBTITLES]
         if not tracks:
             return []
         begin_s = float(container.start_time or 0) / 1_000_000
@@ -422,6 +420,11 @@ def _tidy(cues: list[Cue]) -> list[Cue]:
         following = cues[number + 1].start_s if number + 1 < len(cues) else cue.start_s + 5
         tidy.append(Cue(cue.start_s, min(max(following, cue.start_s), cue.start_s + 5), cue.text))
     return tidy
+
+
+def _codec_name(stream: Any) -> str | None:
+    # A stream whose format has no decoder here has no context, whatever PyAV's types say.
+    return stream.codec_context.name if stream.codec_context is not None else None
 
 
 def _check_count(cues: Sequence[Cue]) -> None:

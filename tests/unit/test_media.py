@@ -236,6 +236,33 @@ def test_what_is_no_video(tmp_path: Path, folder: Path) -> None:
     assert "empty" in refused("unreadable", media.probe, empty)
 
 
+def test_bytes_that_flipped_bring_frames_or_a_typed_error(mp4: Path, mkv: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(20)
+    pictures = sample_media.pictures()
+    whole = {"a.mp4": mp4.read_bytes(), "a.mkv": mkv.read_bytes()}
+    whole |= {name: pictures[name] for name in ("city.png", "red-circle-small.jpg", "sunset-large.webp")}
+    path = tmp_path / "damaged"
+    seen = {"good": 0, "bad": 0}
+    for number in range(150):
+        name = list(whole)[number % len(whole)]
+        data = bytearray(whole[name])
+        for place in random.integers(0, min(len(data), 3000), 1 + number % 20):
+            data[place] = random.integers(256)
+        path.write_bytes(bytes(data[: random.integers(1, len(data))] if number % 3 == 0 else data))
+        try:
+            if name.startswith("a."):
+                media.probe(path)
+                list(media.frames_at(path, [1, 30]))
+                media.embedded_subtitles(path)
+            else:
+                media.open_picture(path)
+            seen["good"] += 1
+        except BadSample as error:
+            assert "object has no attribute" not in error.message
+            seen["bad"] += 1
+    assert min(seen.values()) > 10, seen
+
+
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     import av
 
