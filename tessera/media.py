@@ -192,9 +192,9 @@ def frames_at(
     frame so little before the time is taken as it is, which spares decoding up to it. Raises `BadSample` as
     `probe` does.
     """
-    import av
-
     with _opened(path) as container:
+        import av
+
         stream = _picture_stream(container, path)
         begin_s = _seconds(stream.start_time, stream) or 0.0
         source = _frames(container, stream)
@@ -257,7 +257,12 @@ def _image(frame: VideoFrame) -> Image:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
-    import av
+    try:
+        import av
+    except ImportError as error:
+        raise BadSample(
+            "unsupported", "Video cannot be decoded here: install it with `pip install 'tessera[media]'`."
+        ) from error
 
     with _decoding("video"):
         mime_type = sniff(path)

@@ -278,6 +278,18 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     assert "no pictures" in refused("unsupported", media.probe, path)
 
 
+def test_without_pyav_the_error_names_the_extra(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "av", None)
+    for function, arguments in (
+        (media.probe, [mp4]),
+        (media.frames_at, [mp4, [0]]),
+        (media.embedded_subtitles, [mp4]),
+    ):
+        assert "tessera[media]" in refused("unsupported", function, *arguments)
+
+
 # --- subtitles ----------------------------------------------------------------------------------------
 
 
