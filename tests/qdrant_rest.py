@@ -98,6 +98,8 @@ class Store:
         self.aliases: dict[str, str] = {}
         self.made = 0
         self.lock = threading.Lock()
+        #: What was asked (method, path with query, body) from when on a test sets it to a list.
+        self.requests: list[tuple[str, str, Any]] | None = None
 
     def __getitem__(self, name: str) -> Collection:
         found = self.collections.get(self.aliases.get(name, name))
@@ -394,8 +396,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.store.api_key and self.headers.get("api-key") != self.store.api_key:
                 raise Refused(401, "Must provide an API key or an Authorization bearer token")
-            path = urllib.parse.urlsplit(self.path).path
-            result = serve(self.store, self.command, path, json.loads(raw) if raw else {})
+            body = json.loads(raw) if raw else {}
+            if self.store.requests is not None:
+                self.store.requests.append((self.command, self.path, body))
+            result = serve(self.store, self.command, urllib.parse.urlsplit(self.path).path, body)
             answer = {"result": result, "status": "ok", "time": 0.0}
         except Refused as refused:
             status, answer = refused.status, {"status": {"error": str(refused)}, "time": 0.0}
@@ -415,9 +419,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """The listening server; `url` is where it is."""
+    """The listening server; `url` is where it is, `store` what it holds."""
 
     daemon_threads = True
+
+    def __init__(self, port: int, store: Store) -> None:
+        self.store = store
+        super().__init__(("127.0.0.1", port), type("BoundHandler", (Handler,), {"store": store}))
 
     @property
     def url(self) -> str:
@@ -426,8 +434,7 @@ class Server(ThreadingHTTPServer):
 
 def start(directory: Path, port: int = 0, api_key: str | None = None) -> Server:
     """Serve in the background on loopback until ``shutdown()``."""
-    handler = type("BoundHandler", (Handler,), {"store": Store(directory, api_key)})
-    server = Server(("127.0.0.1", port), handler)
+    server = Server(port, Store(directory, api_key))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 

@@ -467,11 +467,10 @@ class ServerEngine:
             raise QdrantError(
                 f"The Qdrant server at {where} {_why(error.source)}.", details=details, retry_after_s=2
             ) from None
-        except (ApiException, QdrantException, httpx.HTTPError, OSError) as error:
+        except (ApiException, QdrantException, OSError, ValueError, AssertionError) as error:
+            # The last two are the client's own when the answer is no JSON, or JSON without a result.
             raise QdrantError(
-                f"The Qdrant server at {where} did not answer ({type(error).__name__}).",
-                details=details,
-                retry_after_s=2,
+                f"The Qdrant server at {where} {_why(error)}.", details=details, retry_after_s=2
             ) from None
 
     def _without_key(self, text: str) -> str:
