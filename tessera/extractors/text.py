@@ -189,8 +189,9 @@ def _good(texts: Iterable[tuple[str, list[Span]] | BadSample]) -> Iterator[tuple
 # --- cutting ------------------------------------------------------------------------------------------
 
 #: The end of a sentence: its mark with closing quotes and brackets, followed by a blank or by nothing
-#: (marks of East Asian scripts need none), or an empty line.
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s|$)|[。！？]+[”’」』）]*|\n[ \t]*\n")
+#: (marks of East Asian scripts need none), or an empty line. A run of marks is tried from its start only and
+#: never given back: a megabyte of points costs one look at each.
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s|$)|[。！？]+[”’」』）]*|\n[ \t]*\n")
 #: A point behind one of these does not end a sentence; neither does one behind a single capital.
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|cf|No|Nr|Fig|Vol|approx|Inc|Ltd|Co|Corp"

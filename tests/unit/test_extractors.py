@@ -92,6 +92,18 @@ def test_every_unit_is_in_a_piece_and_pieces_are_in_order(unit: Any) -> None:
         assert all(place in covered for place, letter in enumerate(text) if not letter.isspace())
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text", ["." * 2_000_000 + "x", ".)" * 1_000_000, "\n " * 1_000_000, "." + "'" * 2_000_000]
+)
+def test_texts_made_to_be_slow_are_not(text: str) -> None:
+    for unit in ("words", "sentences", "paragraphs", "pages"):
+        try:
+            split(text, unit, 1000)
+        except BadSample as error:
+            assert error.kind == "limit"
+
+
 def test_text_pieces_carry_their_place(registry: Registry) -> None:
     made = extract(
         registry.extractor("text_extractor", "v1"),
