@@ -298,7 +298,7 @@ def _plan(
     implementation, entry = registered
     params = {**(entry.get("params") or {}), **(config.params or {})}
     outputs = _outputs(implementation, place, config, params, plan.problems)
-    if outputs is None:
+    if outputs is None or not plan.bucket_ids:
         return plan
     mappings = _mappings(implementation, schema, config, plan.problems)
     passthrough = _passthrough(config, outputs, plan.problems)
@@ -502,9 +502,11 @@ def _found_mappings(
     implementation: Extractor, schema: BucketSchema, problems: list[Problem]
 ) -> dict[str, str] | None:
     found: dict[str, str] = {}
-    if not implementation.inputs:
+    # An input that takes anything needs nothing: the object's fields are enough for it.
+    inputs = {key: types for key, types in implementation.inputs.items() if types}
+    if not inputs:
         return None
-    for key, types in implementation.inputs.items():
+    for key, types in inputs.items():
         fitting = [name for name, item in schema.properties.items() if _takes(types, item.type)]
         blobs = [name for name in fitting if schema.properties[name].type in BLOB_TYPES]
         candidates = blobs or fitting
@@ -523,9 +525,7 @@ def _found_mappings(
             )
             return None
     if not found:
-        wanted = "; ".join(
-            f"{key} takes {', '.join(types) or 'anything'}" for key, types in implementation.inputs.items()
-        )
+        wanted = "; ".join(f"{key} takes {', '.join(types)}" for key, types in inputs.items())
         problems.append(
             Problem(
                 (*_EXTRACTOR, "input_mappings"),
