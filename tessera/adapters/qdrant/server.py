@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -50,12 +50,8 @@ CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
 #: Building a payload index over many documents is waited for this long.
 INDEX_TIMEOUT_S: Final = 600
-#: A read that a write came between is asked again; from the last time on, writes are held back.
-READ_TRIES: Final = 3
 #: Key of the collection's metadata under which a view says whose it is and how far it has come.
 METADATA_KEY: Final = "tessera"
-
-T = TypeVar("T")
 
 
 class ServerVectors:
@@ -103,15 +99,18 @@ class ServerVectors:
 
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches in one request."""
-        return self._read(view, lambda live: finish(live.search(searches)))
+        with self._using(view) as opened:
+            return finish(opened.live.search(searches))
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""
-        return self._read(view, lambda live: finish(live.page(page)))
+        with self._using(view) as opened:
+            return finish(opened.live.page(page))
 
     def count(self, view: View, filter: Filter | None = None) -> int:
         """Count documents, exactly."""
-        return self._read(view, lambda live: finish(live.count(filter)))
+        with self._using(view) as opened:
+            return finish(opened.live.count(filter))
 
     def get(self, view: View, document_ids: Sequence[str], with_vectors: bool = False) -> list[Hit]:
         """Fetch by id, in the order of `document_ids`; absent ones are left out."""
@@ -153,18 +152,6 @@ class ServerVectors:
             with self._lock:
                 self._views.pop(view.view_id, None)
             raise
-
-    def _read(self, view: View, ask: Callable[[LiveView], T]) -> T:
-        """Answer from one state of the view, although others may be writing to it."""
-        with self._using(view) as opened:
-            for _ in range(READ_TRIES):
-                indexes, irregular = opened.live.basis()
-                answer = ask(opened.live)
-                now = opened.live.basis()
-                if now[0] is indexes and now[1] == irregular:
-                    return answer
-            with opened.writing:
-                return ask(opened.live)
 
     def _client(self, view: View) -> QdrantClient:
         key = (view.location, view.secret)
