@@ -51,6 +51,9 @@ from tessera.validation import schema_problems
 RESERVED_NAMES = frozenset({"list", "features", "import"})
 PASSTHROUGH = "passthrough_extractor"
 
+#: Root fields of a document's answer that no passthrough may write.
+_SYSTEM_FIELDS = PROTECTED_FIELDS | {"document_blobs", "vectors", "score"}
+
 Location = tuple[str | int, ...]
 _EXTRACTOR: Location = ("body", "feature_extractor")
 
@@ -657,9 +660,8 @@ def _passthrough(
             continue
         target = item.target_path or path.rsplit(".", 1)[-1]
         root = target.split(".")[0]
-        written = (
-            "the system" if root in PROTECTED_FIELDS else "the extractor" if root in outputs.fields else None
-        )
+        ours = root in _SYSTEM_FIELDS or root.startswith("_")
+        written = "the system" if ours else "the extractor" if root in outputs.fields else None
         if written and item.target_path is None and path.split(".")[0] != root:
             target, written = path, None
         if written or not all(target.split(".")) or "[" in target:
@@ -670,7 +672,7 @@ def _passthrough(
                     f"target_path {quote(target)} cannot be used: {why}. Choose another, for example "
                     f"metadata.{path.rsplit('.', 1)[-1]}.",
                     "target_path",
-                    BadRequestError.status if root in PROTECTED_FIELDS else 422,
+                    BadRequestError.status if ours else 422,
                 )
             )
             continue

@@ -188,10 +188,10 @@ def test_an_extractor_that_the_namespace_lacks_is_refused(
 
 
 def test_default_targets_give_way_to_fields_that_are_written_already(loop: Loop, bucket: str) -> None:
-    extractor = {"field_passthrough": ["metadata.created_at", "metadata.text"]}
+    extractor = {"field_passthrough": ["metadata.created_at", "metadata.text", "metadata._s"]}
     made = loop.post("/collections", body(bucket, extractor))
     targets = [item["target_path"] for item in made["feature_extractor"]["field_passthrough"]]
-    assert targets == ["metadata.created_at", "metadata.text"]
+    assert targets == ["metadata.created_at", "metadata.text", "metadata._s"]
 
 
 def test_source_buckets_by_every_spelling(loop: Loop) -> None:

@@ -161,6 +161,7 @@ def test_a_text_that_holds_a_url_is_a_text(loop: Loop, bucket: str) -> None:
         ({"metadata": ["a"]}, "metadata must be an object"),
         ({"object_id": "obj_1"}, "send yours inside `metadata`"),
         ({"created_at": "2024-01-01"}, "send yours inside `metadata`"),
+        ({"_internal": {}}, "send yours inside `metadata`"),
     ],
 )
 def test_what_is_wrong_with_an_object_is_named(loop: Loop, bucket: str, body: Any, said: str) -> None:
