@@ -8,6 +8,7 @@ what it speaks of. Writes wait until the server has applied them (``wait=true``)
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,8 @@ CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
 #: Building a payload index over many documents is waited for this long.
 INDEX_TIMEOUT_S: Final = 600
+#: The first version that keeps metadata of collections, and those that match prefixes and substrings.
+OLDEST_SERVER, PREFIXES_SINCE, SUBSTRINGS_SINCE = (1, 16), (1, 19), (1, 20)
 #: Key of the collection's metadata under which a view says whose it is and how far it has come.
 METADATA_KEY: Final = "tessera"
 
@@ -207,12 +210,13 @@ class ServerEngine:
         self._view = view
         self._name = view.view_id
         self._m = models
-        self.translator = Translator(models)
+        self.translator = Translator(models)  # of a current server, until `open` knows better
 
     # --- the collection ----------------------------------------------------------------------------
 
     def open(self) -> Standing:
         """Return where the collection stands; make it when it does not exist."""
+        self._learn_version()
         with self._calling():
             exists = self._client.collection_exists(self._name)
         if not exists:
@@ -235,6 +239,25 @@ class ServerEngine:
         self._set_alias(self._alias_target())
         return standing
 
+    def _learn_version(self) -> None:
+        """Refuse a server that is too old, and do without what this one cannot do."""
+        with self._calling():
+            stated = self._client.info().version
+        numbers = re.match(r"(\d+)\.(\d+)", stated)
+        if numbers is None:
+            return  # a build of its own; what it cannot do, it will say
+        version = (int(numbers[1]), int(numbers[2]))
+        if version < OLDEST_SERVER:
+            where = _shown(self._view.location)
+            raise QdrantRefusedError(
+                f"The Qdrant server at {where} is version {stated}, too old: it keeps no metadata of collections. "
+                "Use Qdrant 1.16 or newer.",
+                details={"qdrant_url": where},
+            )
+        self.translator = Translator(
+            self._m, prefixes=version >= PREFIXES_SINCE, substrings=version >= SUBSTRINGS_SINCE
+        )
+
     def _create(self) -> Standing:
         target = self._alias_target()  # refused before anything is made
         standing = Standing()
@@ -245,12 +268,6 @@ class ServerEngine:
                 metadata={METADATA_KEY: self._stated(standing)},
             )
         try:
-            if self._stored() is None:
-                raise QdrantRefusedError(
-                    f"The Qdrant server at {_shown(self._view.location)} is too old: it keeps no metadata of "
-                    "collections. Use Qdrant 1.16 or newer.",
-                    details={"qdrant_url": _shown(self._view.location)},
-                )
             self._set_alias(target)
         except (QdrantError, AlreadyExistsError):
             # Nothing of ours is left behind; when even that fails, the next opening finds it empty and goes on.
