@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,10 @@ logger = logging.getLogger("tessera.jobs")
 IDLE_POLL_S = 5.0
 #: Waits before a batch is tried again after an error that may pass.
 RETRY_AFTER_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+#: How long a job that failed for a reason of ours is left alone; it would only fail again at once.
+REST_S = 5.0
+#: How long an ending server waits for chunks under way before it stops the workers under them.
+PARK_S = 5.0
 
 
 class Jobs:
@@ -39,11 +44,14 @@ class Jobs:
         self._stop = threading.Event()
         self._running: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._dispatcher: threading.Thread | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._wh: Warehouse | None = None
 
     def start(self, wh: Warehouse) -> None:
         """Begin: first what an earlier server left unfinished, then what comes."""
+        self._wh = wh
         self._threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
         self._dispatcher.start()
@@ -56,12 +64,20 @@ class Jobs:
         """Look for work now."""
         self._wake.set()
 
-    def stop(self, timeout_s: float = 10.0) -> None:
-        """Park every batch at its next chunk; the next server goes on from there."""
+    def stop(self, timeout_s: float = PARK_S) -> None:
+        """Park every batch at its next chunk; the next server goes on from there.
+
+        A chunk that takes longer than `timeout_s` is given up with its worker, and done anew by that server.
+        """
         self._stop.set()
         self._wake.set()
+        deadline = time.monotonic() + timeout_s
         if self._dispatcher is not None:
             self._dispatcher.join(timeout_s)
+        with self._idle:
+            parked = self._idle.wait_for(lambda: not self._running, max(0.0, deadline - time.monotonic()))
+        if not parked and self._wh is not None:
+            self._wh.runner.close()
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
@@ -75,6 +91,9 @@ class Jobs:
                     self._start_one(batch_id, namespace_id, partial(self._run_batch, wh, batch_id))
             except TesseraError as error:
                 logger.warning("jobs cannot be read now: %s", error.message)
+            except Exception:
+                # Whatever the database does, the dispatcher lives: nothing else would take up work again.
+                logger.exception("jobs cannot be read now")
             self._wake.wait(IDLE_POLL_S)
 
     def _due_purges(self, wh: Warehouse) -> list[str]:
@@ -119,9 +138,11 @@ class Jobs:
             except Exception:
                 # The outermost edge of a job: it stays in its table and is taken up again later.
                 logger.exception("job %s failed", job_id)
+                self._stop.wait(REST_S)
             finally:
-                with self._lock:
+                with self._idle:
                     self._running.pop(job_id, None)
+                    self._idle.notify_all()
                 self._wake.set()
 
         self._threads.submit(run)
@@ -132,6 +153,8 @@ class Jobs:
                 ingest.run_batch(wh, batch_id, self._stop)
                 return
             except TesseraError as error:
+                if self._stop.is_set():
+                    return
                 if wait_s is None or not error.retryable:
                     ingest.fail_batch(wh, batch_id, error.message)
                     return
@@ -139,6 +162,8 @@ class Jobs:
                 if self._stop.wait(wait_s):
                     return
             except Exception as error:
+                if self._stop.is_set():
+                    return
                 # A defect of ours must not leave the batch spinning: it fails with a message and a trace.
                 logger.exception("batch %s failed", batch_id)
                 ingest.fail_batch(
