@@ -191,6 +191,19 @@ def _make_engine(url: str) -> Engine:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
+    # pysqlite3 shares one prepared statement among all cursors of a connection that ran its text. A cursor that
+    # was left open when its transaction ended (an exception while its rows were read) resets that statement when
+    # it is collected, in the middle of somebody else's rows: they come twice, and the next use of it is refused.
+    # So no cursor outlives its turn with the connection.
+    @sa.event.listens_for(engine, "after_cursor_execute")
+    def _remember(connection: Connection, cursor: Any, *_: object) -> None:
+        connection.info.setdefault("cursors", []).append(cursor)
+
+    @sa.event.listens_for(engine, "reset")
+    def _close_cursors(_connection: object, record: Any, _state: object) -> None:
+        for cursor in record.info.pop("cursors", ()):
+            cursor.close()
+
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         writing = connection.get_execution_options().get("tessera_write", False)
