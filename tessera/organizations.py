@@ -25,6 +25,7 @@ from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
     ForbiddenError,
+    NotEnabledError,
     NotFoundError,
     Problem,
     UnauthorizedError,
@@ -506,7 +507,10 @@ def get_organization(wh: Warehouse, principal: Principal) -> OrganizationModelRe
 def update_organization(
     wh: Warehouse, principal: Principal, request: OrganizationUpdateRequest
 ) -> OrganizationModelResponse:
-    """Rename the organization, or replace its infrastructure (null removes it). Repeatable."""
+    """Rename the organization, or replace its infrastructure (null removes it). Repeatable.
+
+    Raises `DedicatedUnavailableError`, and changes nothing, for a dedicated tier that is well formed.
+    """
     from tessera.sealing import seal
 
     _check_administers(principal, "organization")
@@ -700,11 +704,15 @@ def _organization_answer(row: RowMapping) -> OrganizationModelResponse:
 
 
 def _check_infrastructure(wh: Warehouse, wanted: Mapping[str, Any]) -> None:
-    """Refuse a dedicated tier that lacks what it needs; every missing field is named."""
+    """Refuse a dedicated tier: one that lacks what it needs, every missing field named, or any in this version."""
+    from tessera.namespaces import DedicatedUnavailableError  # `tessera key` needs nothing of that module
+
     if wanted["compute_tier"] == "shared":
         return
     if not wh.settings.allow_dedicated:
-        raise ForbiddenError("This server does not offer dedicated infrastructure (setting allow_dedicated).")
+        raise NotEnabledError(
+            "This server does not offer dedicated infrastructure (setting allow_dedicated)."
+        )
     problems = [
         Problem(
             ("body", "infrastructure", name),
@@ -716,3 +724,8 @@ def _check_infrastructure(wh: Warehouse, wanted: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise ValidationError(problems)
+    raise DedicatedUnavailableError(
+        f"The infrastructure is well formed, but dedicated provisioning ({wanted['compute_tier']}) is not available "
+        "in this version of Tessera; nothing was changed. Send compute_tier 'shared' or leave infrastructure out.",
+        details={"compute_tier": wanted["compute_tier"], "source": "organization"},
+    )
