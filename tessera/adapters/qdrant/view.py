@@ -54,6 +54,10 @@ Shadow = str | list[str]
 Steps = Generator[None, None, T]
 
 
+class Unsteady(QdrantError):
+    """Every try of a read was overtaken by a change of indexes. Without writers beside it, it succeeds."""
+
+
 def finish(steps: Steps[T]) -> T:
     """Run `steps` to the end and return what they return."""
     while True:
@@ -498,7 +502,7 @@ class LiveView:
             answer = yield from read()
             if self._indexes is indexes and len(self.standing.irregular) == irregular:
                 return answer
-        raise QdrantError("The namespace's indexes are changing; try again.", retry_after_s=1)
+        raise Unsteady("The namespace's indexes are changing; try again.", retry_after_s=1)
 
     def _search(self, searches: Sequence[Search]) -> Steps[list[list[Hit]]]:
         answers: list[list[Hit]] = [[] for _ in searches]
