@@ -50,6 +50,7 @@ from tessera.pagination import PageRequest, decode_cursor, encode_cursor, pagina
 from tessera.plan import effective_indexes, stored_indexes
 from tessera.ports import Hit, Page
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
+from tessera.validation import schema_problems
 
 Location = tuple[str | int, ...]
 
@@ -113,15 +114,8 @@ def _parameter_problems(stage: Stage, parameters: Mapping[str, Any], location: L
     try:
         stage.Params.model_validate(parameters)
     except pydantic.ValidationError as error:
-        return [
-            Problem(
-                (*location, *item["loc"]),
-                f"{'.'.join(map(str, item['loc'])) or stage.stage_id}: {item['msg']}.",
-                item["type"],
-            )
-            for item in error.errors(include_url=False)
-            if not templates.is_template(item["input"])
-        ]
+        found = error.errors(include_url=False)
+        return schema_problems([item for item in found if not templates.is_template(item["input"])], location)
     return []
 
 
@@ -137,14 +131,7 @@ def _input_fields(raw: Mapping[str, Any] | None) -> tuple[dict[str, InputField],
         try:
             fields[name] = InputField.model_validate(value)
         except pydantic.ValidationError as error:
-            problems.extend(
-                Problem(
-                    ("body", "input_schema", name, *item["loc"]),
-                    f"Input {name}: {item['msg']}.",
-                    item["type"],
-                )
-                for item in error.errors(include_url=False)
-            )
+            problems += schema_problems(error, ("body", "input_schema", name))
     return fields, problems
 
 
@@ -554,16 +541,7 @@ def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], ind
     try:
         return stage.Params.model_validate(filled)
     except pydantic.ValidationError as error:
-        raise ValidationError(
-            [
-                Problem(
-                    (*location, *item["loc"]),
-                    f"{'.'.join(map(str, item['loc'])) or stage.stage_id}: {item['msg']}.",
-                    item["type"],
-                )
-                for item in error.errors(include_url=False)
-            ]
-        ) from None
+        raise ValidationError(schema_problems(error, location)) from None
 
 
 def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[str, Any]:
