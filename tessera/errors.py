@@ -155,6 +155,12 @@ class QdrantRefusedError(QdrantError):
     retryable = False
 
 
+class ClusterError(UnavailableError):
+    """The Ray cluster cannot be used: unreachable, of another version, without the resources asked for."""
+
+    type, retryable = "ClusterError", False
+
+
 class DeadlineError(UnavailableError):
     type = "TimeoutError"
 

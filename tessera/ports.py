@@ -6,6 +6,7 @@ Qdrant server or to a Ray worker without change.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -198,6 +199,32 @@ class Vectors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Compute:
+    """Where work runs, and on how much: `cluster` is ``ray://host:port``, None the server's own processes.
+
+    On a cluster, callers with the same `pool` share workers: at least `min_workers` as long as there is
+    work now and then, at most `max_workers`; without `autoscaling` a fixed number, the minimum.
+    `gpus_per_worker` of 0 asks for none. `is_patient` waits minutes for a cluster that is not there.
+    `token` is the cluster's, never part of ``repr``.
+    """
+
+    cluster: str | None = None
+    token: str | None = field(default=None, repr=False)
+    pool: str = "shared"
+    min_workers: int = 0
+    max_workers: int = 10
+    autoscaling: bool = True
+    gpu_type: str | None = None
+    gpus_per_worker: int = 0
+    dashboard_url: str | None = None
+    is_patient: bool = False
+
+
+#: The server's own worker processes.
+HERE = Compute()
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A call of the runner that did not bring a value: what went wrong, and whose fault it was.
 
@@ -219,10 +246,17 @@ class Runner(Protocol):
         items: Sequence[Any],
         *,
         timeout_s: float,
+        compute: Compute = HERE,
+        again: Callable[[Any, int], Any] | None = None,
+        stop: threading.Event | None = None,
     ) -> Iterator[tuple[int, Any | Failed]]:
         """Yield ``(index, value or Failed)`` in the order of completion; a crash costs one item.
 
-        `function` must be importable (a top-level function); items and values are pickled.
+        `function` must be importable (a top-level function); items and values are pickled. An item that
+        goes again because its cluster or its node was lost (the first run may still be going on there) is
+        first replaced by ``again(item, number of the run)``. Once `stop` is set the iteration may end early.
+
+        Raises `ClusterError` when the place that `compute` names cannot be used at all.
         """
 
     def close(self) -> None:

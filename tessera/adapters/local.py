@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tessera.ports import Failed
+from tessera.ports import HERE, Compute, Failed
 
 
 class LocalRunner:
@@ -31,8 +31,11 @@ class LocalRunner:
         items: Sequence[Any],
         *,
         timeout_s: float,
+        compute: Compute = HERE,
+        again: Callable[[Any, int], Any] | None = None,
+        stop: threading.Event | None = None,
     ) -> Iterator[tuple[int, Any | Failed]]:
-        """Yield ``(index, value or Failed)`` in the order of completion.
+        """Yield ``(index, value or Failed)`` in the order of completion; `compute` can only be `HERE`.
 
         At most two items a worker are under way for one caller, so that a long batch leaves room for
         others and an early end of the iteration leaves little behind.
