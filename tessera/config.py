@@ -50,8 +50,10 @@ class Settings(BaseModel):
     )
     qdrant_api_key: SecretStr | None = Field(None, description="Key for `qdrant_url`.")
     ray_head_node_url: str | None = Field(
-        None, description="Ray cluster of the shared tier (ray://host:port)."
+        None, description="Ray cluster of the shared tier (ray://host:port); default: processes of this server."
     )
+    ray_auth_token: SecretStr | None = Field(None, description="Token for `ray_head_node_url`.")
+    ray_dashboard_url: str | None = Field(None, description="Dashboard of that cluster; tasks link to it.")
     vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
     max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
     max_scan_documents: int = Field(
@@ -137,7 +139,7 @@ def load(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
-        hidden = "…" if "key" in name else quote(first["input"])
+        hidden = "…" if "key" in name or "token" in name else quote(first["input"])
         raise ConfigurationError(
             f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}."
         ) from None

@@ -19,7 +19,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, log
+from tessera import artifact, log, sealing
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -44,7 +44,7 @@ from tessera.extraction import (
     write_documents,
 )
 from tessera.filters import values_at
-from tessera.ports import DenseVector, Failed
+from tessera.ports import HERE, Compute, DenseVector, Failed
 
 logger = logging.getLogger("tessera.ingest")
 
@@ -72,6 +72,8 @@ class _Attempt:
     #: What the namespace fixed when it was made: parameters by extractor name, model id by vector name.
     locked: Mapping[str, Mapping[str, Any]]
     running: Mapping[str, str]
+    #: Where its rows are extracted.
+    compute: Compute
 
 
 def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
@@ -90,6 +92,8 @@ def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
                 return
         wh.views.apply(attempt.namespace_id)
         _finish(wh, attempt)
+        if attempt.compute.cluster is not None:
+            _sweep(wh, attempt)
     except Superseded:
         logger.info(
             "batch %s was superseded; what attempt %d still brings is dropped", batch_id, attempt.number
@@ -115,6 +119,9 @@ def fail_batch(wh: Warehouse, batch_id: str, message: str) -> None:
 
 def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
     with wh.db.write() as connection:
+        begun = connection.execute(
+            sa.select(batches.c.status == "IN_PROGRESS").where(batches.c.batch_id == batch_id)
+        ).scalar()
         row = (
             connection.execute(
                 sa.update(batches)
@@ -132,6 +139,8 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
                 namespaces.c.vectors,
                 namespaces.c.feature_extractors,
                 namespaces.c.vector_inference_map,
+                namespaces.c.infrastructure,
+                namespaces.c.place,
                 organizations.c.internal_id,
             )
             .join(organizations, organizations.c.organization_id == namespaces.c.organization_id)
@@ -154,14 +163,51 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
         tuple(DenseVector(**vector) for vector in place.vectors),
         {entry["feature_extractor_name"]: entry.get("params") or {} for entry in place.feature_extractors},
         place.vector_inference_map,
+        # Work that was under way when the server ended waits for a cluster that may come back with it.
+        replace(_compute(wh, row["namespace_id"], place.infrastructure, place.place), is_patient=bool(begun)),
     )
     if attempt.number > 1:
         _sweep(wh, attempt)
     return attempt
 
 
+def _compute(
+    wh: Warehouse, namespace_id: str, asked: Mapping[str, Any], place: Mapping[str, Any] | None
+) -> Compute:
+    """Return where a namespace's rows are extracted: on the cluster that it was placed on, else on the server's.
+
+    The bounds are the namespace's own. Only on its own cluster are workers kept for it while it has no work.
+    """
+    settings = wh.settings
+    if place is not None:
+        sealed = place.get("ray_auth_token")
+        compute = Compute(
+            place["ray_head_node_url"],
+            sealing.unseal(wh.signing_key, sealed) if sealed else None,
+            dashboard_url=place["ray_dashboard_url"],
+            gpu_type=asked["gpu_type"],
+            gpus_per_worker=asked["gpus_per_worker"] if place["compute_tier"] == "dedicated_gpu" else 0,
+        )
+    elif settings.ray_head_node_url is not None:
+        token = settings.ray_auth_token
+        compute = Compute(
+            settings.ray_head_node_url,
+            token.get_secret_value() if token is not None else None,
+            dashboard_url=settings.ray_dashboard_url,
+        )
+    else:
+        return HERE
+    return replace(
+        compute,
+        pool=namespace_id,
+        min_workers=asked["min_workers"] if place is not None and place["source"] == "namespace" else 0,
+        max_workers=asked["max_workers"],
+        autoscaling=asked["autoscaling_enabled"],
+    )
+
+
 def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
-    """Remove artifacts that earlier attempts wrote but never logged."""
+    """Remove artifacts that were written but never logged: by earlier attempts, by workers that were lost."""
     prefix = f"{attempt.namespace_id}/artifacts"
     with wh.db.read() as connection:
         logged = set(
@@ -190,7 +236,7 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
     plan_hash = _plan_hash(wh, attempt, collection)
     jobs = _jobs(wh, attempt, collection, plan_hash)
     again: list[ChunkJob] = []
-    for chunk, outcome in _map(wh, jobs):
+    for chunk, outcome in _map(wh, attempt, jobs, stop):
         if isinstance(outcome, Failed) and len(chunk.rows) > 1:
             # One row took its neighbours down: each goes again alone, so that only the culprit fails.
             again.extend(_alone(chunk))
@@ -200,7 +246,7 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
             return
     for tries_left in range(wh.settings.row_attempts - 1, -1, -1):
         retry: list[ChunkJob] = []
-        for chunk, outcome in _map(wh, again):
+        for chunk, outcome in _map(wh, attempt, again, stop):
             if isinstance(outcome, Failed) and outcome.retryable and tries_left:
                 retry.append(chunk)
             else:
@@ -210,9 +256,23 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
         again = retry
 
 
-def _map(wh: Warehouse, jobs: Sequence[ChunkJob]) -> Iterator[tuple[ChunkJob, ChunkResult | Failed]]:
-    for index, outcome in wh.runner.map(run_chunk, jobs, timeout_s=wh.settings.extract_timeout_s):
+def _map(
+    wh: Warehouse, attempt: _Attempt, jobs: Sequence[ChunkJob], stop: threading.Event
+) -> Iterator[tuple[ChunkJob, ChunkResult | Failed]]:
+    for index, outcome in wh.runner.map(
+        run_chunk,
+        jobs,
+        timeout_s=wh.settings.extract_timeout_s,
+        compute=attempt.compute,
+        again=_apart,
+        stop=stop,
+    ):
         yield jobs[index], outcome
+
+
+def _apart(chunk: ChunkJob, run: int) -> ChunkJob:
+    """Return `chunk` with an artifact of its own: an earlier run of it may still be writing."""
+    return replace(chunk, artifact_key=f"{chunk.artifact_key.partition('~')[0]}~{run}")
 
 
 def _alone(chunk: ChunkJob) -> Iterator[ChunkJob]:
@@ -683,6 +743,7 @@ def _record_progress(connection: Connection, attempt: _Attempt, stage: str) -> N
                 "total": total,
                 "done": total - counts.get("PENDING", 0),
                 "failed": counts.get("FAILED", 0),
+                **({"ray_dashboard_url": url} if (url := attempt.compute.dashboard_url) else {}),
             },
             updated_at=now(),
         )

@@ -56,30 +56,50 @@ def close_warehouse(wh: Warehouse) -> None:
     wh.db.close()
 
 
-def _vectors(settings: Settings) -> tuple[Vectors, Callable[[str], tuple[str, str | None]]]:
-    if settings.qdrant_url is None:
+def _vectors(settings: Settings, signing_key: bytes) -> tuple[Vectors, Locate]:
+    """Return the engines behind one port, and where each namespace's view lives."""
+    from tessera.adapters.qdrant.routed import RoutedVectors
+
+    default_url = settings.qdrant_url
+    default_secret = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
+
+    def locate(view_id: str, place: Mapping[str, Any] | None) -> Location:
+        if place is not None:
+            secret = sealing.unseal(signing_key, place["qdrant_api_key"])
+            return Location(place["qdrant_url"], secret, place.get("alias"))
+        if default_url is not None:
+            return Location(default_url, default_secret)
+        return Location(str(settings.views_path / view_id))
+
+    def edge() -> Vectors:
         from tessera.adapters.qdrant.edge import EdgeVectors
 
         settings.views_path.mkdir(parents=True, exist_ok=True)
-        edge = EdgeVectors(
+        return EdgeVectors(
             settings.vector_hosts,
             settings.max_open_views,
             settings.data / "run",
             max_scan_documents=settings.max_scan_documents,
         )
-        return edge, lambda view_id: (str(settings.views_path / view_id), None)
-    from tessera.adapters.qdrant.server import ServerVectors
 
-    url = settings.qdrant_url
-    secret = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
-    server = ServerVectors(max_scan_documents=settings.max_scan_documents)
-    return server, lambda _view_id: (url, secret)
+    def server() -> Vectors:
+        from tessera.adapters.qdrant.server import ServerVectors
+
+        return ServerVectors(max_scan_documents=settings.max_scan_documents)
+
+    return RoutedVectors(edge, server, start_edge=default_url is None), locate
 
 
 def _runner(settings: Settings) -> Runner:
     from tessera.adapters.local import LocalRunner
+    from tessera.adapters.runners import RoutedRunner
 
-    return LocalRunner(settings.workers)
+    def clusters() -> Runner:
+        from tessera.adapters.ray import RayRunner
+
+        return RayRunner([settings.blobs_path, settings.models_path])
+
+    return RoutedRunner(lambda: LocalRunner(settings.workers), clusters)
 
 
 def _signing_key(path: Path) -> bytes:

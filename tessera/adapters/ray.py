@@ -29,7 +29,7 @@ from typing import Any, Final
 from tessera.adapters import ray_child as wire
 from tessera.config import child_environment
 from tessera.errors import ClusterError
-from tessera.ports import Compute, Failed
+from tessera.ports import HERE, Compute, Failed
 
 logger = logging.getLogger("tessera.ray")
 
@@ -82,7 +82,9 @@ class _Child:
                 if stop.is_set():
                     return wire.Unreachable("the server is stopping")
                 if time.monotonic() > deadline:
-                    return wire.Unreachable(f"The Ray cluster took no session within {CONNECT_TIMEOUT_S:g} s.")
+                    return wire.Unreachable(
+                        f"The Ray cluster took no session within {CONNECT_TIMEOUT_S:g} s."
+                    )
             answer = pickle.loads(self._pipe.recv_bytes())  # noqa: S301  from our own child
         except (EOFError, OSError):
             return wire.Unreachable(f"The process of the Ray connection ended with {self.process.wait(5)}.")
@@ -237,7 +239,7 @@ class RayRunner:
         items: Sequence[Any],
         *,
         timeout_s: float,
-        compute: Compute,
+        compute: Compute = HERE,
         again: Callable[[Any, int], Any] | None = None,
         stop: threading.Event | None = None,
     ) -> Iterator[tuple[int, Any | Failed]]:
@@ -295,7 +297,9 @@ class RayRunner:
                 else:
                     yield (
                         index,
-                        Failed("ours", f"The Ray worker ended: {message.message}", crashed=True, retryable=True),
+                        Failed(
+                            "ours", f"The Ray worker ended: {message.message}", crashed=True, retryable=True
+                        ),
                     )
         finally:
             if child is not None:

@@ -391,10 +391,14 @@ def connect(hello: Hello) -> tuple[Any, str]:
     except RuntimeError as error:
         if "version" in str(error).lower():
             raise RefusedError(_version_message(hello, error)) from error
-        raise UnreachableError(f"The Ray cluster {hello.url} took no session: {_first_line(error)}") from error
+        raise UnreachableError(
+            f"The Ray cluster {hello.url} took no session: {_first_line(error)}"
+        ) from error
     except Exception as error:
         # ConnectionError, grpc.RpcError, RayError: all say that no session could be made.
-        raise UnreachableError(f"The Ray cluster {hello.url} took no session: {_first_line(error)}") from error
+        raise UnreachableError(
+            f"The Ray cluster {hello.url} took no session: {_first_line(error)}"
+        ) from error
     return ray, f"Ray {context.ray_version}, Python {context.python_version}"
 
 
