@@ -71,6 +71,8 @@ class Jobs:
             try:
                 for namespace_id in self._due_purges(wh):
                     self._start_one(namespace_id, namespace_id, partial(namespaces.purge, wh, namespace_id))
+                for view_id in self._due_drops(wh):
+                    self._start_one(view_id, view_id, partial(namespaces.drop_doomed, wh, view_id))
                 for batch_id, namespace_id in self._due_batches(wh):
                     self._start_one(batch_id, namespace_id, partial(self._run_batch, wh, batch_id))
             except TesseraError as error:
@@ -85,6 +87,12 @@ class Jobs:
         due = [namespace_id for namespace_id, targets in rows if targets.get("due_at", "") <= at]
         with self._lock:
             return [namespace_id for namespace_id in due if namespace_id not in self._running]
+
+    def _due_drops(self, wh: Warehouse) -> list[str]:
+        with wh.db.read() as connection:
+            due = namespaces.due_to_drop(connection)
+        with self._lock:
+            return [view_id for view_id in due if view_id not in self._running]
 
     def _due_batches(self, wh: Warehouse) -> list[tuple[str, str]]:
         with wh.db.read() as connection:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -22,8 +23,10 @@ from tessera.db.engine import Database
 from tessera.db.tables import namespaces
 from tessera.errors import NotFoundError, QdrantError
 from tessera.filters import Filter
+from tessera.models import PayloadIndex
 from tessera.ports import (
     DenseVector,
+    Entry,
     Hit,
     IndexReport,
     Mark,
@@ -45,6 +48,19 @@ REPLAY_ENTRIES = 50
 FLUSH_INTERVAL_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a view lives: a directory or a server's URL, the server's key, the alias that users know it by."""
+
+    location: str
+    secret: str | None = field(default=None, repr=False)
+    alias: str | None = None
+
+
+#: From a view's name and the `place` column of its namespace to where the view is.
+Locate = Callable[[str, Mapping[str, Any] | None], Location]
+
+
 class _Open:
     """What is known of one namespace's view in this process. `lock` orders appliers and opening."""
 
@@ -60,14 +76,17 @@ class _Open:
 
 
 class Views:
-    """The views of all namespaces. `locate` says where a view of that name lives, and its secret."""
+    """The views of all namespaces.
+
+    `locate` says, of a view's name and its namespace's `place`, where the view lives.
+    """
 
     def __init__(
         self,
         db: Database,
         vectors: Vectors,
         blobs: Blobs,
-        locate: Callable[[str], tuple[str, str | None]],
+        locate: Locate,
     ) -> None:
         self._db = db
         self._vectors = vectors
@@ -142,17 +161,51 @@ class Views:
         """Say whether the view is open here or being opened; one that is not reads the log's head when it opens."""
         return namespace_id in self._open
 
+    # --- placing -----------------------------------------------------------------------------------
+
+    def view_at(
+        self,
+        namespace_id: str,
+        view_id: str,
+        vectors: tuple[DenseVector, ...],
+        place: Mapping[str, Any] | None,
+    ) -> View:
+        """Return the view of that name as the engine must be told of it."""
+        where = self._locate(view_id, place)
+        return View(namespace_id, view_id, vectors, where.location, alias=where.alias, secret=where.secret)
+
+    def provision(self, view: View, indexes: Sequence[PayloadIndex], seq: int) -> None:
+        """Make `view` where it shall live, with the payload indexes that hold at entry `seq`; durable.
+
+        Raises `AlreadyExistsError` when its alias is taken there, `QdrantError` when that place fails.
+        Nothing refers to the view yet: the caller drops it when it does not keep it.
+        """
+        self._vectors.open(view)
+        self._vectors.apply(view, [Entry(seq, "indexes", indexes=tuple(indexes))])
+        self._vectors.flush(view)
+
+    def drop(self, view: View) -> None:
+        """Remove a view that no namespace refers to. Done already is as good as done."""
+        self._vectors.drop(view)
+
+    def forget(self, namespace_id: str) -> None:
+        """Let the next use of the namespace look anew where its view is."""
+        state = self._state(namespace_id)
+        with state.lock:
+            state.ready = False
+
     # --- ending ------------------------------------------------------------------------------------
 
-    def purge(self, namespace_id: str, view_ids: Sequence[str]) -> None:
+    def purge(
+        self, namespace_id: str, view_ids: Sequence[str], place: Mapping[str, Any] | None = None
+    ) -> None:
         """Forget the namespace and remove these views with all their files. Can be repeated."""
         state = self._state(namespace_id)
         with state.lock:
             state.gone, state.ready = True, False
             self._dirty.discard(namespace_id)
             for view_id in view_ids:
-                location, secret = self._locate(view_id)
-                self._vectors.drop(View(namespace_id, view_id, (), location, secret=secret))
+                self._vectors.drop(self.view_at(namespace_id, view_id, (), place))
         with self._open_lock:
             self._open.pop(namespace_id, None)
 
@@ -215,6 +268,7 @@ class Views:
                     namespaces.c.head,
                     namespaces.c.mark_seq,
                     namespaces.c.generation,
+                    namespaces.c.place,
                 ).where(namespaces.c.namespace_id == namespace_id)
             ).one_or_none()
         if row is None:
@@ -228,14 +282,8 @@ class Views:
         if state.ready:
             return
         row = self._row(namespace_id)
-        location, secret = self._locate(row.view_id)
-        view = View(
-            namespace_id,
-            row.view_id,
-            tuple(DenseVector(**vector) for vector in row.vectors),
-            location,
-            secret=secret,
-        )
+        vectors = tuple(DenseVector(**vector) for vector in row.vectors)
+        view = self.view_at(namespace_id, row.view_id, vectors, row.place)
         mark = self._vectors.open(view)
         if mark.seq < row.mark_seq or mark.seq > row.head:
             # A mark is written after the flush it speaks of, so a view behind the database's mark is not the
@@ -276,8 +324,7 @@ class Views:
                 .values(view_id=f"{namespace_id}-{generation}", generation=generation, mark_seq=0)
             )
         state.ready = False
-        location, secret = self._locate(row.view_id)
-        self._vectors.drop(View(namespace_id, row.view_id, (), location, secret=secret))
+        self._vectors.drop(self.view_at(namespace_id, row.view_id, (), row.place))
 
     def _flush_forever(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from tessera import sealing
 from tessera.blobs import Blobs
 from tessera.config import Settings
 from tessera.context import Warehouse
@@ -15,7 +17,7 @@ from tessera.db.migrate import migrate
 from tessera.jobs import Jobs
 from tessera.ports import Runner, Vectors
 from tessera.registry import Registry
-from tessera.views import Views
+from tessera.views import Locate, Location, Views
 
 
 def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs: bool = True) -> Warehouse:
@@ -27,7 +29,8 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
     db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
     migrate(db)
     blobs = Blobs(settings.blobs_path)
-    vectors, locate = _vectors(settings)
+    signing_key = _signing_key(settings.data / "signing.key")
+    vectors, locate = _vectors(settings, signing_key)
     jobs = Jobs()
     wh = Warehouse(
         settings=settings,
@@ -38,7 +41,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         runner=_runner(settings),
         registry=Registry.load(settings.models_path, offline=settings.offline),
         jobs=jobs,
-        signing_key=_signing_key(settings.data / "signing.key"),
+        signing_key=signing_key,
         base_url=(settings.public_url or base_url or f"http://{settings.host}:{settings.port}").rstrip("/"),
     )
     if run_jobs:

@@ -109,6 +109,9 @@ namespaces = Table(
     #: {vector name: inference name or model id}
     Column("vector_inference_map", JSON, nullable=False),
     Column("infrastructure", JSON, nullable=False),
+    #: Where the view really lives, fixed when it was provisioned: {source, compute_tier, qdrant_url,
+    #: qdrant_api_key (sealed), alias, ray_head_node_url, ray_dashboard_url}; null: the server's own default.
+    Column("place", JSON),
     Column("auto_create_indexes", Boolean, nullable=False, default=False),
     Column("head", Integer, nullable=False, default=0),
     Column("view_id", String, nullable=False, unique=True),
@@ -297,6 +300,18 @@ purges = Table(
     #: {view_ids: [...], infrastructure: {...}}
     Column("targets", JSON, nullable=False),
     Column("created_at", String, nullable=False),
+)
+
+#: Views that nobody refers to and that are dropped at `due_at`: one that was made for a namespace whose
+#: creation did not end (the row is taken off in the transaction that begins to use the view), and one that
+#: a namespace has left.
+doomed_views = Table(
+    "doomed_views",
+    metadata,
+    Column("view_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("place", JSON),
+    Column("due_at", String, nullable=False),
 )
 
 #: Answers kept for requests that carried an Idempotency-Key: 24 h per organization and route.

@@ -99,6 +99,7 @@ class InfrastructureAnswer(Model):
 
     qdrant_collection: str
     compute_tier: ComputeTier
+    source: Literal["namespace", "organization", "server"]
     ray_cluster_id: str | None
     ray_head_node_url: str | None
     ray_dashboard_url: str | None

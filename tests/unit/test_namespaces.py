@@ -37,7 +37,7 @@ from tessera.errors import (
 from tessera.models.namespaces import ListNamespacesRequest, NamespaceModel
 from tessera.pagination import read_page
 from tessera.ports import Document
-from tessera.views import Views
+from tessera.views import Location, Views
 from tests.toys import Toys
 
 KEY = "sk_live_" + "a" * 40
@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     migrate(db)
     organizations.bootstrap(db, KEY)
     blobs, vectors = Blobs(settings.blobs_path), EdgeVectors(1, 32, folder / "run")
-    views = Views(db, vectors, blobs, lambda view_id: (str(settings.views_path / view_id), None))
+    views = Views(db, vectors, blobs, lambda view_id, _place: Location(str(settings.views_path / view_id)))
     runner: Any = None
     registry: Any = Toys()
     yield Warehouse(settings, db, blobs, vectors, views, runner, registry, Bell(), b"k" * 32)

@@ -21,7 +21,7 @@ from tessera.db.engine import Database, now
 from tessera.db.tables import metadata, namespaces
 from tessera.errors import NotFoundError
 from tessera.ports import Document, Page, Search
-from tessera.views import Views
+from tessera.views import Location, Views
 
 NAMESPACE = "ns_0123456789abcdef"
 
@@ -38,7 +38,12 @@ class Place:
 
     def start(self) -> None:
         self.vectors = EdgeVectors(1, 8, self.folder / "run")
-        self.views = Views(self.db, self.vectors, self.blobs, lambda view: (str(self.folder / "views" / view), None))
+        self.views = Views(
+            self.db,
+            self.vectors,
+            self.blobs,
+            lambda view, _place: Location(str(self.folder / "views" / view)),
+        )
 
     def stop(self) -> None:
         self.views.close()

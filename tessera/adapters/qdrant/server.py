@@ -79,6 +79,9 @@ class ServerVectors:
         """
         with self._lock:
             known = self._views.get(view.view_id)
+            if known is not None and known.live.view != view:  # its key or its alias is another now
+                del self._views[view.view_id]
+                known = None
         if known is not None:
             return known.live.mark()
         client = self._client(view)
