@@ -256,6 +256,11 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
 # --- for other services --------------------------------------------------------------------------------
 
 
+def is_reserved(name: str) -> bool:
+    """Say whether a user's field cannot have this name at the root of an object or a document."""
+    return name in OBJECT_KEYS or name in PROTECTED_FIELDS or name.startswith("_")
+
+
 def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
     """Return the row of a bucket by id, else by name. Raises `NotFoundError`."""
     found = (
@@ -328,12 +333,12 @@ def _schema_problems(schema: BucketSchema, location: Location) -> list[Problem]:
                     "property_name",
                 )
             )
-        elif name in OBJECT_KEYS or name in PROTECTED_FIELDS:
+        elif is_reserved(name):
             problems.append(
                 Problem(
                     place,
                     f"Property {quote(name)} is a field of the system; choose another name. Reserved are: "
-                    f"{', '.join(sorted(OBJECT_KEYS | PROTECTED_FIELDS))}.",
+                    f"{', '.join(sorted(OBJECT_KEYS | PROTECTED_FIELDS))}, and names that begin with _.",
                     "property_reserved",
                 )
             )

@@ -51,6 +51,9 @@ from tessera.validation import schema_problems
 RESERVED_NAMES = frozenset({"list", "features", "import"})
 PASSTHROUGH = "passthrough_extractor"
 
+#: Root fields of a document's answer that no passthrough may write.
+_SYSTEM_FIELDS = PROTECTED_FIELDS | {"document_blobs", "vectors", "score"}
+
 Location = tuple[str | int, ...]
 _EXTRACTOR: Location = ("body", "feature_extractor")
 
@@ -298,7 +301,7 @@ def _plan(
     implementation, entry = registered
     params = {**(entry.get("params") or {}), **(config.params or {})}
     outputs = _outputs(implementation, place, config, params, plan.problems)
-    if outputs is None:
+    if outputs is None or not plan.bucket_ids:
         return plan
     mappings = _mappings(implementation, schema, config, plan.problems)
     passthrough = _passthrough(config, outputs, plan.problems)
@@ -502,9 +505,11 @@ def _found_mappings(
     implementation: Extractor, schema: BucketSchema, problems: list[Problem]
 ) -> dict[str, str] | None:
     found: dict[str, str] = {}
-    if not implementation.inputs:
+    # An input that takes anything needs nothing: the object's fields are enough for it.
+    inputs = {key: types for key, types in implementation.inputs.items() if types}
+    if not inputs:
         return None
-    for key, types in implementation.inputs.items():
+    for key, types in inputs.items():
         fitting = [name for name, item in schema.properties.items() if _takes(types, item.type)]
         blobs = [name for name in fitting if schema.properties[name].type in BLOB_TYPES]
         candidates = blobs or fitting
@@ -523,9 +528,7 @@ def _found_mappings(
             )
             return None
     if not found:
-        wanted = "; ".join(
-            f"{key} takes {', '.join(types) or 'anything'}" for key, types in implementation.inputs.items()
-        )
+        wanted = "; ".join(f"{key} takes {', '.join(types)}" for key, types in inputs.items())
         problems.append(
             Problem(
                 (*_EXTRACTOR, "input_mappings"),
@@ -657,9 +660,8 @@ def _passthrough(
             continue
         target = item.target_path or path.rsplit(".", 1)[-1]
         root = target.split(".")[0]
-        written = (
-            "the system" if root in PROTECTED_FIELDS else "the extractor" if root in outputs.fields else None
-        )
+        ours = root in _SYSTEM_FIELDS or root.startswith("_")
+        written = "the system" if ours else "the extractor" if root in outputs.fields else None
         if written and item.target_path is None and path.split(".")[0] != root:
             target, written = path, None
         if written or not all(target.split(".")) or "[" in target:
@@ -670,7 +672,7 @@ def _passthrough(
                     f"target_path {quote(target)} cannot be used: {why}. Choose another, for example "
                     f"metadata.{path.rsplit('.', 1)[-1]}.",
                     "target_path",
-                    BadRequestError.status if root in PROTECTED_FIELDS else 422,
+                    BadRequestError.status if ours else 422,
                 )
             )
             continue

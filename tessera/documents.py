@@ -323,9 +323,9 @@ def delete_batch(
             "Send either document_ids or filters, one of the two. To delete all documents of a collection, delete the "
             "collection."
         )
-    if request.filters is not None and not request.filters:
+    if request.filters is not None and parse(request.filters) is None:
         raise BadRequestError(
-            "filters is empty, which would delete every document of the collection. Name a condition, or delete the "
+            "filters names no condition, which would delete every document of the collection. Name one, or delete the "
             "collection."
         )
     with wh.db.read() as connection:
@@ -425,7 +425,7 @@ def _hit(
 
 def _within(collection_id: str, filters: JsonObject | None) -> Filter:
     mine = Condition("collection_id", "eq", collection_id, True)
-    asked = parse(filters, location=("body", "filters")) if filters else None
+    asked = parse(filters)
     return mine if asked is None else And((mine, asked))
 
 

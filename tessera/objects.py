@@ -51,7 +51,6 @@ from tessera.models.objects import (
     UpdateObjectRequest,
 )
 from tessera.pagination import PageRequest
-from tessera.plan import PROTECTED_FIELDS
 from tessera.validation import label, schema_problems
 
 #: Texts up to this size are kept in the row; longer ones become a blob.
@@ -520,15 +519,14 @@ def _take_fields(draft: _Draft, schema: BucketSchema, request: CreateObjectReque
     draft.fields = dict(request.model_extra or {})
     if request.metadata is not None:
         draft.fields["metadata"] = dict(request.metadata)
-    taken = buckets.OBJECT_KEYS | PROTECTED_FIELDS
     for name in list(draft.fields):
         if name == "metadata":
             continue
-        if name in taken:
+        if buckets.is_reserved(name):
             draft.problems.append(
                 Problem(
                     ("body", name),
-                    f"{name} at the root is a field of the system; send yours inside `metadata`.",
+                    f"{name[:100]} at the root is a field of the system; send yours inside `metadata`.",
                     "reserved_field",
                 )
             )

@@ -75,7 +75,7 @@ def tokens(text: str, params: Mapping[str, Any]) -> list[str]:
     ``prefix`` keeps the beginnings of words longer than its bound, so they count as kept.
     """
     low, high = _bounds(params)
-    if params.get("tokenizer") == "prefix":
+    if params.get("tokenizer") == "prefix" and low <= high:
         high = float("inf")
     return [word for word in cut(text, params) if low <= len(word) <= high]
 

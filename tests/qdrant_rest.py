@@ -96,6 +96,8 @@ class Store:
         self.api_key = api_key
         self.collections: dict[str, Collection] = {}
         self.aliases: dict[str, str] = {}
+        #: Of the server whose engine Edge 0.9.0 is.
+        self.version = "1.20.0"
         self.made = 0
         self.lock = threading.Lock()
         #: What was asked (method, path with query, body) from when on a test sets it to a list.
@@ -345,7 +347,7 @@ def serve(store: Store, method: str, path: str, body: dict[str, Any]) -> Any:
     parts = [urllib.parse.unquote(part) for part in path.strip("/").split("/")]
     match (method, *parts):
         case ("GET", ""):
-            return {"title": "stand-in", "version": "1.18.0"}
+            return {"title": "stand-in", "version": store.version}
         case ("GET", "aliases"):
             found = [{"alias_name": a, "collection_name": c} for a, c in store.aliases.items()]
             return {"aliases": found}
@@ -400,7 +402,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.store.requests is not None:
                 self.store.requests.append((self.command, self.path, body))
             result = serve(self.store, self.command, urllib.parse.urlsplit(self.path).path, body)
-            answer = {"result": result, "status": "ok", "time": 0.0}
+            # What the server is stands alone; every other answer has a frame.
+            answer = result if self.path == "/" else {"result": result, "status": "ok", "time": 0.0}
         except Refused as refused:
             status, answer = refused.status, {"status": {"error": str(refused)}, "time": 0.0}
         except Exception as error:

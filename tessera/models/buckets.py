@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from tessera.models.base import JsonObject, Model, PaginationResponse
 
@@ -51,6 +51,12 @@ class SchemaField(Model):
     examples: list[Any] | None = None
     items: SchemaField | None = None
     properties: dict[str, SchemaField] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_sent(self, handler: SerializerFunctionWrapHandler) -> JsonObject:
+        """Leave out what was not said."""
+        written: JsonObject = handler(self)
+        return {name: value for name, value in written.items() if name in self.model_fields_set}
 
 
 class BucketSchema(Model):

@@ -423,6 +423,48 @@ def test_searches_are_answered_while_a_large_entry_is_applied(
     assert during >= 10
 
 
+def test_large_questions_and_large_answers_may_meet_in_the_pipe(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    """A sender that kept the reader from reading waited for a host that waited to be read: for ever."""
+    vectors = start()
+    read, written = view(tmp_path, "ns_1-1"), view(tmp_path, "ns_2-1")
+
+    def large(seq: int) -> Entry:
+        # Texts that differ: equal ones travel once.
+        return Entry(
+            seq, "edit", upserts=tuple(document(n, text=f"{seq} {n} {'x' * 20_000}") for n in range(100))
+        )
+
+    for where in (read, written):
+        vectors.open(where)
+    vectors.apply(read, [large(1)])
+    ended = time.monotonic() + 3
+    failed: list[BaseException] = []
+
+    def repeat(call: Callable[[int], object]) -> None:
+        try:
+            for seq in itertools.count(1):
+                if time.monotonic() > ended:
+                    return
+                call(seq)
+        except Exception as error:
+            failed.append(error)
+
+    calls: list[Callable[[int], object]] = [lambda _: vectors.page(read, Page(100))] * 6
+    calls.append(lambda seq: vectors.apply(written, [large(seq)]))
+    threads = [threading.Thread(target=repeat, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, ended + 15 - time.monotonic()))
+    stuck = [thread for thread in threads if thread.is_alive()]
+    if stuck:
+        kill_hosts(vectors)
+    assert not stuck
+    assert not failed
+
+
 def test_a_second_server_cannot_open_what_the_first_holds(
     tmp_path: Path, start: Callable[..., EdgeVectors], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,14 +197,35 @@ def test_a_failure_between_collection_and_alias_leaves_nothing(
 
 
 @on_the_stand_in
-def test_a_server_that_keeps_no_metadata_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_server_is_refused(place: Place) -> None:
     assert place.store is not None
-    create = place.store.create
-    monkeypatch.setattr(place.store, "create", lambda name, body: create(name, {**body, "metadata": None}))
-    with pytest.raises(QdrantError, match=r"Qdrant 1\.16 or newer") as refused:
+    place.store.version = "1.15.4"
+    with pytest.raises(QdrantError, match=r"1\.15\.4, too old.*Use Qdrant 1\.16 or newer") as refused:
         place.vectors.open(place.view())
     assert not refused.value.retryable
     assert place.collections() == set()
+
+
+@on_the_stand_in
+@pytest.mark.parametrize("version", ["1.16.0", "1.19.3", "1.20.0-dev", "custom"])
+def test_what_a_version_cannot_do_is_not_asked_of_it(place: Place, version: str) -> None:
+    assert place.store is not None
+    place.store.version = version
+    requests = place.store.requests = []
+    view = place.view()
+    place.vectors.open(view)
+    documents = [document(n, k=text) for n, text in enumerate(["Rock", "Rocket", "baroque"])]
+    place.vectors.apply(
+        view, [entry(1, kind="indexes", indexes=(index("k", "keyword"),)), entry(2, *documents)]
+    )
+    counts = [
+        place.vectors.count(view, Condition("k", operator, text))
+        for operator, text in (("starts_with", "ROCK"), ("contains", "ro"), ("ends_with", "K"))
+    ]
+    assert counts == [2, 3, 1]
+    sent = str([body for _, _, body in requests])
+    assert ("prefix" in sent) == (version != "1.16.0")
+    assert ("substring" in sent) == (version in {"1.20.0-dev", "custom"})
 
 
 # --- the wire ------------------------------------------------------------------------------------------

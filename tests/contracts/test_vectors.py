@@ -769,3 +769,91 @@ def test_filters_mean_what_the_reference_evaluator_says(log: Log, seed: int, odd
         filter = random_filter(rng)
         expected = {d.document_id for d in documents if matches(filter, d.payload, by_field)}
         assert log.found(filter) == expected, filter
+
+
+LETTERS = "aAbBßéÉµſKİıΣσς日本語のाि्ี़क़हन0１²½Ⅷ_-'. \t\x1f\u00a0\u200b\u0301\u0345ﬁⓐ🦊"
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "whitespace", "prefix"])
+def test_texts_are_cut_into_words_as_the_engine_cuts_them(log: Log, tokenizer: str) -> None:
+    """A text condition beside one that only the evaluator answers must not mean something else."""
+    rng = random.Random(tokenizer)
+
+    def text() -> str:
+        return "".join(rng.choice(LETTERS) for _ in range(rng.randrange(9)))
+
+    bounds = [(0, 3), (1, 15), (2, 4), (3, 2)]
+    indexes = {
+        f"t{n}": index(
+            f"t{n}", "text", tokenizer=tokenizer, min_token_len=low, max_token_len=high, lowercase=n < 3
+        )
+        for n, (low, high) in enumerate(bounds)
+    }
+    texts = [text() for _ in range(250)]
+    values = [
+        [first, second] if n % 5 == 0 else first
+        for n, (first, second) in enumerate(itertools.pairwise(texts))
+    ]
+    documents = [document(n, **dict.fromkeys(indexes, value)) for n, value in enumerate(values)]
+    log.index(*indexes.values())
+    log.upsert(*documents)
+    for _ in range(100):
+        asked, field_name = rng.choice([text(), text()[:3], rng.choice(texts)]), rng.choice(list(indexes))
+        for operator in ("text", "words", "phrase"):
+            condition = Condition(field_name, operator, asked)
+            expected = {d.document_id for d in documents if matches(condition, d.payload, indexes)}
+            found = log.vectors.page(log.view, Page(1000, condition)).hits
+            assert {hit.document_id for hit in found} == expected, condition
+
+
+def test_places_at_the_edges_of_the_map_are_found(log: Log) -> None:
+    """Qdrant's index loses places near the poles and the 180th meridian; we may not."""
+    rng = random.Random(7)
+
+    def place() -> Payload:
+        lat = rng.choice([rng.uniform(-90, 90), rng.choice([-90, 90, 0, 89.9999, -89.9999, 45.0])])
+        return {
+            "lat": lat,
+            "lon": rng.choice([rng.uniform(-180, 180), rng.choice([-180, 180, 0, 179.9999, -90.0])]),
+        }
+
+    documents = [document(n, at=place()) for n in range(400)]
+    log.index(index("at", "geo"))
+    log.upsert(*documents)
+    for _ in range(120):
+        ring = [place() for _ in range(rng.randrange(3, 6))]
+        one, other = place(), place()
+        radius = rng.choice([0, 100, 1e5, 1e6, 5e6, 1e7, 2e7, 3e7])
+        for operator, value in (
+            ("geo_radius", {"center": one, "radius": radius}),
+            ("geo_bounding_box", {"top_left": one, "bottom_right": other}),
+            ("geo_polygon", {"exterior": {"points": [*ring, ring[0]]}}),
+        ):
+            condition = Condition("at", operator, value)
+            expected = {d.document_id for d in documents if matches(condition, d.payload)}
+            found = log.vectors.page(log.view, Page(1000, condition)).hits
+            assert {hit.document_id for hit in found} == expected, condition
+
+
+def test_a_read_of_many_slices_sees_one_state(log: Log, engine: Engine) -> None:
+    """Between the slices of a scan a document came whose value the index does not see."""
+    log.index(index("n", "integer"))
+    log.upsert(*(document(n, n=n, plain="x") for n in range(2500)))
+    wrong, stop = [], threading.Event()
+    filter = And((Not((Condition("n", "gte", 0),)), Condition("plain", "eq", "x")))
+
+    def read() -> None:
+        while not stop.is_set():
+            wrong.extend(hit.payload["n"] for hit in log.vectors.page(log.view, Page(5, filter)).hits)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(8):
+        log.upsert(document(5000 + turn, n=5.5, plain="x"))
+        log.index()
+        log.index(index("n", "integer"))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

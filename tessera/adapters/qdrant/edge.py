@@ -9,6 +9,7 @@ by itself when the view comes back at the very position where it was, else it ra
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -76,7 +77,7 @@ class _Starter:
             job, future = self._jobs.get()
             try:
                 future.set_result(job())
-            except OSError as error:
+            except BaseException as error:  # noqa: BLE001 - for the caller; without this thread no host can start
                 future.set_exception(error)
 
     def call(self, job: Callable[[], T]) -> T:
@@ -112,10 +113,13 @@ class _Host:
         self.views: set[str] = set()
         self._on_death = on_death
         self._lock = threading.Lock()
+        #: Held while a message is on its way. Never together with `_lock`, which the reader needs: a host that
+        #: waits to be read reads nothing itself, and a sender that kept the reader from reading would wait for ever.
+        self._sending = threading.Lock()
         self._pending: dict[int, tuple[str, Future[Any]]] = {}
         self._blamed: set[str] = set()
         self._dead = False
-        self._next_id = 0
+        self._ids = itertools.count(1)
         self._connection, theirs = socket.socketpair()
         command = [
             sys.executable, "-m", HOST_MODULE,
@@ -157,18 +161,20 @@ class _Host:
         """
         future: Future[Any] = Future()
         view_id = view.view_id if view is not None else ""
+        request_id = next(self._ids)
+        message = pipe.packed((request_id, operation, view, arguments))
         with self._lock:
             if self._dead:
                 raise _HostDied
-            self._next_id += 1
-            request_id = self._next_id
             self._pending[request_id] = (view_id, future)
-            try:
-                pipe.send(self._connection, (request_id, operation, view, arguments))
-            except OSError:
+        try:
+            with self._sending:
+                self._connection.sendall(message)
+        except OSError:
+            with self._lock:
                 self._pending.pop(request_id, None)
                 self._dead = True  # the reader has not seen it yet; a next request must not come here
-                raise _HostDied from None
+            raise _HostDied from None
         try:
             outcome, value = future.result(timeout=timeout_s)
         except FutureTimeout:

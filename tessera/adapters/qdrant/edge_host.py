@@ -517,7 +517,7 @@ class Host:
             self._reads.append((request_id, operation, view, arguments))
 
     def _reply(self, request_id: int, outcome: str, value: Any) -> None:
-        pipe.send(self._connection, (request_id, outcome, value))
+        self._connection.sendall(pipe.packed((request_id, outcome, value)))
 
     def _fail(self, request_ids: Sequence[int], error: BaseException) -> None:
         outcome: tuple[str, Any]

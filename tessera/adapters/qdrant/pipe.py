@@ -10,7 +10,6 @@ outcome one of the words below.
 from __future__ import annotations
 
 import pickle
-import socket
 import struct
 from typing import Any
 
@@ -25,10 +24,10 @@ PANIC = "panic"  # message: the engine panicked and the host ends
 _LENGTH = struct.Struct("<Q")
 
 
-def send(connection: socket.socket, message: tuple[Any, ...]) -> None:
-    """Send one message; blocks while the other end is slow."""
+def packed(message: tuple[Any, ...]) -> bytes:
+    """Return the bytes of one message."""
     body = pickle.dumps(message, protocol=5)
-    connection.sendall(_LENGTH.pack(len(body)) + body)
+    return _LENGTH.pack(len(body)) + body
 
 
 class Incoming:

@@ -8,10 +8,11 @@ what it speaks of. Writes wait until the server has applied them (``wait=true``)
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -50,12 +51,10 @@ CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
 #: Building a payload index over many documents is waited for this long.
 INDEX_TIMEOUT_S: Final = 600
-#: A read that a write came between is asked again; from the last time on, writes are held back.
-READ_TRIES: Final = 3
+#: The first version that keeps metadata of collections, and those that match prefixes and substrings.
+OLDEST_SERVER, PREFIXES_SINCE, SUBSTRINGS_SINCE = (1, 16), (1, 19), (1, 20)
 #: Key of the collection's metadata under which a view says whose it is and how far it has come.
 METADATA_KEY: Final = "tessera"
-
-T = TypeVar("T")
 
 
 class ServerVectors:
@@ -106,15 +105,18 @@ class ServerVectors:
 
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches in one request."""
-        return self._read(view, lambda live: finish(live.search(searches)))
+        with self._using(view) as opened:
+            return finish(opened.live.search(searches))
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""
-        return self._read(view, lambda live: finish(live.page(page)))
+        with self._using(view) as opened:
+            return finish(opened.live.page(page))
 
     def count(self, view: View, filter: Filter | None = None) -> int:
         """Count documents, exactly."""
-        return self._read(view, lambda live: finish(live.count(filter)))
+        with self._using(view) as opened:
+            return finish(opened.live.count(filter))
 
     def get(self, view: View, document_ids: Sequence[str], with_vectors: bool = False) -> list[Hit]:
         """Fetch by id, in the order of `document_ids`; absent ones are left out."""
@@ -156,18 +158,6 @@ class ServerVectors:
             with self._lock:
                 self._views.pop(view.view_id, None)
             raise
-
-    def _read(self, view: View, ask: Callable[[LiveView], T]) -> T:
-        """Answer from one state of the view, although others may be writing to it."""
-        with self._using(view) as opened:
-            for _ in range(READ_TRIES):
-                indexes, irregular = opened.live.basis()
-                answer = ask(opened.live)
-                now = opened.live.basis()
-                if now[0] is indexes and now[1] == irregular:
-                    return answer
-            with opened.writing:
-                return ask(opened.live)
 
     def _client(self, view: View) -> QdrantClient:
         key = (view.location, view.secret)
@@ -223,12 +213,13 @@ class ServerEngine:
         self._view = view
         self._name = view.view_id
         self._m = models
-        self.translator = Translator(models)
+        self.translator = Translator(models)  # of a current server, until `open` knows better
 
     # --- the collection ----------------------------------------------------------------------------
 
     def open(self) -> Standing:
         """Return where the collection stands; make it when it does not exist."""
+        self._learn_version()
         with self._calling():
             exists = self._client.collection_exists(self._name)
         if not exists:
@@ -251,6 +242,25 @@ class ServerEngine:
         self._set_alias(self._alias_target())
         return standing
 
+    def _learn_version(self) -> None:
+        """Refuse a server that is too old, and do without what this one cannot do."""
+        with self._calling():
+            stated = self._client.info().version
+        numbers = re.match(r"(\d+)\.(\d+)", stated)
+        if numbers is None:
+            return  # a build of its own; what it cannot do, it will say
+        version = (int(numbers[1]), int(numbers[2]))
+        if version < OLDEST_SERVER:
+            where = _shown(self._view.location)
+            raise QdrantRefusedError(
+                f"The Qdrant server at {where} is version {stated}, too old: it keeps no metadata of collections. "
+                "Use Qdrant 1.16 or newer.",
+                details={"qdrant_url": where},
+            )
+        self.translator = Translator(
+            self._m, prefixes=version >= PREFIXES_SINCE, substrings=version >= SUBSTRINGS_SINCE
+        )
+
     def _create(self) -> Standing:
         target = self._alias_target()  # refused before anything is made
         standing = Standing()
@@ -261,12 +271,6 @@ class ServerEngine:
                 metadata={METADATA_KEY: self._stated(standing)},
             )
         try:
-            if self._stored() is None:
-                raise QdrantRefusedError(
-                    f"The Qdrant server at {_shown(self._view.location)} is too old: it keeps no metadata of "
-                    "collections. Use Qdrant 1.16 or newer.",
-                    details={"qdrant_url": _shown(self._view.location)},
-                )
             self._set_alias(target)
         except (QdrantError, AlreadyExistsError):
             # Nothing of ours is left behind; when even that fails, the next opening finds it empty and goes on.

@@ -108,10 +108,16 @@ def path_segments(path: str) -> tuple[str, ...]:
 
 
 class Translator:
-    """Builds the objects of `module` (``qdrant_edge`` or ``qdrant_client.models``)."""
+    """Builds the objects of `module` (``qdrant_edge`` or ``qdrant_client.models``).
 
-    def __init__(self, module: ModuleType) -> None:
+    `prefixes` and `substrings` say whether the engine matches those of keywords: a server does from
+    versions 1.19 and 1.20 on.
+    """
+
+    def __init__(self, module: ModuleType, *, prefixes: bool = True, substrings: bool = True) -> None:
         self._m = module
+        self._prefixes = prefixes
+        self._substrings = substrings
         self._edge = hasattr(module, "EdgeShard")
 
     # --- filters -----------------------------------------------------------------------------------
@@ -281,9 +287,9 @@ class Translator:
         match operator:
             case "eq":
                 return self._field(path, match=self._m.MatchValue(value=text))
-            case "starts_with" if text:
+            case "starts_with" if text and self._prefixes:
                 return self._field(path, match=self._m.MatchPrefix(prefix=text))
-            case "contains" | "ends_with" if text:
+            case "contains" | "ends_with" if text and self._substrings:
                 # `contains` on an array means membership, and an ending is not only a substring.
                 raise _Inexact(self._field(path, match=self._m.MatchSubstring(substring=text)))
         raise _Inexact
@@ -393,7 +399,9 @@ class Translator:
         kind = {} if self._edge else {"type": str(index.type)}
         match index.type:
             case IndexType.KEYWORD:
-                return m.KeywordIndexParams(is_tenant=schema.get("is_tenant", False), prefix=True, **kind)
+                return m.KeywordIndexParams(
+                    is_tenant=schema.get("is_tenant", False), **self._prefix_option(), **kind
+                )
             case IndexType.INTEGER:
                 return m.IntegerIndexParams(
                     lookup=schema.get("lookup", True), range=schema.get("range", True), **kind
@@ -419,7 +427,11 @@ class Translator:
 
     def shadow_params(self) -> Any:
         """Return the engine's parameters for the index over case-folded copies."""
-        return self._m.KeywordIndexParams(prefix=True, **({} if self._edge else {"type": "keyword"}))
+        kind = {} if self._edge else {"type": "keyword"}
+        return self._m.KeywordIndexParams(**self._prefix_option(), **kind)
+
+    def _prefix_option(self) -> dict[str, bool]:
+        return {"prefix": True} if self._prefixes else {}
 
     def index_report(self, data_type: Any, params: Any) -> tuple[str, dict[str, Any]]:
         """Return type and parameters of an index as the engine states them, in the words of the API."""

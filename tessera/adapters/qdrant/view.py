@@ -36,7 +36,7 @@ from tessera.adapters.qdrant.translate import (
     shadow_path,
 )
 from tessera.errors import BadRequestError, QdrantError
-from tessera.filters import Condition, Filter, matches, values_at
+from tessera.filters import Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
 
@@ -44,6 +44,8 @@ from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageRes
 WRITE_SLICE = 200
 #: Points in one read of a scan.
 SCAN_SLICE = 1000
+#: A read is given up when the basis of its filters changed so often under it.
+READ_TRIES = 5
 
 T = TypeVar("T")
 #: Case-folded strings of one field of one document.
@@ -322,14 +324,6 @@ class LiveView:
         """Return where the view stands."""
         return Mark(self.view.view_id, self.standing.seq, self.standing.document_count, durable)
 
-    def basis(self) -> tuple[object, int]:
-        """Return what filters are split by: an answer is exact when this was the same before and after.
-
-        Where reads and writes run side by side (a server), a document that makes a path irregular, or a
-        change of indexes, may come between the splitting of a filter and the engine's answer.
-        """
-        return self._indexes, len(self.standing.irregular)
-
     def _use(self, indexes: Sequence[PayloadIndex]) -> None:
         """Trust `indexes` from now on, for documents to come and for filters."""
         self.standing.indexes = tuple(indexes)
@@ -483,6 +477,30 @@ class LiveView:
 
     def search(self, searches: Sequence[Search]) -> Steps[list[list[Hit]]]:
         """Answer `searches`; what the engine can answer alone goes to it as one batch."""
+        return self._steady(lambda: self._search(searches))
+
+    def page(self, page: Page) -> Steps[PageResult]:
+        """List documents by point id, or sorted."""
+        return self._steady(lambda: self._page(page))
+
+    def count(self, filter: Filter | None) -> Steps[int]:
+        """Count the documents that `filter` lets through."""
+        return self._steady(lambda: self._count(filter))
+
+    def _steady(self, read: Callable[[], Steps[T]]) -> Steps[T]:
+        """Read again when what the filters were split by changed on the way.
+
+        Writes come between the slices of a read, on a server at any moment: one may bring a value that an
+        index does not see, or change the indexes, after the engine's part of a filter was chosen.
+        """
+        for _ in range(READ_TRIES):
+            indexes, irregular = self._indexes, len(self.standing.irregular)
+            answer = yield from read()
+            if self._indexes is indexes and len(self.standing.irregular) == irregular:
+                return answer
+        raise QdrantError("The namespace's indexes are changing; try again.", retry_after_s=1)
+
+    def _search(self, searches: Sequence[Search]) -> Steps[list[list[Hit]]]:
         answers: list[list[Hit]] = [[] for _ in searches]
         places: list[int] = []
         queries: list[Query] = []
@@ -536,12 +554,13 @@ class LiveView:
         # A filter that lets much through is met by the nearest few: no need to look at every document.
         ahead = max(64, 4 * wanted)
         (nearest,) = self.engine.query_batch([self._query(search, engine_filter, ahead, 0)])
-        passing = [hit for hit in map(self._hit, nearest) if self._holds(residual, hit.payload)]
+        holds = self._test(residual)
+        passing = [hit for hit in map(self._hit, nearest) if holds(hit.payload)]
         if len(passing) >= wanted or (len(nearest) < ahead and self._finds_all(search)):
             return passing[search.offset : wanted]
         point_ids: list[str] = []
         for records in self._scan(engine_filter):
-            point_ids += [r.point_id for r in records if self._holds(residual, reveal(r.payload or {}))]
+            point_ids += [record.point_id for record in records if holds(reveal(record.payload or {}))]
             yield
         return self._translator.has_ids(point_ids) if point_ids else []
 
@@ -550,8 +569,7 @@ class LiveView:
         """Say whether fewer hits than asked for means that there are no others (a graph may miss some)."""
         return search.exact
 
-    def page(self, page: Page) -> Steps[PageResult]:
-        """List documents by point id, or sorted."""
+    def _page(self, page: Page) -> Steps[PageResult]:
         engine_filter, residual = self._split(page.filter)
         if page.sort_path is not None:
             return (yield from self._sorted_page(page, engine_filter, residual))
@@ -560,6 +578,7 @@ class LiveView:
         if residual is None:
             return self._plain_page(page, engine_filter)
         self._check_scan(engine_filter, residual)
+        holds = self._test(residual)
         hits: list[Hit] = []
         skip, more = page.offset, False
         for records in self._scan(engine_filter, start=page.after, with_vectors=page.with_vectors):
@@ -567,7 +586,7 @@ class LiveView:
                 if record.point_id == page.after:
                     continue
                 hit = self._hit(record)
-                if not self._holds(residual, hit.payload):
+                if not holds(hit.payload):
                     continue
                 if skip > 0:
                     skip -= 1
@@ -613,6 +632,7 @@ class LiveView:
                 f"{self._max_scan:,}; narrow the listing by a filter on an indexed field "
                 f"({self._known_indexes()})."
             )
+        holds = None if residual is None else self._test(residual)
         floor = self._cursor_place(page)
         keep = page.offset + page.limit + 1
         best: list[tuple[tuple[bool, Any, str], tuple[int, Any], str]] = []
@@ -620,7 +640,7 @@ class LiveView:
             candidates = []
             for record in records:
                 payload = reveal(record.payload or {})
-                if residual is not None and not self._holds(residual, payload):
+                if holds is not None and not holds(payload):
                     continue
                 key = sort_key(payload, page.sort_path)
                 place = _place(key, payload["document_id"], page.descending)
@@ -653,15 +673,15 @@ class LiveView:
                     return _place((kind, value), document_id, page.descending)
         raise BadRequestError("The cursor belongs to a listing with another order.")
 
-    def count(self, filter: Filter | None) -> Steps[int]:
-        """Count the documents that `filter` lets through."""
+    def _count(self, filter: Filter | None) -> Steps[int]:
         engine_filter, residual = self._split(filter)
         if residual is None:
             return self._superset_size(engine_filter)
         self._check_scan(engine_filter, residual)
+        holds = self._test(residual)
         total = 0
         for records in self._scan(engine_filter):
-            total += sum(self._holds(residual, reveal(record.payload or {})) for record in records)
+            total += sum(holds(reveal(record.payload or {})) for record in records)
             yield
         return total
 
@@ -689,8 +709,8 @@ class LiveView:
     def _split(self, filter: Filter | None) -> tuple[Any | None, Filter | None]:
         return self._translator.split(filter, self._indexes, self.standing.irregular)
 
-    def _holds(self, residual: Filter, payload: Payload) -> bool:
-        return matches(residual, payload, self._indexes)
+    def _test(self, residual: Filter) -> Test:
+        return predicate(residual, self._indexes)
 
     def _superset_size(self, engine_filter: Any | None) -> int:
         if engine_filter is None and self._count_is_known:

@@ -1,0 +1,137 @@
+"""What a request carries inline: decoded strictly, and known by its bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zipfile
+
+import pytest
+
+from tessera.content import FORMATS, XLSX, BadContent, decode, family, sniff, url_scheme
+
+LIMIT = 1 << 20
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def box(brand: bytes) -> bytes:
+    return b"\x00\x00\x00\x18ftyp" + brand + b"\x00" * 32
+
+
+def archive(*names: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name in names:
+            file.writestr(name, "x")
+    return out.getvalue()
+
+
+SAMPLES = [
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff\xe0", "image/jpeg"),
+    (b"GIF89a", "image/gif"),
+    (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "image/webp"),
+    (b"II*\x00", "image/tiff"),
+    (b"BM" + (26).to_bytes(4, "little") + b"\x00" * 20, "image/bmp"),
+    (box(b"avif"), "image/avif"),
+    (box(b"heic"), "image/heic"),
+    (box(b"isom"), "video/mp4"),
+    (box(b"qt  "), "video/quicktime"),
+    (box(b"M4A "), "audio/mp4"),
+    (b"\x1aE\xdf\xa3\x01\x00webm", "video/webm"),
+    (b"\x1aE\xdf\xa3\x01\x00matroska", "video/x-matroska"),
+    (b"RIFF\x00\x00\x00\x00AVI LIST", "video/x-msvideo"),
+    (b"\x00\x00\x01\xba", "video/mpeg"),
+    (b"\x47" + b"\x00" * 187 + b"\x47" + b"\x00" * 187, "video/mp2t"),
+    (b"OggS" + b"\x00" * 24 + b"\x80theora", "video/ogg"),
+    (b"OggS" + b"\x00" * 24 + b"OpusHead", "audio/ogg"),
+    (b"RIFF\x00\x00\x00\x00WAVEfmt ", "audio/wav"),
+    (b"FORM\x00\x00\x00\x00AIFF", "audio/aiff"),
+    (b"fLaC", "audio/flac"),
+    (b"ID3\x04", "audio/mpeg"),
+    (b"\xff\xfb\x90\x00", "audio/mpeg"),
+    (b"\xff\xf1\x50\x80", "audio/aac"),
+    (b"%PDF-1.7", "application/pdf"),
+    (b"\r\n%PDF-1.4", "application/pdf"),
+    (archive("[Content_Types].xml", "xl/workbook.xml"), XLSX),
+    (archive("word/document.xml"), "application/zip"),
+    (b"PK\x03\x04 cut off", "application/zip"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/vnd.ms-excel"),
+]
+
+
+@pytest.mark.parametrize(("data", "mime_type"), SAMPLES, ids=[mime for _, mime in SAMPLES])
+def test_bytes_tell_their_type(data: bytes, mime_type: str) -> None:
+    assert sniff(data) == mime_type
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"\xff\xff\xff\xff", b"BM not a picture", b"hello", b"<svg/>", b"\x47G"]
+)
+def test_what_is_nothing_known_is_not_guessed(data: bytes) -> None:
+    assert sniff(data) is None
+
+
+def test_the_bytes_decide_not_what_is_declared() -> None:
+    png = b"\x89PNG\r\n\x1a\n and so on"
+    assert decode(f"data:image/jpeg;base64,{b64(png)}", "image", max_bytes=LIMIT).mime_type == "image/png"
+    with pytest.raises(BadContent, match="holds image/png, but video is needed"):
+        decode(f"data:video/mp4;base64,{b64(png)}", "video", max_bytes=LIMIT)
+
+
+def test_a_declared_type_stands_where_bytes_say_nothing() -> None:
+    made = decode(f"data:audio/x-new;base64,{b64(b'whatever')}", "audio", max_bytes=LIMIT)
+    assert made.mime_type == "audio/x-new"
+    with pytest.raises(BadContent, match="not recognised as audio"):
+        decode(b64(b"whatever"), "audio", max_bytes=LIMIT)
+    with pytest.raises(BadContent, match="not recognised as audio"):
+        decode(f"data:application/octet-stream;base64,{b64(b'whatever')}", "audio", max_bytes=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "mime_type"),
+    [
+        ("video", b"GIF89a", "image/gif"),
+        ("audio", box(b"isom"), "video/mp4"),
+        ("excel", b"a,b\n1,2\n", "text/csv"),
+        ("excel", archive("xl/workbook.xml"), XLSX),
+    ],
+)
+def test_a_kind_takes_what_may_hold_it(kind: str, data: bytes, mime_type: str) -> None:
+    assert decode(b64(data), kind, max_bytes=LIMIT).mime_type == mime_type
+
+
+def test_sizes_are_those_of_the_decoded_bytes() -> None:
+    assert len(decode("ä" * 8, "text", max_bytes=16).data) == 16
+    with pytest.raises(BadContent, match="has 18 bytes when decoded; at most 16"):
+        decode("ä" * 9, "text", max_bytes=16)
+
+
+@pytest.mark.parametrize(
+    "value", ["ab\ud800", "data:,ab\ud800", "data:text/plain;charset=nowhere,abc", "data:,%ff"]
+)
+def test_text_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(BadContent) as caught:
+        decode(value, "text", max_bytes=LIMIT)
+    assert caught.value.kind == "encoding"
+
+
+def test_urls_are_told_from_texts() -> None:
+    assert url_scheme(" https://example.com/a?b=c ") == "https"
+    assert url_scheme("S3://bucket/key") == "s3"
+    for text in ("see https://example.com", "https://a b", "a:b", "data:,x", "://x", "1http://x"):
+        assert url_scheme(text) is None
+
+
+def test_families_are_the_kinds_of_blobs() -> None:
+    assert [family(mime) for mime in ("image/png", "application/pdf", XLSX, "text/plain", "font/woff")] == [
+        "image",
+        "pdf",
+        "excel",
+        "text",
+        "other",
+    ]
+    assert set(FORMATS) == {"image", "video", "audio", "pdf", "excel", "text"}
