@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.http.processes import Server
+from tests.ray_cluster import RayCluster
 
 QDRANT_URL = os.environ.get("TESSERA_TEST_QDRANT_URL")
 
@@ -81,6 +82,14 @@ def either_server(request: pytest.FixtureRequest) -> Server:
     name = "server" if request.param == "edge" else "server_on_qdrant"
     found: Server = request.getfixturevalue(name)
     return found
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray cluster of one node, shared by the whole run."""
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
