@@ -594,6 +594,8 @@ def _provisioned(
     What is to be undone is written down first: when the server is killed in between, `drop_doomed` does it.
     """
     _check_ray(place["ray_head_node_url"])
+    # The first contact makes nothing: a server that is not there or refuses the key leaves nothing to undo.
+    wh.views.drop(view)
     with wh.db.write() as connection:
         connection.execute(
             doomed_views.insert().values(
