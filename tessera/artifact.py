@@ -6,13 +6,14 @@ Columns: ``document_id: string``, ``payload: binary`` (JSON), and for each named
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import orjson
 
-from tessera.blobs import sync
+from tessera.blobs import sync_folder
 from tessera.ports import Document
 
 VECTOR_PREFIX = "v:"
@@ -49,10 +50,13 @@ def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, in
     table = pa.table(dict(zip(names, arrays, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=200)
+    with part.open("wb") as sink:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=200)
+        sink.flush()
+        os.fsync(sink.fileno())
     part.rename(path)
-    sync(path)
+    sync_folder(path.parent)
 
 
 def read(path: Path | str) -> Iterator[list[Document]]:

@@ -7,6 +7,7 @@ never shared with, or visible to, another.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -29,6 +30,7 @@ class Blobs:
 
         self.root = root
         self.store: LocalStore = LocalStore(root, mkdir=True)
+        self._durable_folders: set[Path] = set()
 
     def put(self, namespace_id: str, data: bytes) -> str:
         """Store `data` and return its key. Storing the same bytes again is free and gives the same key."""
@@ -37,10 +39,10 @@ class Blobs:
 
         key = f"{namespace_id}/blobs/{hashlib.sha256(data).hexdigest()}"
         try:
-            obstore.put(self.store, key, data, mode="create")
-            sync(self.path(key))
-        except AlreadyExistsError:
-            pass
+            with contextlib.suppress(AlreadyExistsError):
+                obstore.put(self.store, key, data, mode="create")
+            # Also what was there: whoever wrote it may not have come so far, or died before.
+            sync(self.new_path(key))
         except (BaseError, OSError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
                 raise InsufficientStorageError(
@@ -57,6 +59,19 @@ class Blobs:
             raise StorageError("A blob key has an empty or relative part.")
         return self.root.joinpath(*parts)
 
+    def new_path(self, key: str) -> Path:
+        """Return the local file of `key` to write to; its folder exists and survives power loss."""
+        path = self.path(key)
+        folder = path.parent
+        if folder not in self._durable_folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            for above in folder.parents:
+                sync_folder(above)
+                if above == self.root:
+                    break
+            self._durable_folders.add(folder)
+        return path
+
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys below `prefix`."""
         import obstore
@@ -71,9 +86,14 @@ class Blobs:
 
 def sync(path: Path) -> None:
     """Make the file at `path` and its name durable."""
-    for target in (path, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in the folder at `path` durable (of a file: what is in it)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

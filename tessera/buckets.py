@@ -117,11 +117,12 @@ def list_(
     """List buckets, oldest first unless sorted otherwise."""
     with wh.db.read() as connection:
         namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
-        rows = connection.execute(
+        query = (
             sa.select(buckets)
             .where(buckets.c.namespace_id == namespace_id)
             .order_by(buckets.c.created_at, buckets.c.bucket_id)
-        ).mappings()
+        )
+        rows = connection.execute(query).mappings().all()
         chosen = listing.choose(
             rows,
             filters=request.filters,

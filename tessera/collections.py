@@ -111,11 +111,12 @@ def list_(
     """List collections, oldest first unless sorted otherwise."""
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        rows = connection.execute(
+        query = (
             sa.select(collections)
             .where(collections.c.namespace_id == place["namespace_id"])
             .order_by(collections.c.created_at, collections.c.collection_id)
-        ).mappings()
+        )
+        rows = connection.execute(query).mappings().all()
         chosen = listing.choose(
             rows,
             filters=request.filters,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,9 +105,14 @@ class Configuration:
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (name, value, origin) for each setting; secrets are hidden."""
         return [
-            (name, "" if value is None else str(value), self.origins.get(name, "default"))
+            (name, "" if value is None else _without_password(str(value)), self.origins.get(name, "default"))
             for name, value in self.settings
         ]
+
+
+def _without_password(value: str) -> str:
+    """Return `value` with what stands for the password of a URL hidden."""
+    return re.sub(r"(://[^:/@\s]*:)\S*@", r"\1…@", re.sub(r"(?i)(password=)[^&\s]*", r"\1…", value))
 
 
 def load(

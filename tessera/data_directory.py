@@ -16,6 +16,7 @@ from pathlib import Path
 import orjson
 
 from tessera import __version__
+from tessera.blobs import sync_folder
 from tessera.errors import TesseraError, quote
 
 #: Grows when an older release could not work with what this one writes.
@@ -124,15 +125,15 @@ def write_admin_key(path: Path, key: str) -> None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 so that a crash leaves the old one or the new one."""
+    """Write a file of mode 0600, durable on return; a crash leaves the old one or the new one."""
     part = path.with_name(f"{path.name}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     part.rename(path)
+    sync_folder(path.parent)
 
 
 def _held_message(path: Path) -> str:

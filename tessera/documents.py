@@ -305,8 +305,9 @@ def delete(
     """
     with wh.db.read() as connection:
         namespace_id, collection_id = _place(connection, principal, namespace, collection)
+    assert collection_id is not None
     hit = _hit(wh, namespace_id, collection_id, document_id, with_vectors=False)
-    _remove(wh, principal, namespace_id, [hit])
+    _remove(wh, principal, namespace_id, collection_id, [_with_source(hit)])
     return GenericDeleteResponse(message=f"Document {document_id} was deleted.")
 
 
@@ -332,20 +333,22 @@ def delete_batch(
         namespace_id, collection_id = _place(connection, principal, namespace, collection)
     assert collection_id is not None
     if request.document_ids is None:
-        hits = list(_all_hits(wh, namespace_id, _within(collection_id, request.filters)))
-        _remove(wh, principal, namespace_id, hits)
+        found = list(_all_found(wh, namespace_id, _within(collection_id, request.filters)))
+        _remove(wh, principal, namespace_id, collection_id, found)
         return BatchDeleteResponse(
-            deleted_count=len(hits),
+            deleted_count=len(found),
             failed_count=0,
             results=[],
-            message=f"{len(hits)} document(s) were deleted.",
+            message=f"{len(found)} document(s) were deleted.",
         )
     wanted = list(dict.fromkeys(request.document_ids))
-    hits = [
-        hit for hit in wh.views.get(namespace_id, wanted) if hit.payload.get("collection_id") == collection_id
+    found = [
+        _with_source(hit)
+        for hit in wh.views.get(namespace_id, wanted)
+        if hit.payload.get("collection_id") == collection_id
     ]
-    _remove(wh, principal, namespace_id, hits)
-    gone = {hit.document_id for hit in hits}
+    _remove(wh, principal, namespace_id, collection_id, found)
+    gone = {document_id for document_id, _ in found}
     results = [
         DeletedDocument(document_id=document_id, success=True)
         if document_id in gone
@@ -363,43 +366,65 @@ def delete_batch(
     )
 
 
-def _all_hits(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[Hit]:
+def _all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tuple[str, str]]:
+    """Yield (document id, source id) of every document that the filter lets through now."""
     after = None
     while True:
         found = wh.views.page(namespace_id, Page(limit=_DELETE_PAGE, filter=within, after=after))
-        yield from found.hits
+        yield from map(_with_source, found.hits)
         after = found.next_after
         if after is None:
             return
 
 
-def _remove(wh: Warehouse, principal: Principal, namespace_id: str, hits: Sequence[Hit]) -> None:
+def _with_source(hit: Hit) -> tuple[str, str]:
+    return hit.document_id, str(hit.payload.get("source_object_id"))
+
+
+def _remove(
+    wh: Warehouse,
+    principal: Principal,
+    namespace_id: str,
+    collection_id: str,
+    found: Sequence[tuple[str, str]],
+) -> None:
     """Log the deletion together with what the sources still have, then make it seen."""
-    if not hits:
+    if not found:
         return
-    gone: dict[tuple[str, str], set[str]] = {}
-    for hit in hits:
-        source = (str(hit.payload["collection_id"]), str(hit.payload.get("source_object_id")))
-        gone.setdefault(source, set()).add(hit.document_id)
     with wh.db.write() as connection:
         namespaces.resolve(connection, principal, namespace_id)
-        for (collection_id, source_id), ids in gone.items():
-            _forget(connection, collection_id, source_id, ids)
-        seq = log.append_edit(connection, namespace_id, deletes=[hit.document_id for hit in hits])
+        for start in range(0, len(found), _DELETE_PAGE):
+            _forget(connection, collection_id, found[start : start + _DELETE_PAGE])
+        seq = log.append_edit(connection, namespace_id, deletes=[document_id for document_id, _ in found])
     wh.views.apply(namespace_id, seq)
 
 
-def _forget(connection: Connection, collection_id: str, source_id: str, ids: set[str]) -> None:
-    """Take documents off their source. Its input hash goes too, so that processing it again brings them back."""
-    this = sa.and_(sources.c.collection_id == collection_id, sources.c.source_id == source_id)
-    known = connection.execute(sa.select(sources.c.document_ids).where(this)).scalar()
-    if known is None:
-        return
-    left = [document_id for document_id in known if document_id not in ids]
-    if left:
-        connection.execute(sa.update(sources).where(this).values(document_ids=left, input_hash=""))
-    else:
-        connection.execute(sa.delete(sources).where(this))
+def _forget(connection: Connection, collection_id: str, found: Sequence[tuple[str, str]]) -> None:
+    """Take documents off their sources.
+
+    The input hash of a source goes too, so that processing it again brings its documents back.
+    """
+    gone = {document_id for document_id, _ in found}
+    known = connection.execute(
+        sa.select(sources.c.source_id, sources.c.document_ids).where(
+            sources.c.collection_id == collection_id,
+            sources.c.source_id.in_({source_id for _, source_id in found}),
+        )
+    ).all()
+    left = {source_id: [d for d in ids if d not in gone] for source_id, ids in known}
+    this = sa.and_(
+        sources.c.collection_id == collection_id, sources.c.source_id == sa.bindparam("b_source_id")
+    )
+    fewer = [{"b_source_id": source_id, "b_left": ids} for source_id, ids in left.items() if ids]
+    if fewer:
+        connection.execute(
+            sa.update(sources).where(this).values(document_ids=sa.bindparam("b_left"), input_hash=""), fewer
+        )
+    none = [source_id for source_id, ids in left.items() if not ids]
+    if none:
+        connection.execute(
+            sa.delete(sources).where(sources.c.collection_id == collection_id, sources.c.source_id.in_(none))
+        )
 
 
 # --- inside --------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def write_documents(
         part = documents[start : start + artifact.MAX_DOCUMENTS]
         used = {name for document in part for name in document.vectors}
         artifact.write(
-            blobs.path(key), part, {name: size for name, size in dimensions.items() if name in used}
+            blobs.new_path(key), part, {name: size for name, size in dimensions.items() if name in used}
         )
         keys.append(key)
     return tuple(keys)

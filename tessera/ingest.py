@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -51,10 +52,29 @@ logger = logging.getLogger("tessera.ingest")
 #: A chunk closes at either bound, so that a kill costs little and progress is seen.
 CHUNK_ROWS = 64
 CHUNK_BYTES = 8 * 2**20
+#: Rows that are planned and held in memory at once; a batch may be much larger.
+WINDOW_ROWS = 1024
+#: Progress is counted at most so often, and takes at most a hundredth of the time.
+PROGRESS_INTERVAL_S = 0.5
+#: What a row keeps of an error's message.
+MAX_MESSAGE_CHARS = 1000
 
 
 class Superseded(Exception):
     """The batch was cancelled, retried or deleted while we worked on it; nothing of ours counts any more."""
+
+
+class _CollectionGone(Exception):
+    """The collection was deleted while we worked for it; the batch goes on with its other collections."""
+
+
+@dataclass(slots=True)
+class _Pace:
+    """When progress may be counted again: counting reads every row of the batch."""
+
+    due_s: float = 0.0
+    #: Whether a worker may have left an artifact behind that nothing names.
+    litter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,7 @@ class _Attempt:
     running: Mapping[str, str]
     #: Where its rows are extracted.
     compute: Compute
+    pace: _Pace = field(default_factory=_Pace)
 
 
 def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
@@ -98,6 +119,9 @@ def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
         logger.info(
             "batch %s was superseded; what attempt %d still brings is dropped", batch_id, attempt.number
         )
+        attempt.pace.litter = True
+    if attempt.pace.litter:
+        _sweep(wh, attempt)
 
 
 def fail_batch(wh: Warehouse, batch_id: str, message: str) -> None:
@@ -218,9 +242,14 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
                 )
             ).scalars()
         )
+    mine = f"{prefix}/{attempt.batch_id}-"
     for key in wh.blobs.keys(prefix):
-        if key.startswith(f"{prefix}/{attempt.batch_id}-") and key not in logged:
+        if key.startswith(mine) and key not in logged and _attempt_of(key, mine) <= attempt.number:
             wh.blobs.path(key).unlink(missing_ok=True)
+
+
+def _attempt_of(key: str, prefix: str) -> int:
+    return int(key[len(prefix) :].partition("-")[0])
 
 
 def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: threading.Event) -> None:
@@ -234,11 +263,32 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
         _close_rows(wh, attempt, collection_id, "SKIPPED", "superseded", "The collection was deleted.")
         return
     plan_hash = _plan_hash(wh, attempt, collection)
-    jobs = _jobs(wh, attempt, collection, plan_hash)
+    try:
+        while not stop.is_set():
+            rows = _pending(wh, attempt, collection_id)
+            if not rows:
+                break
+            _run_chunks(wh, attempt, plan_hash, _jobs(wh, attempt, collection, rows, plan_hash), stop)
+    except _CollectionGone:
+        attempt.pace.litter = True
+        _close_rows(wh, attempt, collection_id, "SKIPPED", "superseded", "The collection was deleted.")
+        return
+    if not stop.is_set():
+        # Rows that a retry took up again although their object is gone.
+        _close_rows(wh, attempt, collection_id, "SKIPPED", "superseded", "The object was deleted.")
+
+
+def _run_chunks(
+    wh: Warehouse, attempt: _Attempt, plan_hash: str, jobs: Sequence[ChunkJob], stop: threading.Event
+) -> None:
+    """Extract and commit `jobs`; every row of them has ended when this returns, unless `stop` is set."""
     again: list[ChunkJob] = []
     for chunk, outcome in _map(wh, attempt, jobs, stop):
-        if isinstance(outcome, Failed) and len(chunk.rows) > 1:
+        if stop.is_set() and isinstance(outcome, Failed):
+            return  # our workers were stopped under it: its rows are for the next server
+        if isinstance(outcome, Failed) and (len(chunk.rows) > 1 or outcome.retryable):
             # One row took its neighbours down: each goes again alone, so that only the culprit fails.
+            attempt.pace.litter = True
             again.extend(_alone(chunk))
         else:
             _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
@@ -247,6 +297,8 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
     for tries_left in range(wh.settings.row_attempts - 1, -1, -1):
         retry: list[ChunkJob] = []
         for chunk, outcome in _map(wh, attempt, again, stop):
+            if stop.is_set() and isinstance(outcome, Failed):
+                return
             if isinstance(outcome, Failed) and outcome.retryable and tries_left:
                 retry.append(chunk)
             else:
@@ -294,18 +346,25 @@ def _settled(chunk: ChunkJob, outcome: ChunkResult | Failed) -> ChunkResult:
 # --- planning ----------------------------------------------------------------------------------------
 
 
-def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping, plan_hash: str) -> list[ChunkJob]:
-    """Cut the collection's pending rows into chunks; rows whose source did not change are closed at once."""
+def _jobs(
+    wh: Warehouse,
+    attempt: _Attempt,
+    collection: RowMapping,
+    pending: Sequence[RowMapping],
+    plan_hash: str,
+) -> list[ChunkJob]:
+    """Cut pending rows into chunks; rows whose source did not change are closed at once."""
     extractor = collection["feature_extractor"]
     chunks: list[ChunkJob] = []
     rows: list[ChunkRow] = []
     size = 0
-    unchanged: list[str] = []
+    unchanged: dict[str, int] = {}
 
     def close() -> None:
         nonlocal rows, size
         if rows:
-            name = f"{attempt.batch_id}-{attempt.number}-{collection['collection_id']}-{len(chunks)}"
+            # The first row names the chunk: it is in no other one of this attempt.
+            name = f"{attempt.batch_id}-{attempt.number}-{collection['collection_id']}-{rows[0].object_id}"
             chunks.append(
                 ChunkJob(
                     namespace_id=attempt.namespace_id,
@@ -324,10 +383,10 @@ def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping, plan_hash: s
             )
         rows, size = [], 0
 
-    for item, known in _pending(wh, attempt, collection["collection_id"]):
+    for item in pending:
         row = _chunk_row(wh, attempt, collection, item)
-        if known == (input_hash(row), plan_hash):
-            unchanged.append(item["object_id"])
+        if (item["input_hash"], item["plan_hash"]) == (input_hash(row), plan_hash):
+            unchanged[item["object_id"]] = len(item["document_ids"])
             continue
         rows.append(row)
         size += item["size_bytes"]
@@ -339,29 +398,32 @@ def _jobs(wh: Warehouse, attempt: _Attempt, collection: RowMapping, plan_hash: s
     return chunks
 
 
-def _pending(
-    wh: Warehouse, attempt: _Attempt, collection_id: str
-) -> list[tuple[RowMapping, tuple[str, str] | None]]:
+def _pending(wh: Warehouse, attempt: _Attempt, collection_id: str) -> Sequence[RowMapping]:
+    """Return the next objects to process, each with what is known of its documents from before."""
     with wh.db.read() as connection:
-        rows = connection.execute(
-            sa.select(objects, sources.c.input_hash, sources.c.plan_hash)
-            .select_from(
-                batch_rows.join(objects, objects.c.object_id == batch_rows.c.object_id).outerjoin(
-                    sources,
-                    sa.and_(
-                        sources.c.collection_id == batch_rows.c.collection_id,
-                        sources.c.source_id == batch_rows.c.object_id,
-                    ),
+        return (
+            connection.execute(
+                sa.select(objects, sources.c.input_hash, sources.c.plan_hash, sources.c.document_ids)
+                .select_from(
+                    batch_rows.join(objects, objects.c.object_id == batch_rows.c.object_id).outerjoin(
+                        sources,
+                        sa.and_(
+                            sources.c.collection_id == batch_rows.c.collection_id,
+                            sources.c.source_id == batch_rows.c.object_id,
+                        ),
+                    )
                 )
+                .where(
+                    batch_rows.c.batch_id == attempt.batch_id,
+                    batch_rows.c.collection_id == collection_id,
+                    batch_rows.c.status == "PENDING",
+                )
+                .order_by(objects.c.created_at, objects.c.object_id)
+                .limit(WINDOW_ROWS)
             )
-            .where(
-                batch_rows.c.batch_id == attempt.batch_id,
-                batch_rows.c.collection_id == collection_id,
-                batch_rows.c.status == "PENDING",
-            )
-            .order_by(objects.c.created_at, objects.c.object_id)
-        ).mappings()
-        return [(row, (row["input_hash"], row["plan_hash"]) if row["input_hash"] else None) for row in rows]
+            .mappings()
+            .all()
+        )
 
 
 def input_hash(row: ChunkRow) -> str:
@@ -498,14 +560,14 @@ def _passthrough(
                 continue
             value = item["default"]
         else:
-            value = values if len(values) > 1 else _value_at(known, path, values[0])
+            value = _value_at(known, path, values if len(values) > 1 else values[0])
         _set(payload, path, value)
         _set(payload, item.get("target_path") or path.rsplit(".", 1)[-1], value)
     return payload
 
 
 def _value_at(fields: Mapping[str, Any], path: str, fallback: Any) -> Any:
-    """Return the value at `path` as it stands (a list of one stays a list)."""
+    """Return the value at `path` as it stands; `fallback` where arrays lie on the way to it."""
     here: Any = fields
     for segment in path.split("."):
         if not isinstance(here, Mapping) or segment not in here:
@@ -549,16 +611,12 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
 
 def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[str]:
     """Return the chunk's objects that are not as planned any more; raise when the whole chunk is late."""
-    batch = connection.execute(
-        sa.select(batches.c.status, batches.c.attempt).where(batches.c.batch_id == attempt.batch_id)
-    ).one_or_none()
-    if batch is None or batch.status != "IN_PROGRESS" or batch.attempt != attempt.number:
-        raise Superseded
+    _check_attempt(connection, attempt)
     exists = connection.execute(
         sa.select(collections.c.collection_id).where(collections.c.collection_id == chunk.collection_id)
     ).scalar()
     if exists is None:
-        return {row.object_id for row in chunk.rows}
+        raise _CollectionGone
     versions = {
         object_id: version
         for object_id, version in connection.execute(
@@ -568,6 +626,15 @@ def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[st
         )
     }
     return {row.object_id for row in chunk.rows if versions.get(row.object_id) != row.object_version}
+
+
+def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
+    """Raise `Superseded` unless the batch is still ours."""
+    batch = connection.execute(
+        sa.select(batches.c.status, batches.c.attempt).where(batches.c.batch_id == attempt.batch_id)
+    ).one_or_none()
+    if batch is None or batch.status != "IN_PROGRESS" or batch.attempt != attempt.number:
+        raise Superseded
 
 
 def _without(wh: Warehouse, chunk: ChunkJob, result: ChunkResult, late: set[str]) -> ChunkResult:
@@ -652,7 +719,7 @@ def _record_rows(
             "b_kind": "superseded" if r.object_id in late else r.error_kind,
             "b_message": "The object changed or was deleted while it was extracted."
             if r.object_id in late
-            else r.error_message,
+            else r.error_message and r.error_message[:MAX_MESSAGE_CHARS],
         }
         for r in results
     ]
@@ -680,7 +747,9 @@ def _record_rows(
 def _close_rows(
     wh: Warehouse, attempt: _Attempt, collection_id: str, status: str, kind: str | None, message: str | None
 ) -> None:
+    """Close the rows of a collection that are still to be done."""
     with wh.db.write() as connection:
+        _check_attempt(connection, attempt)
         connection.execute(
             sa.update(batch_rows)
             .where(
@@ -693,17 +762,15 @@ def _close_rows(
         _record_progress(connection, attempt, "extract")
 
 
-def _close_unchanged(wh: Warehouse, attempt: _Attempt, collection_id: str, object_ids: Sequence[str]) -> None:
-    """Close rows whose input and plan are those of the documents that exist: nothing is written for them."""
+def _close_unchanged(
+    wh: Warehouse, attempt: _Attempt, collection_id: str, unchanged: Mapping[str, int]
+) -> None:
+    """Close rows whose input and plan are those of the documents that exist: nothing is written for them.
+
+    `unchanged` tells how many documents each object has.
+    """
     with wh.db.write() as connection:
-        known = {
-            source_id: len(ids)
-            for source_id, ids in connection.execute(
-                sa.select(sources.c.source_id, sources.c.document_ids).where(
-                    sources.c.collection_id == collection_id
-                )
-            )
-        }
+        _check_attempt(connection, attempt)
         connection.execute(
             sa.update(batch_rows)
             .where(
@@ -712,7 +779,7 @@ def _close_unchanged(wh: Warehouse, attempt: _Attempt, collection_id: str, objec
                 batch_rows.c.object_id == sa.bindparam("b_object_id"),
             )
             .values(status="COMPLETED", documents=sa.bindparam("b_documents"), updated_at=now()),
-            [{"b_object_id": o, "b_documents": known.get(o, 0)} for o in object_ids],
+            [{"b_object_id": o, "b_documents": count} for o, count in unchanged.items()],
         )
         _record_progress(connection, attempt, "extract")
 
@@ -728,10 +795,17 @@ def _counts(connection: Connection, batch_id: str) -> dict[str, int]:
     }
 
 
-def _record_progress(connection: Connection, attempt: _Attempt, stage: str) -> None:
-    if not attempt.task_id:
+def _record_progress(
+    connection: Connection, attempt: _Attempt, stage: str, counts: Mapping[str, int] | None = None
+) -> None:
+    """Write how far the batch is into its task: `counts` if they are known, else counted when it is time."""
+    started = time.monotonic()
+    if not attempt.task_id or (counts is None and started < attempt.pace.due_s):
         return
-    counts = _counts(connection, attempt.batch_id)
+    if counts is None:
+        counts = _counts(connection, attempt.batch_id)
+        counted = time.monotonic()
+        attempt.pace.due_s = counted + max(PROGRESS_INTERVAL_S, 100 * (counted - started))
     total = sum(counts.values())
     connection.execute(
         sa.update(tasks)
@@ -784,7 +858,7 @@ def _finish(wh: Warehouse, attempt: _Attempt) -> None:
         ).one_or_none()
         if done is None:
             raise Superseded
-        _record_progress(connection, attempt, "done")
+        _record_progress(connection, attempt, "done", counts)
         if attempt.task_id:
             connection.execute(
                 sa.update(tasks)

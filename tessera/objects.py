@@ -208,7 +208,10 @@ def _prepare(
         route = f"POST /v1/buckets/{bucket['bucket_id']}/objects"
         body = request.model_dump(mode="json", exclude={"idempotency_key"})
         once = idempotency.once(principal, route, key, body)
-    draft = _draft(wh, BucketSchema.model_validate(bucket["bucket_schema"]), request)
+    fields = dict(request.model_extra or {})
+    if request.metadata is not None:
+        fields["metadata"] = request.metadata
+    draft = _draft(wh, BucketSchema.model_validate(bucket["bucket_schema"]), request, fields)
     raise_problems(draft.problems)
     return _New(draft, _store(wh, bucket["namespace_id"], draft), once, bool(request.skip_duplicates))
 
@@ -297,8 +300,9 @@ def list_(
             )
         else:
             _refuse_long_scan(wh, total)
-            scan = connection.execute(sa.select(objects).where(in_bucket).order_by(*oldest_first)).mappings()
-            chosen = list(_chosen(scan, wanted, request))
+            # Closed whatever happens: a result that is left open disturbs the next use of its connection.
+            with connection.execute(sa.select(objects).where(in_bucket).order_by(*oldest_first)) as scan:
+                chosen = list(_chosen(scan.mappings(), wanted, request))
             total = len(chosen)
             if request.sort is not None:
                 chosen = listing.ordered(
@@ -397,20 +401,16 @@ def update(
     with wh.db.read() as connection:
         place = _bucket(connection, principal, namespace, bucket)
         before = _row(connection, place, object_id)
-    given = request.model_dump(exclude_unset=True, exclude={"key_prefix", "blobs", "skip_duplicates"})
-    fields = {**before["fields"], **given}
-    if not replace and isinstance(given.get("metadata"), dict):
-        fields["metadata"] = {**(before["fields"].get("metadata") or {}), **given["metadata"]}
-    merged = CreateObjectRequest.model_validate(
-        {
-            **{name: value for name, value in fields.items() if value is not None},
-            "key_prefix": request.key_prefix if request.key_prefix is not None else before["key_prefix"],
-        }
-    )
-    merged.blobs = request.blobs
+    fields = {**before["fields"], **(request.model_extra or {})}
+    if "metadata" in request.model_fields_set:
+        earlier = {} if replace or request.metadata is None else before["fields"].get("metadata") or {}
+        fields["metadata"] = {**earlier, **request.metadata} if request.metadata is not None else None
+    fields = {name: value for name, value in fields.items() if value is not None}
     schema = BucketSchema.model_validate(place["bucket_schema"])
     kept = [] if request.blobs is not None else before["blobs"]
-    draft = _draft(wh, schema, merged, kept={blob["property"] for blob in kept})
+    draft = _draft(wh, schema, request, fields, kept={blob["property"] for blob in kept})
+    if draft.key_prefix is None:
+        draft.key_prefix = before["key_prefix"]
     raise_problems(draft.problems)
     given_properties = {blob.property for blob in draft.blobs}
     kept = [blob for blob in kept if blob["property"] not in given_properties]
@@ -483,11 +483,19 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
 
 
 def _draft(
-    wh: Warehouse, schema: BucketSchema, request: CreateObjectRequest, *, kept: set[str] | None = None
+    wh: Warehouse,
+    schema: BucketSchema,
+    request: CreateObjectRequest | UpdateObjectRequest,
+    fields: JsonObject,
+    *,
+    kept: set[str] | None = None,
 ) -> _Draft:
-    """Check a request against its bucket's schema. `kept` are properties whose stored blobs stay."""
+    """Check a request against its bucket's schema.
+
+    `fields` are the object's own, `kept` the properties whose stored blobs stay.
+    """
     draft = _Draft(request.key_prefix)
-    _take_fields(draft, schema, request)
+    _take_fields(draft, schema, fields)
     blobs: list[tuple[Location, CreateBlobRequest]] = [
         (("body", "blobs", i), blob) for i, blob in enumerate(request.blobs or ())
     ]
@@ -515,10 +523,10 @@ def _draft(
     return draft
 
 
-def _take_fields(draft: _Draft, schema: BucketSchema, request: CreateObjectRequest) -> None:
-    draft.fields = dict(request.model_extra or {})
-    if request.metadata is not None:
-        draft.fields["metadata"] = dict(request.metadata)
+def _take_fields(draft: _Draft, schema: BucketSchema, fields: JsonObject) -> None:
+    draft.fields = dict(fields)
+    if isinstance(fields.get("metadata"), dict):
+        draft.fields["metadata"] = dict(fields["metadata"])
     for name in list(draft.fields):
         if name == "metadata":
             continue

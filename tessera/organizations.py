@@ -25,6 +25,7 @@ from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
     ForbiddenError,
+    NotEnabledError,
     NotFoundError,
     Problem,
     UnauthorizedError,
@@ -506,7 +507,10 @@ def get_organization(wh: Warehouse, principal: Principal) -> OrganizationModelRe
 def update_organization(
     wh: Warehouse, principal: Principal, request: OrganizationUpdateRequest
 ) -> OrganizationModelResponse:
-    """Rename the organization, or replace its infrastructure (null removes it). Repeatable."""
+    """Rename the organization, or replace its infrastructure (null removes it). Repeatable.
+
+    Raises `DedicatedUnavailableError`, and changes nothing, for a dedicated tier that is well formed.
+    """
     from tessera.sealing import seal
 
     _check_administers(principal, "organization")
@@ -704,7 +708,9 @@ def _check_infrastructure(wh: Warehouse, wanted: Mapping[str, Any]) -> None:
     if wanted["compute_tier"] == "shared":
         return
     if not wh.settings.allow_dedicated:
-        raise ForbiddenError("This server does not offer dedicated infrastructure (setting allow_dedicated).")
+        raise NotEnabledError(
+            "This server does not offer dedicated infrastructure (setting allow_dedicated)."
+        )
     problems = [
         Problem(
             ("body", "infrastructure", name),

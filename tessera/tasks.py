@@ -56,15 +56,16 @@ def list_(
                 ).mappings()
             )
         else:
-            found = connection.execute(sa.select(tasks).where(mine).order_by(*newest_first)).mappings()
-            chosen = listing.choose(
-                (row for row in found if _sees(principal, row, visible)),
-                filters=request.filters,
-                search=request.search,
-                search_in=("task_id", "task_type", "error"),
-                sort=(request.sort.field, request.sort.direction) if request.sort else None,
-                id_field="task_id",
-            )
+            # Closed whatever happens: a result that is left open disturbs the next use of its connection.
+            with connection.execute(sa.select(tasks).where(mine).order_by(*newest_first)) as found:
+                chosen = listing.choose(
+                    (row for row in found.mappings() if _sees(principal, row, visible)),
+                    filters=request.filters,
+                    search=request.search,
+                    search_in=("task_id", "task_type", "error"),
+                    sort=(request.sort.field, request.sort.direction) if request.sort else None,
+                    id_field="task_id",
+                )
             total = len(chosen)
             rows = chosen[page.offset : page.offset + page.limit]
         results = [answer(connection, row) for row in rows]

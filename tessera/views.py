@@ -46,6 +46,10 @@ logger = logging.getLogger("tessera.views")
 REPLAY_ENTRIES = 50
 #: How often applied entries are made durable (rule 8: every 50 entries or 1 s; the host counts entries).
 FLUSH_INTERVAL_S = 1.0
+#: A reader waits so long for a view that somebody else is opening, replaying or rebuilding.
+READ_PATIENCE_S = 25.0
+#: The flusher passes over a view that is busy for longer; it comes by again.
+_FLUSH_PATIENCE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +112,13 @@ class Views:
         Can be repeated; returns at once when the view is that far already.
         Raises `QdrantError` when the engine cannot; the log keeps the entry and the next use applies it.
         """
+        return self._apply(namespace_id, seq, patience_s=None)
+
+    def _apply(self, namespace_id: str, seq: int | None, *, patience_s: float | None) -> Mark:
         state = self._state(namespace_id)
         if state.ready and seq is not None and state.applied >= seq:
             return Mark(state.view.view_id if state.view else "", state.applied, state.count)
-        with self._attending(namespace_id, state):
+        with self._attending(namespace_id, state, patience_s):
             for _ in range(3):
                 try:
                     self._make_ready(namespace_id, state)
@@ -213,7 +220,7 @@ class Views:
         """Make everything durable and stop."""
         self._stop.set()
         self._flusher.join(timeout=5)
-        self._flush_dirty()
+        self._flush_dirty(patience_s=5)
 
     # --- inside ------------------------------------------------------------------------------------
 
@@ -225,24 +232,32 @@ class Views:
         return state
 
     @contextmanager
-    def _attending(self, namespace_id: str, state: _Open) -> Iterator[None]:
+    def _attending(self, namespace_id: str, state: _Open, patience_s: float | None) -> Iterator[None]:
         """Hold the namespace's lock, and leave no trace of a namespace that turns out not to exist."""
-        with state.lock:
+        if not state.lock.acquire(timeout=-1 if patience_s is None else patience_s):
+            # Threads that wait are missed by every other namespace.
+            raise QdrantError(
+                "The namespace's index is being brought up to date, which takes a while; try again.",
+                retry_after_s=5,
+            )
+        try:
             if state.gone:
                 raise NotFoundError("namespace", namespace_id)
-            try:
-                yield
-            except NotFoundError:
-                state.gone = True
-                with self._open_lock:
-                    self._open.pop(namespace_id, None)
-                raise
+            yield
+        except NotFoundError:
+            state.gone = True
+            with self._open_lock:
+                if self._open.get(namespace_id) is state:
+                    del self._open[namespace_id]
+            raise
+        finally:
+            state.lock.release()
 
     def _reading(self, namespace_id: str, call: Callable[[View], T]) -> T:
         state = self._state(namespace_id)
         for _ in range(3):
             if not state.ready:
-                self.apply(namespace_id)
+                self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
             view = state.view
             assert view is not None
             try:
@@ -328,24 +343,31 @@ class Views:
 
     def _flush_forever(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
-            self._flush_dirty()
+            self._flush_dirty(_FLUSH_PATIENCE_S)
 
-    def _flush_dirty(self) -> None:
+    def _flush_dirty(self, patience_s: float) -> None:
         for namespace_id in list(self._dirty):
-            state = self._state(namespace_id)
-            with state.lock:
+            state = self._open.get(namespace_id)
+            if state is None:
                 self._dirty.discard(namespace_id)
-                if not state.ready or state.view is None:
-                    continue  # lost or gone; what was applied is in the log and is replayed
+            elif state.lock.acquire(timeout=patience_s):
                 try:
-                    mark = self._vectors.flush(state.view)
-                except ViewLost:
-                    state.ready = False
-                    continue
-                except QdrantError as error:
-                    logger.warning("view %s could not be flushed: %s", state.view.view_id, error.message)
-                    self._dirty.add(namespace_id)
-                    continue
+                    self._flush(namespace_id, state)
+                finally:
+                    state.lock.release()
+
+    def _flush(self, namespace_id: str, state: _Open) -> None:
+        self._dirty.discard(namespace_id)
+        if not state.ready or state.view is None:
+            return  # lost or gone; what was applied is in the log and is replayed
+        try:
+            mark = self._vectors.flush(state.view)
+        except (ViewLost, ViewDamaged):
+            state.ready = False  # whoever uses it next opens it, and sees what is the matter
+        except Exception as error:  # noqa: BLE001  one view's trouble must not end the flusher of all
+            logger.warning("view %s could not be flushed: %s", state.view.view_id, error)
+            self._dirty.add(namespace_id)
+        else:
             self._db.later(_record(namespace_id, mark))
 
 

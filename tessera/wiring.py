@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tessera import sealing
+from tessera import data_directory, sealing
 from tessera.blobs import Blobs
 from tessera.config import Settings
 from tessera.context import Warehouse
@@ -112,12 +111,5 @@ def _signing_key(path: Path) -> bytes:
     except FileNotFoundError:
         pass
     key = secrets.token_bytes(32)
-    part = path.with_suffix(".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(descriptor, key)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    part.rename(path)
+    data_directory.write_private(path, key)
     return key

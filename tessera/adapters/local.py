@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import queue
 import signal
 import sys
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tessera.ports import HERE, Compute, Failed
+
+_STOPPED = Failed("ours", "The workers were stopped.", retryable=True)
 
 
 class LocalRunner:
@@ -24,6 +27,7 @@ class LocalRunner:
         self._pool: Any = None
         self._lock = threading.Lock()
         self._closed = False
+        self._callers: set[queue.SimpleQueue[concurrent.futures.Future[Any] | None]] = set()
 
     def map(
         self,
@@ -41,23 +45,38 @@ class LocalRunner:
         others and an early end of the iteration leaves little behind.
         """
         waiting: dict[concurrent.futures.Future[Any], int] = {}
+        #: Futures that are done, and None when the runner is closed.
+        done: queue.SimpleQueue[concurrent.futures.Future[Any] | None] = queue.SimpleQueue()
+        with self._lock:
+            self._callers.add(done)
         following = iter(enumerate(items))
-        exhausted = False
+        more = True
         try:
-            while True:
-                while not exhausted and len(waiting) < 2 * self._workers:
+            while more or waiting:
+                while more and len(waiting) < 2 * self._workers:
                     index, item = next(following, (-1, None))
-                    if index < 0:
-                        exhausted = True
+                    more = index >= 0
+                    if not more:
                         break
-                    pool = self._running_pool()
-                    waiting[pool.schedule(function, args=[item], timeout=timeout_s)] = index
-                if not waiting:
-                    return
-                done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    yield waiting.pop(future), _outcome(future, timeout_s)
+                    try:
+                        future = self._running_pool().schedule(function, args=[item], timeout=timeout_s)
+                    except RuntimeError:  # closed, or broken between the two
+                        yield index, _STOPPED
+                        continue
+                    waiting[future] = index
+                    future.add_done_callback(done.put)
+                if waiting:
+                    ready = done.get()
+                    if ready is None:
+                        # A closed pool ends what its workers do, but never what still waits for one.
+                        for index in list(waiting.values()):
+                            yield index, _STOPPED
+                        waiting.clear()
+                    elif ready in waiting:
+                        yield waiting.pop(ready), _outcome(ready, timeout_s)
         finally:
+            with self._lock:
+                self._callers.discard(done)
             for future in waiting:
                 future.cancel()
 
@@ -65,6 +84,8 @@ class LocalRunner:
         """Stop the workers; what they were doing ends as `Failed`."""
         with self._lock:
             pool, self._pool, self._closed = self._pool, None, True
+            for done in self._callers:
+                done.put(None)
         if pool is not None:
             pool.stop()
             pool.join(timeout=10)

@@ -68,7 +68,8 @@ class _Child:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=child_environment(),
+                # Nothing of the server's own settings and secrets is needed there.
+                env={k: v for k, v in child_environment().items() if not k.startswith("TESSERA_")},
                 # Where `-m` finds this very package, installed or not.
                 cwd=Path(__file__).parents[2],
             )

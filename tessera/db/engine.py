@@ -7,6 +7,7 @@ loss. Writers queue on a lock instead of on SQLite's busy handler, so that they 
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from tessera.errors import InsufficientStorageError, StorageError
+
+logger = logging.getLogger("tessera.db")
+
+#: Emptying the write-ahead log waits so long for readers; all writers wait with it.
+_CHECKPOINT_PATIENCE_MS = 100
+_BUSY_TIMEOUT_S = 30
 
 
 def now() -> str:
@@ -75,9 +82,13 @@ class Database:
             connection = self.engine.raw_connection()
             try:
                 cursor = connection.cursor()
-                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                cursor.fetchall()
-                cursor.close()
+                cursor.execute(f"PRAGMA busy_timeout={_CHECKPOINT_PATIENCE_MS}")
+                try:
+                    cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    cursor.fetchall()
+                finally:
+                    cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_S * 1000}")
+                    cursor.close()
             finally:
                 connection.close()
 
@@ -109,11 +120,13 @@ class Database:
             with self.write() as connection:
                 for item in work:
                     item(connection)
-        except (StorageError, InsufficientStorageError, sa.exc.SQLAlchemyError):
+        except Exception as error:  # noqa: BLE001  whatever one of them raised must not end the only writer
             # What lags may be lost: each of these values is written again later or recomputed.
             if len(work) > 1:
                 for item in work:
                     self._commit_together([item])
+            else:
+                logger.warning("a value that may lag was not written: %s: %s", type(error).__name__, error)
 
 
 def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
@@ -155,7 +168,12 @@ def _make_engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_pre_ping=True, **common)
     engine = sa.create_engine(
-        url, module=_sqlite_module(), pool_size=32, max_overflow=32, connect_args={"timeout": 30}, **common
+        url,
+        module=_sqlite_module(),
+        pool_size=32,
+        max_overflow=32,
+        connect_args={"timeout": _BUSY_TIMEOUT_S},
+        **common,
     )
 
     @sa.event.listens_for(engine, "connect")
@@ -172,6 +190,19 @@ def _make_engine(url: str) -> Engine:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+    # pysqlite3 shares one prepared statement among all cursors of a connection that ran its text. A cursor that
+    # was left open when its transaction ended (an exception while its rows were read) resets that statement when
+    # it is collected, in the middle of somebody else's rows: they come twice, and the next use of it is refused.
+    # So no cursor outlives its turn with the connection.
+    @sa.event.listens_for(engine, "after_cursor_execute")
+    def _remember(connection: Connection, cursor: Any, *_: object) -> None:
+        connection.info.setdefault("cursors", []).append(cursor)
+
+    @sa.event.listens_for(engine, "reset")
+    def _close_cursors(_connection: object, record: Any, _state: object) -> None:
+        for cursor in record.info.pop("cursors", ()):
+            cursor.close()
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
@@ -116,7 +116,3 @@ class BatchDeleteResponse(Model):
     failed_count: int
     results: list[DeletedDocument]
     message: str
-
-
-#: What an answer says of a document's vectors: names under `_vectors`, values under `vectors`.
-DocumentExtras = dict[str, Any]

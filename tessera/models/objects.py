@@ -80,8 +80,14 @@ class UpdateObjectRequest(Model):
 
     key_prefix: str | None = Field(None, max_length=1024)
     blobs: list[CreateBlobRequest] | None = Field(None, max_length=100)
+    blob: LooseBlob | None = Field(None, description="Short form for a bucket with one blob property.")
     metadata: JsonObject | None = None
     skip_duplicates: bool | None = Field(None, description="Accepted; without effect.")
+    canonicalize_source: bool | None = Field(None, description="Accepted; without effect.")
+    force_remirror: bool | None = Field(None, description="Accepted; without effect.")
+    idempotency_key: str | None = Field(
+        None, max_length=255, description="Accepted; setting a value twice is once."
+    )
 
 
 class BlobDetails(Model):

@@ -142,7 +142,7 @@ def test_the_organization_and_its_infrastructure(client: httpx.Client, server: S
         ("body", "infrastructure", "ray_head_node_url"),
     ]
     wanted = {
-        "compute_tier": "dedicated_cpu",
+        "compute_tier": "shared",
         "qdrant_url": "http://127.0.0.1:6333",
         "ray_head_node_url": "ray://127.0.0.1:10001",
     }
@@ -160,7 +160,10 @@ def test_the_organization_and_its_infrastructure(client: httpx.Client, server: S
         moved = client.patch(
             "/v1/organizations", json={"infrastructure": {**wanted, "qdrant_url": "http://127.0.0.1:7333"}}
         )
-        assert moved.status_code == 422
+        assert moved.status_code == 200
+        dedicated = {**wanted, "compute_tier": "dedicated_cpu"}
+        # The key went with the URL that it was for.
+        assert client.patch("/v1/organizations", json={"infrastructure": dedicated}).status_code == 422
     finally:
         removed = client.patch("/v1/organizations", json={"infrastructure": None})
     assert removed.json()["infrastructure"] is None

@@ -236,8 +236,10 @@ def test_config_shows_values_and_origins(tmp_path: Path) -> None:
         "9000",
         TESSERA_LOG_FORMAT="json",
         TESSERA_QDRANT_API_KEY="hush",
+        TESSERA_DATABASE_URL="postgresql+psycopg://tessera:hush@db/tessera",
     )
     assert shown.returncode == 0 and "hush" not in shown.stdout
+    assert "postgresql+psycopg://tessera:…@db/tessera" in shown.stdout
     rows = {line.split()[0]: line.split()[1:3] for line in shown.stdout.splitlines()}
     assert rows["port"] == ["9000", "flag"]
     assert rows["log_format"] == ["json", "environment"]

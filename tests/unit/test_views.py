@@ -7,20 +7,20 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from tessera import log
+from tessera import log, views
 from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.blobs import Blobs
 from tessera.db.engine import Database, now
 from tessera.db.tables import metadata, namespaces
-from tessera.errors import NotFoundError
-from tessera.ports import Document, Page, Search
+from tessera.errors import NotFoundError, QdrantError
+from tessera.ports import Document, Mark, Page, Search, View, ViewDamaged
 from tessera.views import Location, Views
 
 NAMESPACE = "ns_0123456789abcdef"
@@ -183,3 +183,56 @@ def test_purge_leaves_no_file_and_a_gone_namespace_is_not_found(place: Place) ->
     with pytest.raises(NotFoundError):
         place.views.page(NAMESPACE, Page(limit=1))
     assert place.views.document_count(NAMESPACE, 0) == 0
+
+
+def test_a_view_that_is_damaged_when_it_is_flushed_ends_nobodys_flushing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that moves the marks of all namespaces died of it."""
+    flush, damaged = place.vectors.flush, []
+
+    def once_damaged(view: View) -> Mark:
+        if not damaged:
+            damaged.append(view.view_id)
+            raise ViewDamaged(view.view_id, "its directory was removed")
+        return flush(view)
+
+    monkeypatch.setattr(place.vectors, "flush", once_damaged)
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    _wait_for(lambda: bool(damaged))
+    place.views.apply(NAMESPACE, place.write(document(2)))
+    _wait_for(lambda: place.row().mark_seq == 2)
+    assert place.found() == {"doc_1": 1, "doc_2": 2}
+
+
+def test_a_reader_waits_for_a_view_only_so_long(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of one namespace that is rebuilt took every thread of the server, for as long as that took."""
+    monkeypatch.setattr(views, "READ_PATIENCE_S", 0.2)
+    opens, opening, go_on = place.vectors.open, threading.Event(), threading.Event()
+
+    def open_slowly(view: View) -> Mark:
+        opening.set()
+        go_on.wait(10)
+        return opens(view)
+
+    monkeypatch.setattr(place.vectors, "open", open_slowly)
+    place.write(document(1))
+    first: list[object] = []
+    reader = threading.Thread(target=lambda: first.append(place.found()))
+    reader.start()
+    assert opening.wait(5)
+    started = time.monotonic()
+    with pytest.raises(QdrantError, match="brought up to date") as caught:
+        place.found()
+    assert time.monotonic() - started < 3
+    assert caught.value.retryable
+    go_on.set()
+    reader.join()
+    assert first == [{"doc_1": 1}]
+
+
+def _wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

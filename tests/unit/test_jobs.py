@@ -1,0 +1,241 @@
+"""What runs when: purges beside batches, fair turns, rests instead of waiting threads. Real tables, toy work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tessera import ingest, jobs, namespaces
+from tessera.config import Settings
+from tessera.context import Warehouse
+from tessera.db import tables
+from tessera.db.engine import now
+from tessera.errors import BadRequestError, QdrantError, StorageError
+from tessera.wiring import close_warehouse, open_warehouse
+
+
+class Place:
+    """A warehouse whose tables say what there is to do, and jobs that are told to look."""
+
+    def __init__(self, wh: Warehouse) -> None:
+        self.wh = wh
+        self.jobs = wh.jobs
+        assert isinstance(self.jobs, jobs.Jobs)
+
+    def namespace(self, name: str, *batch_ids: str) -> None:
+        at = now()
+        with self.wh.db.write() as connection:
+            connection.execute(
+                tables.namespaces.insert().values(
+                    namespace_id=name,
+                    organization_id="org_1",
+                    namespace_name=name,
+                    feature_extractors=[],
+                    user_indexes=[],
+                    added_indexes=[],
+                    vectors=[],
+                    vector_inference_map={},
+                    infrastructure={"max_concurrent_jobs": 100},
+                    view_id=f"{name}-1",
+                    created_at=at,
+                    updated_at=at,
+                )
+            )
+            for batch_id in batch_ids:
+                connection.execute(
+                    tables.batches.insert().values(
+                        batch_id=batch_id,
+                        namespace_id=name,
+                        bucket_id="bkt_1",
+                        object_ids=[],
+                        collection_ids=[],
+                        status="PENDING",
+                        submitted_at=now(),
+                        created_at=at,
+                        updated_at=at,
+                    )
+                )
+
+    def purges(self, *names: str) -> None:
+        with self.wh.db.write() as connection:
+            for name in names:
+                connection.execute(
+                    tables.purges.insert().values(
+                        namespace_id=name,
+                        organization_id="org_1",
+                        task_id="tsk_1",
+                        targets={"view_ids": []},
+                        created_at=now(),
+                    )
+                )
+
+    def start(self) -> None:
+        self.jobs.start(self.wh)
+
+    def status(self, batch_id: str) -> str:
+        with self.wh.db.read() as connection:
+            query = sa.select(tables.batches.c.status).where(tables.batches.c.batch_id == batch_id)
+            return str(connection.execute(query).scalar_one())
+
+
+@pytest.fixture
+def ended() -> Iterator[threading.Event]:
+    """Set when the test is over: toy work that waits for it ends then."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def place(tmp_path: Path, ended: threading.Event) -> Iterator[Callable[..., Place]]:
+    opened: list[Warehouse] = []
+
+    def make(job_threads: int = 1) -> Place:
+        opened.append(open_warehouse(Settings(data=tmp_path, job_threads=job_threads), run_jobs=False))
+        return Place(opened[-1])
+
+    yield make
+    ended.set()
+    for wh in opened:
+        close_warehouse(wh)
+
+
+@pytest.fixture
+def run_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]], list[str]]:
+    """Let batches do something else, and note in which order they were started; one that returns is done."""
+
+    def use(work: Callable[[str], None]) -> list[str]:
+        started: list[str] = []
+
+        def run(wh: Warehouse, batch_id: str, _stop: threading.Event) -> None:
+            started.append(batch_id)
+            work(batch_id)
+            with wh.db.write() as connection:
+                connection.execute(
+                    sa.update(tables.batches)
+                    .where(tables.batches.c.batch_id == batch_id)
+                    .values(status="COMPLETED")
+                )
+
+        monkeypatch.setattr(ingest, "run_batch", run)
+        return started
+
+    return use
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 4.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_purges_that_take_long_hold_up_no_batch(
+    place: Callable[..., Place],
+    run_batch: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    ended: threading.Event,
+) -> None:
+    monkeypatch.setattr(namespaces, "purge", lambda *_: ended.wait(20))
+    started = run_batch(lambda _: None)
+    here = place(job_threads=2)
+    here.purges(*(f"ns_gone{n}" for n in range(10)))
+    here.namespace("ns_a", "bat_1")
+    here.start()
+    until(lambda: started == ["bat_1"])
+
+
+def test_batches_hold_up_no_purge(
+    place: Callable[..., Place],
+    run_batch: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    ended: threading.Event,
+) -> None:
+    purged = threading.Event()
+    monkeypatch.setattr(namespaces, "purge", lambda *_: purged.set())
+    started = run_batch(lambda _: ended.wait(20) and None)
+    here = place(job_threads=1)
+    here.namespace("ns_a", "bat_1")
+    here.start()
+    until(lambda: started == ["bat_1"])
+    here.purges("ns_gone")
+    here.jobs.wake()
+    assert purged.wait(4)
+
+
+def test_a_batch_that_waits_for_better_times_takes_nobodys_turn(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]]
+) -> None:
+    """One broken index kept every thread asleep, and all other namespaces with it."""
+
+    def work(batch_id: str) -> None:
+        if batch_id == "bat_broken":
+            raise QdrantError("The index is not there now.")
+
+    started = run_batch(work)
+    here = place(job_threads=1)
+    here.namespace("ns_broken", "bat_broken")
+    here.namespace("ns_good", "bat_1", "bat_2")
+    here.start()
+    until(lambda: started[:3] == ["bat_broken", "bat_1", "bat_2"], timeout_s=0.9)
+    assert here.status("bat_broken") == "PENDING"
+    until(lambda: started.count("bat_broken") == 2)  # its turn comes again
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(QdrantError("no"), 3), (StorageError("no"), 3), (BadRequestError("no"), 1)]
+)
+def test_what_may_pass_is_tried_again_and_ends_after_all(
+    place: Callable[..., Place],
+    run_batch: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    tries: int,
+) -> None:
+    monkeypatch.setattr(jobs, "RETRY_AFTER_S", (0.05, 0.05))
+
+    def work(_: str) -> None:
+        raise error
+
+    started = run_batch(work)
+    here = place()
+    here.namespace("ns_a", "bat_1")
+    here.start()
+    until(lambda: here.status("bat_1") == "FAILED")
+    assert len(started) == tries
+
+
+def test_a_job_that_fails_for_a_reason_of_ours_does_not_spin(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def purge(_: Warehouse, namespace_id: str) -> None:
+        calls.append(namespace_id)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(jobs, "REST_S", 0.3)
+    monkeypatch.setattr(namespaces, "purge", purge)
+    here = place()
+    here.purges("ns_gone")
+    here.start()
+    time.sleep(1)
+    assert 2 <= len(calls) <= 4
+    assert here.jobs.is_running()
+
+
+def test_a_namespace_with_many_batches_leaves_room_for_others(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]], ended: threading.Event
+) -> None:
+    started = run_batch(lambda _: ended.wait(20) and None)
+    here = place(job_threads=3)
+    here.namespace("ns_many", *(f"bat_{n:02}" for n in range(20)))
+    here.namespace("ns_few", "bat_few")
+    here.start()
+    until(lambda: len(started) == 3)
+    assert sorted(started) == ["bat_00", "bat_01", "bat_few"]
