@@ -6,9 +6,14 @@ import argparse
 import os
 import platform
 
-from bench import models, p1_create_namespace
+from bench import models, p1_create_namespace, p11_get_namespace, p12_start
 
-BENCHMARKS = {"p1": p1_create_namespace.main, "models": models.main}
+BENCHMARKS = {
+    "p1": p1_create_namespace.main,
+    "p11": p11_get_namespace.main,
+    "p12": p12_start.main,
+    "models": models.main,
+}
 
 
 def main() -> None:

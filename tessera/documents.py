@@ -17,7 +17,7 @@ from tessera import collections, content, links, log, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import sources
 from tessera.errors import BadRequestError, NotFoundError, Problem, quote, raise_problems
-from tessera.filters import And, Condition, Filter, parse
+from tessera.filters import SECRET_FIELDS, And, Condition, Filter, parse
 from tessera.models.base import JsonObject
 from tessera.models.documents import (
     BatchDeleteRequest,
@@ -271,6 +271,15 @@ def _continue(page: PageRequest, asked: str) -> Any:
 
 def _not_here(request: ListDocumentsRequest) -> list[Problem]:
     problems = []
+    if request.sort is not None and request.sort.field.split(".", 1)[0] in SECRET_FIELDS:
+        # A cursor holds what it was sorted by.
+        problems.append(
+            Problem(
+                ("body", "sort", "field"),
+                f"{quote(request.sort.field)} is not a field that lists are sorted by.",
+                "field",
+            )
+        )
     if request.search:
         problems.append(
             Problem(

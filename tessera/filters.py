@@ -84,6 +84,10 @@ Filter = Condition | And | Or | Not
 # --- reading -------------------------------------------------------------------------------------------
 
 
+#: Root fields of documents that nobody may learn, also not by asking what they begin with or by sorting.
+SECRET_FIELDS = frozenset({"internal_id"})
+
+
 def parse(
     raw: object,
     *,
@@ -238,6 +242,9 @@ class _Reader:
                 "characters, without empty parts and without [] (arrays match by themselves).",
                 "field",
             )
+            return None
+        if path.split(".", 1)[0] in SECRET_FIELDS:
+            self.wrong(path_location, f"{quote(path)} is not a field that filters may name.", "field")
             return None
         before = len(self.problems)
         value = self._resolved(value, value_location)

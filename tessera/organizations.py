@@ -147,11 +147,20 @@ class Keys:
             return connection.execute(_BY_DIGEST, {"digest": digest}).one_or_none()
 
     def _find_kept(self, digest: bytes) -> Sequence[Any] | None:
-        if self._kept is None:
-            self._kept = self._db.engine.raw_connection()
-        # Without a transaction around it, so that it holds no snapshot and always sees what was committed.
-        row: Sequence[Any] | None = self._kept.dbapi_connection.execute(self._sql, (digest,)).fetchone()
+        try:
+            if self._kept is None:
+                self._kept = self._db.engine.raw_connection()
+            # Without a transaction around it, so that it holds no snapshot and always sees what was committed.
+            row: Sequence[Any] | None = self._kept.dbapi_connection.execute(self._sql, (digest,)).fetchone()
+        except Exception:  # noqa: BLE001  the driver's own; a connection that broke must not lock everybody out
+            self._let_go()
+            return self._find(digest)
         return row
+
+    def _let_go(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.invalidate()
 
     def _note_use(self, key_id: str) -> None:
         at = time.monotonic()

@@ -840,7 +840,7 @@ def _find(connection: Connection, namespace_id: str, identifier: str) -> RowMapp
     raise NotFoundError("retriever", identifier)
 
 
-def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(row: Mapping[str, Any] | RowMapping) -> dict[str, Any]:
     definition = row["definition"]
     return {
         "retriever_id": row["retriever_id"],

@@ -103,7 +103,9 @@ class ExecuteRequest(Model):
     inputs: JsonObject = Field(default_factory=dict, examples=[{"query_text": "wireless headphones"}])
     filters: JsonObject | None = None
     limit: int | None = Field(None, ge=1, le=1000)
-    pagination: JsonObject | None = Field(None, examples=[{"method": "offset", "page_size": 10, "page_number": 1}])
+    pagination: JsonObject | None = Field(
+        None, examples=[{"method": "offset", "page_size": 10, "page_number": 1}]
+    )
     return_urls: bool | None = None
     return_vectors: bool | None = None
     stream: bool = False

@@ -67,7 +67,7 @@ class FeatureSearch(Stage):
         """Translate the short form (``feature_uri``, ``input``, ``limit``) and the two older ones."""
         if "searches" in parameters:
             return parameters
-        search = {
+        search: dict[str, Any] = {
             key: parameters[key]
             for key in ("feature_uri", "feature_address", "query", "input", "filters", "weight", "min_score")
             if key in parameters

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ import numpy as np
 import pytest
 
 from tessera import artifact
-from tessera.adapters.qdrant import edge
+from tessera.adapters.qdrant import edge, edge_host
 from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.log import State, fold
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
@@ -404,6 +405,29 @@ def test_more_views_than_may_be_open(tmp_path: Path, start: Callable[..., EdgeVe
         ).document_count == max(0, n - 1)
     closed = [where for where in views if Path(where.location, "checksums.json").exists()]
     assert len(closed) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process is not told its mappings")
+def test_views_with_many_indexes_are_closed_before_the_system_refuses_memory(tmp_path: Path) -> None:
+    """256 open views with forty indexes each would take three times the mappings that Linux grants."""
+    ours, theirs = socket.socketpair()
+    room = 500
+    limit = edge_host.count_mappings() + room
+    host = edge_host.Host(ours, max_open_views=256, max_scan_documents=100, max_mappings=limit)
+    places = [view(tmp_path, f"ns_{number}-1") for number in range(40)]
+    try:
+        for where in places:
+            host._open(where)
+            host._live(where).engine.count(None)
+            assert edge_host.count_mappings() < limit + room
+        assert 1 <= len(host._views) < len(places)
+        for where in places:  # what was closed opens again by itself
+            assert host._live(where).mark().seq == 0
+    finally:
+        host._close_all()
+        ours.close()
+        theirs.close()
+    assert edge_host.most_mappings()
 
 
 def test_searches_are_answered_while_a_large_entry_is_applied(

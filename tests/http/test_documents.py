@@ -91,6 +91,20 @@ def test_a_document_in_the_shape_of_the_api(loop: Loop) -> None:
     assert loop.get(path) == loop.get(f"/documents/{document['document_id']}") == document
 
 
+def test_the_organizations_secret_id_cannot_be_asked_out(loop: Loop, shop: Shop) -> None:
+    """A cursor held what a list was sorted by, and a filter told letter by letter what it begins with."""
+    path = f"/v1/collections/{shop.collection}/documents/list"
+    refused: list[dict[str, Any]] = [
+        {"sort": {"field": "internal_id", "direction": "asc"}, "limit": 1},
+        {"filters": {"field": "internal_id", "operator": "starts_with", "value": "int_"}},
+        {"filters": {"NOT": [{"internal_id": "int_0"}]}},
+    ]
+    for body in refused:
+        answer = loop.client.post(path, json=body, headers=loop.headers)
+        assert answer.status_code == 422, body
+        assert "is not a field that" in answer.text
+
+
 def test_vectors_only_when_asked(loop: Loop) -> None:
     shop = Shop(loop, TEXT)
     name = "text_extractor_v1_embedding"
