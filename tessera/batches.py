@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, collections, idempotency, listing, namespaces, tasks
+from tessera import buckets, collections, idempotency, limits, listing, namespaces, tasks
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, objects
@@ -85,6 +85,7 @@ def create(
         known = idempotency.claim(connection, once, batch_id) if once is not None else None
         if known is None:
             object_ids = _existing(connection, place, request.object_ids)
+            limits.check_quota(wh, connection, principal, "batch_objects", len(object_ids))
             wanted = _readers(connection, place, request.collection_ids)
             _insert(connection, place, batch_id, object_ids, wanted, request.metadata)
         row = _find(connection, place, known or batch_id, made=known)
@@ -204,6 +205,7 @@ def add_objects(
                 f"The batch would have {len(together)} objects; at most {MAX_OBJECTS} are allowed. Make another batch "
                 "for the rest."
             )
+        limits.check_quota(wh, connection, principal, "batch_objects", len(together))
         connection.execute(
             sa.update(batches)
             .where(batches.c.batch_id == row["batch_id"])
@@ -256,7 +258,11 @@ def submit(wh: Warehouse, principal: Principal, namespace: str, bucket: str, bat
     """
     with wh.db.write() as connection:
         place = _bucket(connection, principal, namespace, bucket)
-        answer = _submit(connection, place, _find(connection, place, batch_id))
+        row = _find(connection, place, batch_id)
+        if row["status"] == TaskStatus.DRAFT:
+            limits.check_quota(wh, connection, principal, "active_batches")
+            limits.check_quota(wh, connection, principal, "documents")
+        answer = _submit(connection, place, row)
     wh.jobs.wake()
     return answer
 
@@ -377,6 +383,9 @@ def trigger(
             for start in range(0, len(object_ids), MAX_OBJECTS):
                 batch_id = new_id("btch")
                 part = object_ids[start : start + MAX_OBJECTS]
+                limits.check_quota(wh, connection, principal, "batch_objects", len(part))
+                limits.check_quota(wh, connection, principal, "active_batches")
+                limits.check_quota(wh, connection, principal, "documents")
                 _insert(connection, place, batch_id, part, [row["collection_id"]], None)
                 started.append((batch_id, _submit(connection, place, _find(connection, place, batch_id))))
             object_count += len(object_ids)

@@ -95,6 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model_commands(models)
 
+    secrets = commands.add_parser(
+        "secrets",
+        help="replace the key that seals stored credentials",
+        description="Work on the master key of a data directory that no server uses.",
+    )
+    rotate = secrets.add_subparsers(metavar="ACTION", required=True).add_parser(
+        "rotate",
+        help="seal every stored credential with a new master key",
+        description="Seal every stored credential anew: with a new key in DATA/master.key, or with TESSERA_MASTER_KEY "
+        "(then TESSERA_MASTER_KEY_PREVIOUS names the one before it). Killed at any moment, it can be run again.",
+    )
+    _add_data(rotate)
+    rotate.set_defaults(run=_secrets_rotate)
+
     version = commands.add_parser("version", help="show the version")
     version.set_defaults(run=_version)
     return parser
@@ -465,6 +479,21 @@ def _key_revoke(options: argparse.Namespace) -> int:
     finally:
         db.close()
     print(f"Key {row['name']} ({row['key_id']}) is revoked.")
+    return EXIT_OK
+
+
+def _secrets_rotate(options: argparse.Namespace) -> int:
+    from tessera import data_directory
+    from tessera.wiring import rotate_master_key
+
+    settings = _load(options).settings
+    # Its schema is checked, and that it is a data directory at all.
+    _open_database(settings).close()
+    with data_directory.held(settings.data):
+        count, key_id = rotate_master_key(settings)
+    print(f"{count} stored credentials are sealed with the new master key {key_id}.")
+    if settings.master_key is not None:
+        _note("TESSERA_MASTER_KEY_PREVIOUS is needed no more.")
     return EXIT_OK
 
 

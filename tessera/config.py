@@ -10,12 +10,12 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from tessera.errors import TesseraError, quote
 
@@ -23,6 +23,23 @@ PREFIX = "TESSERA_"
 #: Variables that share the prefix but are not settings: those of the test suite and of the CLI's client side.
 _FOREIGN_PREFIXES = ("TESSERA_TEST_", "TESSERA_BENCH_")
 _CLIENT_VARIABLES = ("TESSERA_API_KEY", "TESSERA_URL")
+
+
+#: Classes of routes whose requests are counted against a limit of their own.
+RATE_CLASSES = ("metadata", "data", "search", "upload", "compute")
+QUOTAS = (
+    "namespaces",
+    "buckets",
+    "collections",
+    "retrievers",
+    "documents",
+    "api_keys",
+    "batch_objects",
+    "active_batches",
+)
+
+#: Where a page comes from; ``https://*.example.org`` stands for all below it, ``*`` for everywhere.
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]{0,20}://(\*\.)?[^\s/*?#,]{1,255}", re.IGNORECASE)
 
 
 class ConfigurationError(TesseraError):
@@ -51,7 +68,8 @@ class Settings(BaseModel):
     )
     qdrant_api_key: SecretStr | None = Field(None, description="Key for `qdrant_url`.")
     ray_head_node_url: str | None = Field(
-        None, description="Ray cluster of the shared tier (ray://host:port); default: processes of this server."
+        None,
+        description="Ray cluster of the shared tier (ray://host:port); default: processes of this server.",
     )
     ray_auth_token: SecretStr | None = Field(None, description="Token for `ray_head_node_url`.")
     ray_dashboard_url: str | None = Field(None, description="Dashboard of that cluster; tasks link to it.")
@@ -78,9 +96,67 @@ class Settings(BaseModel):
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
 
+    request_timeout_s: float = Field(60, gt=0, description="Longest time until a request is answered.")
+    execute_timeout_s: float = Field(30, gt=0, description="The same for the execution of a retriever.")
+    max_header_bytes: int = Field(64 * 2**10, ge=1024, description="Largest head of a request.")
+
+    master_key: SecretStr | None = Field(
+        None,
+        description="Key that seals stored credentials: 32 bytes in hex or base64; default: made once, in "
+        "`master.key` of the data directory.",
+    )
+    master_key_previous: SecretStr | None = Field(
+        None, description="The key before it, while `tessera secrets rotate` has not run."
+    )
+    operator_secret: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Opens `/v1/private/organizations`, where organizations are made; without it there is no "
+        "such route.",
+    )
+    cors_origins: str | None = Field(
+        None, description="Origins whose pages may call the server, separated by commas; `*` for all."
+    )
+    rate_limits: str | None = Field(
+        None,
+        description="Requests a minute of each key: `metadata=600,data=600,search=300,upload=60,compute=60` (or a "
+        "part of it), or `tiers` for those of the organization's account type; default: unlimited.",
+    )
+    quotas: str | None = Field(
+        None,
+        description="Most resources of an organization: `namespaces=10,buckets=50,collections=50,retrievers=50,"
+        "documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of it), or "
+        "`tiers`; default: unlimited.",
+    )
+
     allow_dedicated: bool = Field(
         True, description="Whether namespaces may ask for dedicated infrastructure."
     )
+
+    @field_validator("rate_limits")
+    @classmethod
+    def _check_rate_limits(cls, value: str | None) -> str | None:
+        parse_numbers(value, RATE_CLASSES)
+        return value
+
+    @field_validator("quotas")
+    @classmethod
+    def _check_quotas(cls, value: str | None) -> str | None:
+        parse_numbers(value, QUOTAS)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        for origin in (value or "").split(","):
+            if not ORIGIN.fullmatch(origin.strip() or "*"):
+                raise ValueError(f"{quote(origin.strip())} is no origin; write it as https://example.org")
+        return value
+
+    @property
+    def master_keys(self) -> list[str]:
+        """The stated master keys, the one that seals first."""
+        return [key.get_secret_value() for key in (self.master_key, self.master_key_previous) if key]
 
     @property
     def models_path(self) -> Path:
@@ -93,6 +169,21 @@ class Settings(BaseModel):
     @property
     def views_path(self) -> Path:
         return self.data / "views"
+
+
+def parse_numbers(text: str | None, known: Collection[str]) -> dict[str, int] | Literal["tiers"]:
+    """Return what ``a=1,b=2`` says, or the word ``tiers``. Raises `ValueError` that names what is known."""
+    if text is not None and text.strip() == "tiers":
+        return "tiers"
+    numbers: dict[str, int] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, number = (word.strip() for word in part.partition("="))
+        if name not in known or not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"{quote(part.strip())} is not one of {', '.join(known)} with a number from 1")
+        numbers[name] = int(number)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -145,7 +236,7 @@ def load(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
-        hidden = "…" if "key" in name or "token" in name else quote(first["input"])
+        hidden = "…" if name in _secret_names() else quote(first["input"])
         raise ConfigurationError(
             f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}."
         ) from None
@@ -165,8 +256,14 @@ def failpoint() -> tuple[str, int, str] | None:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment for child processes: ours, with one thread a numeric library by default."""
-    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
+    """Return the environment for child processes: ours without its secrets, one thread a numeric library."""
+    secret = {f"{PREFIX}{name.upper()}" for name in _secret_names()} | {"TESSERA_API_KEY"}
+    ours = {name: value for name, value in os.environ.items() if name not in secret}
+    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **ours}
+
+
+def _secret_names() -> list[str]:
+    return [name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)]
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -73,6 +73,12 @@ class NotEnabledError(ForbiddenError):
     type = "NotEnabledError"
 
 
+class QuotaExceededError(ForbiddenError):
+    """The organization may not have more of this; the details say what, how much and how much is allowed."""
+
+    type = "QuotaExceededError"
+
+
 class NotFoundError(TesseraError):
     """Also what belongs to another organization or lies outside a key's scope: same body."""
 
@@ -99,6 +105,10 @@ class PayloadTooLargeError(TesseraError):
     type, status = "PayloadTooLargeError", 413
 
 
+class HeadersTooLargeError(TesseraError):
+    type, status = "RequestHeaderFieldsTooLargeError", 431
+
+
 class UnsupportedMediaTypeError(TesseraError):
     type, status = "UnsupportedMediaTypeError", 415
 
@@ -116,7 +126,10 @@ class ValidationError(TesseraError):
 
 
 class TooManyRequestsError(TesseraError):
+    """A key asked too often; `headers` tell it where it stands."""
+
     type, status, retryable = "TooManyRequestsError", 429, True
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 class ProcessingError(TesseraError):
@@ -163,6 +176,12 @@ class ClusterError(UnavailableError):
 
 class DeadlineError(UnavailableError):
     type = "TimeoutError"
+
+
+class OutcomeUnknownError(DeadlineError):
+    """It took too long and cannot be taken back: sending it again could do it twice."""
+
+    retryable = False
 
 
 class InsufficientStorageError(TesseraError):

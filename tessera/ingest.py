@@ -20,7 +20,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, log, sealing
+from tessera import artifact, log
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -207,7 +207,7 @@ def _compute(
         sealed = place.get("ray_auth_token")
         compute = Compute(
             place["ray_head_node_url"],
-            sealing.unseal(wh.signing_key, sealed) if sealed else None,
+            wh.vault.unseal(sealed) if sealed else None,
             dashboard_url=place["ray_dashboard_url"],
             gpu_type=asked["gpu_type"],
             gpus_per_worker=asked["gpus_per_worker"] if place["compute_tier"] == "dedicated_gpu" else 0,

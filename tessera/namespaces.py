@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import idempotency, listing, log, names, sealing
+from tessera import audit, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -66,6 +66,7 @@ from tessera.plan import (
     NamespaceChange,
     effective_indexes,
     keeps_key,
+    keeps_token,
     plan_namespace,
     plan_patch,
     plan_update,
@@ -91,6 +92,7 @@ _GRACE_S = 90
 #: Time to reach a Ray head; nothing more is asked of it while a namespace is created.
 _RAY_CONNECT_S = 2.0
 _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
+_SECRETS = ("qdrant_api_key", "ray_auth_token")
 
 
 # --- infrastructure ----------------------------------------------------------------------------------
@@ -98,13 +100,14 @@ _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A Qdrant and a Ray that somebody brought. `qdrant_api_key` is sealed, and never part of an answer."""
+    """A Qdrant and a Ray that somebody brought. Key and token are sealed, and never part of an answer."""
 
     compute_tier: ComputeTier = ComputeTier.SHARED
     qdrant_url: str | None = None
     ray_head_node_url: str | None = None
     ray_dashboard_url: str | None = None
     qdrant_api_key: str | None = field(default=None, repr=False)
+    ray_auth_token: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any] | None) -> Backend:
@@ -112,7 +115,7 @@ class Backend:
         stored = stored or {}
         return cls(
             ComputeTier(stored.get("compute_tier") or ComputeTier.SHARED),
-            *(stored.get(name) for name in (*_URL_FIELDS, "qdrant_api_key")),
+            *(stored.get(name) for name in (*_URL_FIELDS, *_SECRETS)),
         )
 
 
@@ -158,6 +161,7 @@ def place_of(
         "qdrant_api_key": backend.qdrant_api_key,
         "ray_head_node_url": backend.ray_head_node_url,
         "ray_dashboard_url": backend.ray_dashboard_url,
+        "ray_auth_token": backend.ray_auth_token,
         "alias": infrastructure["qdrant_collection"] if resolved.source == "namespace" else None,
     }
 
@@ -465,7 +469,7 @@ def answer(wh: Warehouse, row: Row) -> JsonObject:
 def _shown_infrastructure(settings: Settings, row: Row) -> JsonObject:
     """Return the infrastructure that the namespace really runs on, and whose it is; no secret."""
     place = row["place"]
-    shown = {name: value for name, value in row["infrastructure"].items() if name != "qdrant_api_key"}
+    shown = {name: value for name, value in row["infrastructure"].items() if name not in _SECRETS}
     shown["compute_tier"] = place["compute_tier"] if place else ComputeTier.SHARED.value
     shown["source"] = place["source"] if place else "server"
     if place and place["source"] == "organization":
@@ -532,7 +536,7 @@ def create(
         if place is not None and _name_is_taken(connection, principal, plan.namespace_name):
             raise _name_taken(plan.namespace_name)
     if place is None:
-        first = _insert(wh, row, plan.indexes, once)
+        first = _insert(wh, principal, row, plan.indexes, once)
     else:
         row["mark_seq"] = 1
         view = wh.views.view_at(
@@ -540,7 +544,7 @@ def create(
         )
         try:
             with _provisioned(wh, view, plan.indexes, 1, place):
-                first = _insert(wh, row, plan.indexes, once)
+                first = _insert(wh, principal, row, plan.indexes, once)
                 if first is not None:
                     raise _MadeBeforeError
         except _MadeBeforeError:
@@ -560,7 +564,11 @@ def create(
 
 
 def _insert(
-    wh: Warehouse, row: Mapping[str, Any], indexes: Sequence[PayloadIndex], once: idempotency.Once | None
+    wh: Warehouse,
+    principal: Principal,
+    row: Mapping[str, Any],
+    indexes: Sequence[PayloadIndex],
+    once: idempotency.Once | None,
 ) -> str | None:
     """Insert the namespace and its first log entry; return the id that an earlier such request made, or None.
 
@@ -572,7 +580,16 @@ def _insert(
                 first = idempotency.claim(connection, once, row["namespace_id"])
                 if first is not None:
                     return first
+            limits.check_quota(wh, connection, principal, "namespaces")
             connection.execute(_INSERT, row)
+            audit.record(
+                connection,
+                principal,
+                "namespace_created",
+                "namespace",
+                row["namespace_id"],
+                {"name": row["namespace_name"]},
+            )
             log.append_indexes(connection, row["namespace_id"], indexes)
             if row["place"] is not None:
                 connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == row["view_id"]))
@@ -698,15 +715,19 @@ def _stored_infrastructure(
 ) -> JsonObject:
     """Return the infrastructure as the row keeps it: complete, its key sealed."""
     infrastructure = sent or NamespaceInfrastructure()
-    stored = infrastructure.model_dump(mode="json", exclude={"qdrant_api_key"})
+    stored = infrastructure.model_dump(mode="json", exclude=set(_SECRETS))
     if infrastructure.qdrant_collection is None:
         stored["qdrant_collection"] = before["qdrant_collection"] if before is not None else new_id("ns")
     if "max_concurrent_jobs" not in infrastructure.model_fields_set:
         stored["max_concurrent_jobs"] = wh.settings.max_concurrent_jobs
     if infrastructure.qdrant_api_key is not None:
-        stored["qdrant_api_key"] = sealing.seal(wh.signing_key, infrastructure.qdrant_api_key)
+        stored["qdrant_api_key"] = wh.vault.seal(infrastructure.qdrant_api_key)
     elif before is not None and keeps_key(infrastructure, before):
         stored["qdrant_api_key"] = before["qdrant_api_key"]
+    if infrastructure.ray_auth_token is not None:
+        stored["ray_auth_token"] = wh.vault.seal(infrastructure.ray_auth_token)
+    elif before is not None and keeps_token(infrastructure, before):
+        stored["ray_auth_token"] = before["ray_auth_token"]
     return stored
 
 
@@ -819,6 +840,14 @@ def _write_change(
                     sa.update(namespaces)
                     .where(namespaces.c.namespace_id == namespace_id)
                     .values(**values, updated_at=now())
+                )
+                audit.record(
+                    connection,
+                    principal,
+                    "namespace_updated",
+                    "namespace",
+                    namespace_id,
+                    {"fields": sorted(values)},
                 )
             if "user_indexes" in change.values:
                 filled = _has_documents(connection, namespace_id)
@@ -950,6 +979,14 @@ def delete(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
             )
         )
         _revoke_keys(connection, row, at)
+        audit.record(
+            connection,
+            principal,
+            "namespace_deleted",
+            "namespace",
+            namespace_id,
+            {"name": row["namespace_name"]},
+        )
         connection.execute(sa.delete(tasks).where(tasks.c.namespace_id == namespace_id))
         connection.execute(sa.delete(namespaces).where(namespaces.c.namespace_id == namespace_id))
     wh.jobs.wake()

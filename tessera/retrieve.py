@@ -20,7 +20,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import documents, namespaces, templates
+from tessera import audit, documents, limits, namespaces, templates
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import collections, retrievers
@@ -212,7 +212,16 @@ def create(
             "created_at": at,
             "updated_at": at,
         }
+        limits.check_quota(wh, connection, principal, "retrievers")
         connection.execute(retrievers.insert().values(**row))
+        audit.record(
+            connection,
+            principal,
+            "retriever_created",
+            "retriever",
+            row["retriever_id"],
+            {"name": row["retriever_name"]},
+        )
     return _answer(row)
 
 
@@ -220,7 +229,7 @@ def get(wh: Warehouse, principal: Principal, namespace: str, identifier: str) ->
     """Return a retriever by id or name."""
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        return _answer(_find(connection, place["namespace_id"], identifier))
+        return _answer(find(connection, place["namespace_id"], identifier))
 
 
 def list_(
@@ -264,7 +273,7 @@ def patch(
     """Change a retriever's metadata; absent fields stay."""
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        row = dict(_find(connection, place["namespace_id"], identifier))
+        row = dict(find(connection, place["namespace_id"], identifier))
         given = request.model_dump(exclude_unset=True)
         if not given:
             return _answer(row)
@@ -294,6 +303,14 @@ def patch(
                 updated_at=row["updated_at"],
             )
         )
+        audit.record(
+            connection,
+            principal,
+            "retriever_updated",
+            "retriever",
+            row["retriever_id"],
+            {"fields": sorted(request.model_fields_set)},
+        )
     return _answer(row)
 
 
@@ -301,8 +318,16 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
     """Delete a retriever and return its id."""
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        row = _find(connection, place["namespace_id"], identifier)
+        row = find(connection, place["namespace_id"], identifier)
         connection.execute(sa.delete(retrievers).where(retrievers.c.retriever_id == row["retriever_id"]))
+        audit.record(
+            connection,
+            principal,
+            "retriever_deleted",
+            "retriever",
+            row["retriever_id"],
+            {"name": row["retriever_name"]},
+        )
     return str(row["retriever_id"])
 
 
@@ -348,7 +373,7 @@ def execute(
     """Run a stored retriever and answer its documents, best first, with statistics of every stage."""
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        row = _find(connection, place["namespace_id"], identifier)
+        row = find(connection, place["namespace_id"], identifier)
         definition = row["definition"]
         wanted = request.collection_identifiers
         if wanted is None:
@@ -821,7 +846,8 @@ def _all_collections(connection: Connection, namespace_id: str) -> list[str]:
     )
 
 
-def _find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+    """Return the row of the retriever with this id, or else of this name. Raises `NotFoundError`."""
     rows = (
         connection.execute(
             sa.select(retrievers).where(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tessera import data_directory, sealing
+from tessera import data_directory, sealing, secret_store
 from tessera.blobs import Blobs
 from tessera.config import Settings
 from tessera.context import Warehouse
@@ -16,7 +16,11 @@ from tessera.db.migrate import migrate
 from tessera.jobs import Jobs
 from tessera.ports import Runner, Vectors
 from tessera.registry import Registry
+from tessera.sealing import Vault
 from tessera.views import Locate, Location, Views
+
+#: File of the master key in the data directory, unless the setting `master_key` states one.
+MASTER_KEY = "master.key"
 
 
 def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs: bool = True) -> Warehouse:
@@ -29,7 +33,8 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
     migrate(db)
     blobs = Blobs(settings.blobs_path)
     signing_key = _signing_key(settings.data / "signing.key")
-    vectors, locate = _vectors(settings, signing_key)
+    vault = open_vault(settings, signing_key)
+    vectors, locate = _vectors(settings, vault)
     jobs = Jobs()
     wh = Warehouse(
         settings=settings,
@@ -41,6 +46,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         registry=Registry.load(settings.models_path, offline=settings.offline),
         jobs=jobs,
         signing_key=signing_key,
+        vault=vault,
         base_url=(settings.public_url or base_url or f"http://{settings.host}:{settings.port}").rstrip("/"),
     )
     if run_jobs:
@@ -58,7 +64,7 @@ def close_warehouse(wh: Warehouse) -> None:
     wh.db.close()
 
 
-def _vectors(settings: Settings, signing_key: bytes) -> tuple[Vectors, Locate]:
+def _vectors(settings: Settings, vault: Vault) -> tuple[Vectors, Locate]:
     """Return the engines behind one port, and where each namespace's view lives."""
     from tessera.adapters.qdrant.routed import RoutedVectors
 
@@ -67,7 +73,7 @@ def _vectors(settings: Settings, signing_key: bytes) -> tuple[Vectors, Locate]:
 
     def locate(view_id: str, place: Mapping[str, Any] | None) -> Location:
         if place is not None:
-            secret = sealing.unseal(signing_key, place["qdrant_api_key"])
+            secret = vault.unseal(place["qdrant_api_key"])
             return Location(place["qdrant_url"], secret, place.get("alias"))
         if default_url is not None:
             return Location(default_url, default_secret)
@@ -102,6 +108,30 @@ def _runner(settings: Settings) -> Runner:
         return RayRunner([settings.blobs_path, settings.models_path])
 
     return RoutedRunner(lambda: LocalRunner(settings.workers), clusters)
+
+
+def open_vault(settings: Settings, signing_key: bytes | None = None) -> Vault:
+    """Return what seals credentials, under the master key that settings state or the data directory keeps."""
+    return sealing.open_vault(settings.data / MASTER_KEY, settings.master_keys, signing_key)
+
+
+def rotate_master_key(settings: Settings) -> tuple[int, str]:
+    """Seal every stored credential anew; return how many, and the id of the key that is in force now.
+
+    The caller holds the data directory: a running server would go on sealing with the old key. Can be
+    repeated, and run again after a kill. The database must be at this release's schema.
+    """
+    db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
+    migrate(db)
+    try:
+        return sealing.rotate(
+            settings.data / MASTER_KEY,
+            settings.master_keys,
+            _signing_key(settings.data / "signing.key"),
+            lambda vault: secret_store.reseal_all(db, vault),
+        )
+    finally:
+        db.close()
 
 
 def _signing_key(path: Path) -> bytes:

@@ -15,7 +15,7 @@ import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from tessera.errors import NotFoundError, TesseraError, ValidationError, quote
+from tessera.errors import NotFoundError, TesseraError, TooManyRequestsError, ValidationError, quote
 from tessera.validation import schema_problems
 
 _RETRY_STATUSES = frozenset({429, 503, 507})
@@ -75,6 +75,8 @@ def _known(error: TesseraError, request_id: str) -> tuple[int, bytes, list[tuple
             seconds = error.retry_after_s if error.retry_after_s is not None else _DEFAULT_RETRY_S
             details["retry_after_seconds"] = seconds
             headers.append((b"retry-after", str(math.ceil(seconds)).encode()))
+    if isinstance(error, TooManyRequestsError):
+        headers += error.headers
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status >= 500:

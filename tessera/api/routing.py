@@ -22,8 +22,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import AliasChoices, AliasPath, BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from tessera import audit, confinement, limits
 from tessera.context import Principal
 from tessera.errors import (
     ForbiddenError,
@@ -34,6 +36,7 @@ from tessera.errors import (
     ValidationError,
     quote,
 )
+from tessera.limits import RateLimiter
 
 #: Deepest nesting of lists and objects in a body: a filter may nest 16 conditions of two levels each.
 MAX_DEPTH = 64
@@ -60,8 +63,14 @@ class Exchange:
 
     request_id: str
     max_body_bytes: int
+    limiter: RateLimiter | None = None
     principal: Principal | None = None
+    #: Whether the operator's own secret came with it; only below ``/v1/private``.
+    is_operator: bool = False
     key_prefix: str = "-"
+    #: The class of the route, whose requests are counted together.
+    api_name: str = "metadata"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
 
@@ -136,21 +145,50 @@ class Route(APIRoute):
         permission = _permission(self)
         takes_json = self.body_field is not None
         known = _known_keys(self)
+        method = next(iter(sorted((self.methods or {"GET"}) - {"HEAD"})), "GET")
+        api_name = limits.api_name(method, self.path_format)
+        read = audit.read_of(permission, self.path_format)
 
         async def checked(request: Request) -> Response:
-            principal = exchange(request).principal
-            if principal is not None and permission not in principal.permissions:
-                raise _forbidden(permission, principal, request)
-            if principal is not None and principal.scopes:
-                exchange(request).principal = replace(principal, asks=permission)
+            found = exchange(request)
+            found.api_name = api_name
+            principal = found.principal
+            if principal is not None:
+                if found.limiter is not None:
+                    allowance = found.limiter.take(principal, api_name)
+                    if allowance is not None:
+                        found.headers += allowance.headers()
+                if permission not in principal.permissions:
+                    raise _forbidden(permission, principal, request)
+                if principal.scopes:
+                    found.principal = principal = await _scoped(request, principal, permission)
             request = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
             if takes_json:
                 await request.load()
                 if known is not None and isinstance(body := await request.json(), dict):
                     note_ignored(request, body, known)
-            return await handle(request)
+            response = await handle(request)
+            if read is not None and principal is not None and principal.reads_audited:
+                wh = request.app.state.warehouse
+                audit.record_read(wh, principal, *read.of(request.path_params))
+            return response
 
         return checked
+
+
+async def _scoped(request: Request, principal: Principal, permission: str) -> Principal:
+    """Return the principal as this route may use it: what it asks for, and where its scopes let it in."""
+    principal = replace(principal, asks=permission)
+    if not confinement.is_narrow(principal):
+        return principal
+    return await run_in_threadpool(
+        confinement.admit,
+        request.app.state.warehouse,
+        principal,
+        request.scope["route"].path_format,
+        dict(request.path_params),
+        request.headers.get("x-namespace"),
+    )
 
 
 class Router(APIRouter):

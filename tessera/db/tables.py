@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -43,6 +44,12 @@ organizations = Table(
     Column("organization_name", String, nullable=False),
     Column("account_type", String, nullable=False, default="enterprise"),
     Column("infrastructure", JSON),
+    Column("logo_url", String),
+    Column("billing_email", String),
+    Column("metadata", JSON),
+    #: Requests a minute by class that this organization may make; what is absent is not limited by it.
+    Column("rate_limits", JSON),
+    Column("read_auditing", Boolean, nullable=False, default=False, server_default=false()),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
 )
@@ -56,6 +63,7 @@ users = Table(
     Column("user_name", String, nullable=False),
     Column("role", String, nullable=False, default="member"),
     Column("status", String, nullable=False, default="active"),
+    Column("avatar_url", String),
     Column("metadata", JSON, nullable=False, default=dict),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
@@ -84,6 +92,56 @@ api_keys = Table(
     Column("revoked_at", String),
     Column("revoked_by", String),
     Column("last_used_at", String),
+    #: Origins that a browser may use the key from; null: any.
+    Column("allowed_origins", JSON),
+)
+
+#: Values that only the server may read again. `sealed` as `sealing.py` makes it.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("organization_id", String, primary_key=True),
+    Column("secret_name", String, primary_key=True),
+    Column("sealed", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+)
+
+#: Who changed (and, where an organization asks for it, read) what. Never a value of a secret field.
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("audit_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("timestamp", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("resource_type", String, nullable=False),
+    Column("resource_id", String, nullable=False),
+    Column("actor_id", String, nullable=False),
+    #: user, or operator
+    Column("actor_type", String, nullable=False, default="user"),
+    Column("key_id", String),
+    Column("changes", JSON),
+    Column("ip_address", String),
+    Column("user_agent", String),
+    Column("request_id", String),
+    Index("ix_audit_events_list", "organization_id", "timestamp", "audit_id"),
+)
+
+#: Requests by key, route and hour (``2026-11-23T10``).
+usage_counts = Table(
+    "usage_counts",
+    metadata,
+    Column("key_id", String, primary_key=True),
+    Column("hour", String, primary_key=True),
+    #: ``POST /v1/retrievers/{retriever_id}/execute``
+    Column("endpoint", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("api_name", String, nullable=False),
+    Column("requests", Integer, nullable=False, default=0),
+    Column("errors", Integer, nullable=False, default=0),
+    Column("duration_ms", Integer, nullable=False, default=0),
+    Index("ix_usage_counts_organization", "organization_id", "hour"),
 )
 
 #: Namespaces. `head` is the number of the last log entry, taken with ``UPDATE … SET head = head + 1``

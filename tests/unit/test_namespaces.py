@@ -38,6 +38,7 @@ from tessera.errors import (
 from tessera.models.namespaces import ListNamespacesRequest, NamespaceModel
 from tessera.pagination import read_page
 from tessera.ports import Document
+from tessera.sealing import Vault
 from tessera.views import Location, Views
 from tests.toys import Toys
 
@@ -76,7 +77,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     views = Views(db, vectors, blobs, lambda view_id, _place: Location(str(settings.views_path / view_id)))
     runner: Any = None
     registry: Any = Toys()
-    yield Warehouse(settings, db, blobs, vectors, views, runner, registry, Bell(), b"k" * 32)
+    yield Warehouse(
+        settings, db, blobs, vectors, views, runner, registry, Bell(), b"k" * 32, Vault([b"m" * 32])
+    )
     views.close()
     vectors.close()
     db.close()
