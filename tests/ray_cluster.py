@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ print(json.dumps({"actors": ray.get(actors.remote()), "runs": calls.count("run")
 class RayCluster:
     """``ray start --head`` in a session of its own; ended by the processes that it started, by nobody's name."""
 
-    def __init__(self, cpus: int = 2) -> None:
+    def __init__(self, cpus: int = 4) -> None:
         self.token = secrets.token_hex(16)
         self.cpus = cpus
         self.port, self._gcs_port = _free_ports(2)
@@ -119,10 +120,8 @@ class RayCluster:
         deadline = time.monotonic() + 20
         while found := self.processes():
             for pid in found:
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             self._process.poll()
             assert time.monotonic() < deadline, f"processes of Ray do not end: {found}"
             time.sleep(0.05)
@@ -141,6 +140,7 @@ class RayCluster:
             capture_output=True,
             text=True,
             timeout=90,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -165,6 +165,7 @@ def _is_open(port: int) -> bool:
     return True
 
 
+@contextmanager
 def other_version(ray_version: str, python_version: str) -> Iterator[str]:
     """Yield the URL of a server that speaks enough of Ray's client protocol to say which versions it is."""
     import grpc
@@ -181,6 +182,14 @@ def other_version(ray_version: str, python_version: str) -> Iterator[str]:
         def KVPut(self, request: Any, context: Any) -> Any:
             return messages.KVPutResponse(already_exists=True)
 
+        def PinRuntimeEnvURI(self, request: Any, context: Any) -> Any:
+            return messages.ClientPinRuntimeEnvURIResponse()
+
+    class Logs(services.RayletLogStreamerServicer):  # type: ignore[misc]
+        def Logstream(self, requests: Any, context: Any) -> Iterator[Any]:
+            for _ in requests:
+                yield from ()
+
     class Streamer(services.RayletDataStreamerServicer):  # type: ignore[misc]
         def Datapath(self, requests: Any, context: Any) -> Iterator[Any]:
             for request in requests:
@@ -196,7 +205,7 @@ def other_version(ray_version: str, python_version: str) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(8))
     services.add_RayletDriverServicer_to_server(Driver(), server)
     services.add_RayletDataStreamerServicer_to_server(Streamer(), server)
-    services.add_RayletLogStreamerServicer_to_server(services.RayletLogStreamerServicer(), server)
+    services.add_RayletLogStreamerServicer_to_server(Logs(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -117,6 +117,13 @@ class _Child:
         with self._lock:
             return not self._waiting and time.monotonic() - self.used > IDLE_S
 
+    def close(self, reason: str) -> None:
+        """Let the child give back its workers, then end it."""
+        self._send(wire.Close())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(wire.CLOSE_S + 1)
+        self.end(reason)
+
     def end(self, reason: str) -> None:
         """Kill the child (its workers end with it) and tell everybody who waits."""
         with contextlib.suppress(ProcessLookupError):
@@ -190,7 +197,7 @@ class _Cluster:
             return self._child
 
     def _connected(self, deadline: float, stop: threading.Event) -> _Child | None:
-        pause_s = 1.0
+        pause_s, failures = 1.0, 0
         while not stop.is_set():
             child = _Child(self._compute, self._probes)
             answer = child.await_ready(stop)
@@ -200,7 +207,9 @@ class _Cluster:
             child.end(answer.message)
             if isinstance(answer, wire.Refused):
                 raise ClusterError(answer.message)
-            if time.monotonic() + pause_s > deadline:
+            failures += answer.answered
+            # A head that answers gets another chance even when its first failure took all the time.
+            if time.monotonic() + pause_s > deadline and failures != 1:
                 raise ClusterError(answer.message)
             logger.warning("%s; next try in %g s", answer.message, pause_s)
             stop.wait(pause_s)
@@ -211,12 +220,12 @@ class _Cluster:
         """Close the connection when nobody has used it for long."""
         child = self._child
         if child is not None and child.is_idle():
-            child.end("The connection was not used.")
+            child.close("The connection was not used.")
 
     def close(self) -> None:
         child = self._child
         if child is not None:
-            child.end("The server is stopping.")
+            child.close("The server is stopping.")
 
 
 class RayRunner:

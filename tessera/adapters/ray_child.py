@@ -36,8 +36,12 @@ BEAT_S: Final = 5.0
 RECONNECT_GRACE_S: Final = 10
 #: Workers above the minimum that had nothing to do for so long are given back.
 IDLE_S: Final = 60.0
+#: The same, when another pool waits for a first worker and may need their place.
+WANTED_IDLE_S: Final = 1.0
 #: So many workers that died in a row before one of them was ready: the cluster cannot run them.
 FRUITLESS_STARTS: Final = 3
+#: Giving back workers may take so long, then the process ends anyhow.
+CLOSE_S: Final = 5.0
 #: What the server has of these, a node must have too.
 MODULES: Final = (
     "av", "faster_whisper", "fastembed", "numpy", "obstore", "onnx", "onnxruntime", "orjson", "PIL",
@@ -80,6 +84,11 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Close:
+    """Give the workers back and end. A process that just ends leaves them running for half a minute."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """Connected. `description` says to what, for the log."""
 
@@ -100,9 +109,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No connection now."""
+    """No connection now. `answered` when the head took part: a cold one often fails its first session."""
 
     message: str
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,14 @@ class RefusedError(Exception):
 class UnreachableError(Exception):
     """Becomes `Unreachable`."""
 
+    answered = False
+
+
+class NoSessionError(UnreachableError):
+    """The head is there, but made no session."""
+
+    answered = True
+
 
 @dataclass(slots=True, eq=False)
 class _Actor:
@@ -177,16 +195,21 @@ class _Driver:
         self._pools: dict[str, _Workers] = {}
         self._modules = [name for name in MODULES if _is_installed(name)]
         self._next_beat = 0.0
+        self._closing = False
 
     def run(self) -> None:
-        """Serve until the connection to the cluster breaks, which raises."""
-        while True:
+        """Serve until told to close; the connection to the cluster breaking raises."""
+        while not self._closing:
             wait_s = max(0.0, min(1.0, self._next_beat - time.monotonic()))
             with contextlib.suppress(queue.Empty):
                 self._handle(self._events.get(timeout=wait_s))
                 while True:
                     self._handle(self._events.get_nowait())
             self._tick(time.monotonic())
+        for workers in self._pools.values():
+            for actor in list(workers.actors):
+                self._dismiss(actor)
+        self._ray.shutdown()
 
     def _handle(self, event: Any) -> None:
         if isinstance(event, Submit):
@@ -196,6 +219,8 @@ class _Driver:
             elif workers.pool != event.pool:
                 self._reconfigure(workers, event.pool)
             workers.waiting.append(event)
+        elif isinstance(event, Close):
+            self._closing = True
         elif isinstance(event, Cancel):
             self._cancel(event.ticket)
         else:
@@ -269,7 +294,6 @@ class _Driver:
                     self._send(Crashed(item.ticket, "", timed_out=True))
             self._hand_out(workers, at)
             self._resize(workers, at)
-            self._hand_out(workers, at)
         if at >= self._next_beat:
             self._ray.nodes()
             self._send(Beat())
@@ -290,8 +314,14 @@ class _Driver:
             wanted = max(pool.min_workers, min(pool.max_workers, busy + len(workers.waiting)))
         else:
             wanted = max(1, pool.min_workers)
+        is_wanted = any(
+            other.waiting and not any(actor.ready for actor in other.actors)
+            for other in self._pools.values()
+            if other is not workers
+        )
+        idle_s = WANTED_IDLE_S if is_wanted else IDLE_S
         for actor in list(workers.actors):
-            if len(workers.actors) > wanted and actor.item is None and at - actor.since > IDLE_S:
+            if len(workers.actors) > wanted and actor.item is None and at - actor.since > idle_s:
                 self._dismiss(actor)
         if at < workers.not_before or len(workers.actors) >= wanted:
             return
@@ -391,14 +421,10 @@ def connect(hello: Hello) -> tuple[Any, str]:
     except RuntimeError as error:
         if "version" in str(error).lower():
             raise RefusedError(_version_message(hello, error)) from error
-        raise UnreachableError(
-            f"The Ray cluster {hello.url} took no session: {_first_line(error)}"
-        ) from error
+        raise NoSessionError(f"The Ray cluster {hello.url} took no session: {_first_line(error)}") from error
     except Exception as error:
         # ConnectionError, grpc.RpcError, RayError: all say that no session could be made.
-        raise UnreachableError(
-            f"The Ray cluster {hello.url} took no session: {_first_line(error)}"
-        ) from error
+        raise NoSessionError(f"The Ray cluster {hello.url} took no session: {_first_line(error)}") from error
     return ray, f"Ray {context.ray_version}, Python {context.python_version}"
 
 
@@ -473,11 +499,14 @@ def _version_message(hello: Hello, error: Exception) -> str:
 
 def _read(connection: Connection, events: queue.SimpleQueue[Any]) -> None:
     """Pass on what the server sends, and end with it."""
-    try:
-        while True:
-            events.put(pickle.loads(connection.recv_bytes()))  # noqa: S301  from the server that started us
-    except (EOFError, OSError):
-        os._exit(0)
+    with contextlib.suppress(EOFError, OSError):
+        message = None
+        while not isinstance(message, Close):
+            message = pickle.loads(connection.recv_bytes())  # noqa: S301  from the server that started us
+            events.put(message)
+    events.put(Close())
+    time.sleep(CLOSE_S)
+    os._exit(0)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -498,11 +527,12 @@ def main(arguments: Sequence[str]) -> None:
     except RefusedError as error:
         last(Refused(str(error)))
     except UnreachableError as error:
-        last(Unreachable(str(error)))
+        last(Unreachable(str(error), error.answered))
     else:
         connection.send_bytes(pickle.dumps(Ready(description)))
         try:
             _Driver(ray, hello, connection, events).run()
+            os._exit(0)
         except Exception as error:  # noqa: BLE001  ConnectionError, grpc.RpcError, RayError: the session is over
             last(Lost(f"{type(error).__name__}: {_first_line(error)}"))
 
