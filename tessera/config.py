@@ -156,7 +156,9 @@ class Settings(BaseModel):
     @property
     def master_keys(self) -> list[str]:
         """The stated master keys, the one that seals first."""
-        return [key.get_secret_value() for key in (self.master_key, self.master_key_previous) if key]
+        return [
+            key.get_secret_value() for key in (self.master_key, self.master_key_previous) if key is not None
+        ]
 
     @property
     def models_path(self) -> Path:

@@ -81,6 +81,8 @@ class RayCluster:
                     **self.environment,
                     **dict([self._mark.split("=")]),
                     "RAY_prestart_worker_first_driver": "0",
+                    # Else a session that fails to start is noticed after 30 s.
+                    "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "10",
                 },
                 start_new_session=True,
             )
@@ -134,14 +136,18 @@ class RayCluster:
 
     def ask(self) -> dict[str, Any]:
         """Return what Ray itself lists: its actors, and how many calls of `Worker.run` it has executed."""
-        done = subprocess.run(
-            [sys.executable, "-c", _ASK, self.url],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        for _ in range(3):
+            done = subprocess.run(
+                [sys.executable, "-c", _ASK, self.url],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=90,
+                check=False,
+            )
+            # Ray's client server fails to start a session now and then; the next one works.
+            if done.returncode == 0 or "Starting Ray client server failed" not in done.stderr:
+                break
         assert done.returncode == 0, done.stderr[-2000:]
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
