@@ -7,6 +7,7 @@ in part, 130 ended by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -308,10 +309,15 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise TesseraError(
-            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. Choose another port with "
-            "--port, or --port 0 for a free one."
+            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. {_remedy(error)}"
         ) from None
     return listener
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return "Choose an address of this machine with --host; without it only this machine can connect."
+    return "Choose another port with --port, or --port 0 for a free one."
 
 
 def _is_loopback(host: str) -> bool:
@@ -436,12 +442,15 @@ def _key_create(options: argparse.Namespace) -> int:
     try:
         email = options.email or organizations.FIRST_USER_EMAIL
         key, row = organizations.create_key_offline(db, email, options.name, [options.permission])
+        kept = data_directory.read_admin_key(settings.data)
+        keep = options.permission == "admin" and (kept is None or not organizations.is_active(db, kept))
     finally:
         db.close()
-    if options.permission == "admin" and data_directory.read_admin_key(settings.data) is None:
+    if keep:
         data_directory.write_admin_key(settings.data, key)
     print(f"API key: {key}", flush=True)
-    _note(f"Key {row['name']} ({row['key_id']}) may {options.permission}. It is not shown again.")
+    kept_in = f"It is kept in {settings.data / 'admin.key'}." if keep else "It is not shown again."
+    _note(f"Key {row['name']} ({row['key_id']}) has the permission {options.permission}. {kept_in}")
     return EXIT_OK
 
 

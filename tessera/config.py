@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from tessera.errors import TesseraError, quote
 
 PREFIX = "TESSERA_"
-#: Variables that share the prefix but are not settings: those of the test suite and of the CLI's client side.
+#: Variables that share the prefix but are not settings: those of the test suite, and the two in which people
+#: keep what their clients need.
 _FOREIGN_PREFIXES = ("TESSERA_TEST_", "TESSERA_BENCH_")
 _CLIENT_VARIABLES = ("TESSERA_API_KEY", "TESSERA_URL")
 
@@ -243,11 +244,6 @@ def load(
             f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}."
         ) from None
     return Configuration(settings, origins)
-
-
-def client_environment() -> tuple[str | None, str | None]:
-    """Return the server URL and the API key that the CLI's client commands take from the environment."""
-    return os.environ.get("TESSERA_URL"), os.environ.get("TESSERA_API_KEY")
 
 
 def failpoint() -> tuple[str, int, str] | None:

@@ -77,7 +77,7 @@ def decode(value: object, kind: str, *, max_bytes: int) -> Content:
     """
     if not isinstance(value, str):
         wanted = "a string" if kind == "text" else "a string of base64 or a data URI"
-        raise BadContent("type", f"{wanted} is needed, not {_named(value)}.")
+        raise BadContent("type", f"must be {wanted}, not {_named(value)}.")
     scheme = url_scheme(value)
     if scheme is not None:
         example = "data:text/plain;charset=utf-8,…" if kind == "text" else f"data:{_EXAMPLES[kind]};base64,…"

@@ -20,7 +20,9 @@ def quote(value: object) -> str:
     if isinstance(value, str | int | float | bool) or value is None:
         text = repr(value) if isinstance(value, str) else str(value)
         return text if len(text) <= QUOTE_LENGTH else text[: QUOTE_LENGTH - 1] + "…"
-    return f"a value of type {type(value).__name__}"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else f"a value of type {type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,15 @@ class _Reader:
         parts: list[Filter | None] = []
         if "field" in raw:
             parts.append(self._condition(raw, location, case_sensitive=sensitive))
+        elif "value" in raw and raw.get("operator") in OPERATORS:
+            # Taken for two fields of these names it would quietly find nothing.
+            self.wrong(
+                (*location, "field"),
+                'A condition needs its field: {"field": "metadata.year", "operator": "gte", "value": 2020}. Fields '
+                "that are themselves named operator and value are compared in this form too.",
+                "missing",
+            )
+            return None
         for key, value in raw.items():
             place = (*location, str(key))
             if key in _LOGICAL:
@@ -175,7 +184,7 @@ class _Reader:
             child = self.node(item, (*location, number), depth + 1, case_sensitive=case_sensitive)
             if child is not None:
                 children.append(child)
-            elif key != "AND" and len(self.problems) == before:
+            elif key != "AND" and len(self.problems) == before and self.conditions <= MAX_CONDITIONS:
                 self.wrong(
                     (*location, number),
                     f"This filter under {key} holds no condition: it would let everything through.",

@@ -632,6 +632,17 @@ def _take_blob(
             )
         )
         return
+    if blob.data is None and blob.url is not None:
+        draft.problems.append(
+            Problem(
+                (*location, "url"),
+                f"{where}.url: fetching by URL is not available in this version. Send the content in `data`, as text, "
+                "as base64 or as a data URI.",
+                "not_available",
+                400,
+            )
+        )
+        return
     if blob.data is None:
         draft.problems.append(Problem((*location, "data"), f"{where}.data is required.", "missing"))
         return

@@ -18,7 +18,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, limits
+from tessera import audit, limits, names
 from tessera.context import Caller, Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import api_keys, organizations, usage_counts, users
@@ -31,6 +31,7 @@ from tessera.errors import (
     UnauthorizedError,
     ValidationError,
     quote,
+    raise_problems,
 )
 from tessera.ids import new_id
 from tessera.models.organizations import (
@@ -265,6 +266,7 @@ def create_key(
     Not repeatable: a second call with the same name is an `AlreadyExistsError`.
     """
     check_administers(principal, "api_key")
+    raise_problems(names.check(request.name, ("body", "name"), id_prefix="key"))
     secret = new_key()
     with wh.db.write() as connection:
         user = _user(connection, principal.organization_id, email)
@@ -310,6 +312,8 @@ def update_key(
 ) -> APIKeyModel:
     """Change a key. It is in force with the next request that uses it."""
     check_administers(principal, "api_key")
+    if request.name is not None:
+        raise_problems(names.check(request.name, ("body", "name"), id_prefix="key"))
     sent = request.model_fields_set
     values: dict[str, Any] = {}
     for field in ("name", "description", "rate_limit_override"):
@@ -415,6 +419,17 @@ def create_key_offline(
             created_by=None,
         )
     return secret, row
+
+
+def is_active(db: Database, key: str) -> bool:
+    """Say whether `key` is one that a server of this data directory would accept."""
+    digest = hashlib.sha256(key.encode()).digest()
+    statement = sa.select(api_keys.c.expires_at).where(
+        api_keys.c.key_hash == digest, api_keys.c.status == "active"
+    )
+    with db.read() as connection:
+        row = connection.execute(statement).first()
+    return row is not None and (row.expires_at is None or row.expires_at > now())
 
 
 def list_keys_offline(db: Database) -> list[RowMapping]:

@@ -6,21 +6,21 @@ is found when it is executed, before anything is searched.
 
 from __future__ import annotations
 
-import base64
-import binascii
+import hashlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, documents, limits, namespaces, templates
+from tessera import audit, content, documents, limits, names, namespaces, templates
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import collections, retrievers
@@ -48,15 +48,16 @@ from tessera.models.retrievers import (
 )
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import Hit
+from tessera.ports import Hit, Page
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
+from tessera.validation import schema_problems
 
 Location = tuple[str | int, ...]
 
 #: Keys of a stage that are not parameters where a stage is written flat.
 _STAGE_KEYS = frozenset(
     {"type", "stage_id", "stage_name", "stage_type", "config", "version", "batch_size", "description"}
-    | {"feature_extractor", "collection_ids"}
+    | {"feature_extractor", "collection_ids", "parameters"}
 )
 
 #: A picture in a query, decoded, may not be larger than this.
@@ -80,23 +81,7 @@ def normalise_stage(
     stage_id = config.get("stage_id") or raw.get("stage_id") or raw.get("type") or raw.get("stage_name")
     parameters = config.get("parameters", raw.get("parameters"))
     if parameters is None:
-        parameters = {
-            key: value
-            for key, value in raw.items()
-            if key
-            not in (
-                "type",
-                "stage_id",
-                "stage_name",
-                "stage_type",
-                "config",
-                "version",
-                "batch_size",
-                "description",
-            )
-        }
-        for other in ("feature_extractor", "collection_ids"):
-            parameters.pop(other, None)
+        parameters = {key: value for key, value in raw.items() if key not in _STAGE_KEYS}
     stage = wh.registry.stage(str(stage_id)) if stage_id else None
     if stage is None:
         known = ", ".join(sorted(wh.registry.stages))
@@ -111,7 +96,8 @@ def normalise_stage(
         return {}, [Problem((*location, "parameters"), "`parameters` is an object.", "type")]
     parameters = stage.normalise(dict(parameters))
     problems = templates.check(parameters, (*location, "parameters"))
-    problems += _parameter_problems(stage, parameters, (*location, "parameters"))
+    wrong = _parameter_problems(stage, parameters, (*location, "parameters"))
+    problems += wrong or stage.problems(parameters, (*location, "parameters"))
     name = raw.get("stage_name") or stage.stage_id
     return {
         "stage_name": str(name),
@@ -128,15 +114,8 @@ def _parameter_problems(stage: Stage, parameters: Mapping[str, Any], location: L
     try:
         stage.Params.model_validate(parameters)
     except pydantic.ValidationError as error:
-        return [
-            Problem(
-                (*location, *item["loc"]),
-                f"{'.'.join(map(str, item['loc'])) or stage.stage_id}: {item['msg']}.",
-                item["type"],
-            )
-            for item in error.errors(include_url=False)
-            if not templates.is_template(item["input"])
-        ]
+        found = error.errors(include_url=False)
+        return schema_problems([item for item in found if not templates.is_template(item["input"])], location)
     return []
 
 
@@ -152,14 +131,7 @@ def _input_fields(raw: Mapping[str, Any] | None) -> tuple[dict[str, InputField],
         try:
             fields[name] = InputField.model_validate(value)
         except pydantic.ValidationError as error:
-            problems.extend(
-                Problem(
-                    ("body", "input_schema", name, *item["loc"]),
-                    f"Input {name}: {item['msg']}.",
-                    item["type"],
-                )
-                for item in error.errors(include_url=False)
-            )
+            problems += schema_problems(error, ("body", "input_schema", name))
     return fields, problems
 
 
@@ -171,6 +143,7 @@ def create(
 ) -> dict[str, Any]:
     """Store a retriever. Raises with everything that is wrong at once; a taken name is a 409."""
     at = now()
+    retriever_name = names.clean(request.retriever_name)
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         namespace_id = place["namespace_id"]
@@ -178,16 +151,16 @@ def create(
             wh, place, request.stages, request.input_schema, declared=request.input_schema is not None
         )
         found, unknown = _collections(connection, namespace_id, request.collection_identifiers)
-        problems += unknown
+        problems += unknown + _name_problems(retriever_name)
         taken = connection.execute(
             sa.select(retrievers.c.retriever_id).where(
                 retrievers.c.namespace_id == namespace_id,
-                retrievers.c.retriever_name == request.retriever_name,
+                retrievers.c.retriever_name == retriever_name,
             )
         ).scalar()
         if not problems and taken:
             raise AlreadyExistsError(
-                f"A retriever named {quote(request.retriever_name)} exists in this namespace ({taken}). Choose another "
+                f"A retriever named {quote(retriever_name)} exists in this namespace ({taken}). Choose another "
                 "name, or delete that one.",
                 details={"resource": "retriever", "id": taken},
             )
@@ -195,7 +168,7 @@ def create(
         row = {
             "retriever_id": new_id("ret"),
             "namespace_id": namespace_id,
-            "retriever_name": request.retriever_name,
+            "retriever_name": retriever_name,
             "description": request.description,
             "definition": {
                 "collection_identifiers": request.collection_identifiers,
@@ -277,8 +250,9 @@ def patch(
         given = request.model_dump(exclude_unset=True)
         if not given:
             return _answer(row)
-        name = given.pop("retriever_name", None)
-        if name and name != row["retriever_name"]:
+        name = names.clean(given.pop("retriever_name", None) or row["retriever_name"])
+        if name != row["retriever_name"]:
+            raise_problems(_name_problems(name))
             taken = connection.execute(
                 sa.select(retrievers.c.retriever_id).where(
                     retrievers.c.namespace_id == place["namespace_id"], retrievers.c.retriever_name == name
@@ -286,7 +260,8 @@ def patch(
             ).scalar()
             if taken:
                 raise AlreadyExistsError(
-                    f"A retriever named {quote(name)} exists in this namespace ({taken})."
+                    f"A retriever named {quote(name)} exists in this namespace ({taken}). Choose another name.",
+                    details={"resource": "retriever", "id": taken},
                 )
             row["retriever_name"] = name
         if "description" in given:
@@ -376,7 +351,7 @@ def execute(
         row = find(connection, place["namespace_id"], identifier)
         definition = row["definition"]
         wanted = request.collection_identifiers
-        if wanted is None:
+        if not wanted:
             # A collection deleted since then simply has no documents any more.
             found = definition["collection_ids"] or _all_collections(connection, place["namespace_id"])
         else:
@@ -443,8 +418,11 @@ def _run(
     inputs = _inputs(plan.fields, request.inputs)
     context = _context(wh, plan, inputs, request.filters)
     hits: list[Hit] | None = None
+    #: Documents that the stages so far let through; `hits` is None while nobody had to read them.
+    passed = 0
     statistics: dict[str, Any] = {}
     results: dict[str, Any] = {}
+    namespace_id = plan.place["namespace_id"]
     for index, spec in enumerate(plan.stages):
         stage = wh.registry.stage(spec["config"]["stage_id"])
         if stage is None:
@@ -453,25 +431,35 @@ def _run(
             )
         before = time.perf_counter()
         params = _params(stage, spec, {"INPUT": inputs, "STAGE": results, "CONTEXT": {}}, index)
-        count_in = len(hits) if hits is not None else 0
-        hits = stage.run(hits, params, context)
+        count_in = passed
+        narrowed = stage.narrow(params, context) if hits is None else None
+        if narrowed is not None:
+            context = replace(context, within=And((context.within, narrowed)))
+            passed = wh.views.count(namespace_id, context.within)
+        else:
+            hits = stage.run(hits, params, context)
+            passed = len(hits)
         name = spec["stage_name"] if spec["stage_name"] not in statistics else f"{spec['stage_name']}_{index}"
-        results[name] = {"count": len(hits)}
+        results[name] = {"count": passed}
         statistics[name] = {
             "input_count": count_in,
-            "output_count": len(hits),
+            "output_count": passed,
             "duration_ms": round((time.perf_counter() - before) * 1000, 3),
-            "efficiency": len(hits) / count_in if count_in else 0.0,
+            "efficiency": passed / count_in if count_in else 0.0,
             "cache_hit": False,
             "error": None,
         }
-    found = hits or []
-    offset, limit, total = *_cut(wh, plan, request), len(found)
-    shown = found[offset : offset + limit]
+    asked = _asked(plan, inputs, request)
+    offset, limit = _cut(wh, request, asked)
+    total = passed
+    if hits is None:
+        shown = list(context.page(Page(limit=limit, offset=offset, filter=context.within)).hits)
+    else:
+        shown = hits[offset : offset + limit]
     if return_vectors and shown:
         full = {
             hit.document_id: hit.vectors
-            for hit in wh.views.get(plan.place["namespace_id"], [h.document_id for h in shown], True)
+            for hit in wh.views.get(namespace_id, [h.document_id for h in shown], True)
         }
     else:
         full = {}
@@ -479,7 +467,7 @@ def _run(
         {
             **documents.present(
                 wh,
-                plan.place["namespace_id"],
+                namespace_id,
                 hit.payload,
                 return_urls=return_urls or bool(request.return_urls),
                 vectors=full.get(hit.document_id),
@@ -490,7 +478,7 @@ def _run(
     ]
     elapsed_ms = round((time.perf_counter() - started) * 1000, 3)
     more = offset + limit < total
-    cursor = encode_cursor(wh, {"o": offset + limit, "r": plan.retriever_id}) if more else None
+    cursor = encode_cursor(wh, {"o": offset + limit, "r": asked}) if more else None
     return {
         "execution_id": new_id("exec"),
         "retriever_id": plan.retriever_id,
@@ -510,6 +498,18 @@ def _run(
         "cache_hit": False,
         "error": None,
     }
+
+
+def _asked(plan: _Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> str:
+    """Return a digest of all that decides the ranking: a cursor is good for this very search only."""
+    asked = [
+        plan.place["namespace_id"],
+        plan.retriever_id or plan.stages,
+        sorted(plan.collection_ids),
+        inputs,
+        request.filters or None,
+    ]
+    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def _context(
@@ -552,19 +552,21 @@ def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], ind
                 )
             ]
         ) from None
-    try:
-        return stage.Params.model_validate(filled)
-    except pydantic.ValidationError as error:
+    except templates.TooLong:
         raise ValidationError(
             [
                 Problem(
-                    (*location, *item["loc"]),
-                    f"{'.'.join(map(str, item['loc'])) or stage.stage_id}: {item['msg']}.",
-                    item["type"],
+                    location,
+                    f"A text of stage {spec['stage_name']!r} is longer than {templates.MAX_OUTPUT_CHARS} characters "
+                    "with its inputs filled in.",
+                    "too_long",
                 )
-                for item in error.errors(include_url=False)
             ]
         ) from None
+    try:
+        return stage.Params.model_validate(filled)
+    except pydantic.ValidationError as error:
+        raise ValidationError(schema_problems(error, location)) from None
 
 
 def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -598,7 +600,7 @@ def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[
     return inputs
 
 
-def _cut(wh: Warehouse, plan: _Plan, request: ExecuteRequest) -> tuple[int, int]:
+def _cut(wh: Warehouse, request: ExecuteRequest, asked: str) -> tuple[int, int]:
     """Return (offset, limit) of the answer from `limit` and the pagination method."""
     pagination = request.pagination or {}
     method = pagination.get("method", "cursor")
@@ -624,9 +626,10 @@ def _cut(wh: Warehouse, plan: _Plan, request: ExecuteRequest) -> tuple[int, int]
             page = number("page_number", 1, 1, 10_000)
             return (page - 1) * limit, limit
         value = decode_cursor(wh, str(cursor))
-        if value.get("r") != plan.retriever_id or not isinstance(value.get("o"), int):
+        if value.get("r") != asked or not isinstance(value.get("o"), int):
             raise BadRequestError(
-                "pagination.cursor belongs to another retriever; start again without a cursor."
+                "pagination.cursor belongs to another retriever, other inputs or other filters. Send what it came "
+                "with, or start again without a cursor."
             )
         return value["o"], limit
     if method == "offset":
@@ -729,22 +732,10 @@ def _text(value: Any) -> str:
 
 def _image_bytes(value: Any) -> bytes:
     """Decode a picture given as base64 or as a data URI."""
-    if not isinstance(value, str):
-        raise BadRequestError(f"The query image is {quote(value)}; send base64 or a data URI.")
-    if value.startswith(("http://", "https://", "s3://")):
-        raise BadRequestError(
-            "Pictures by URL are not fetched in this version; send the picture itself as base64 or as a data URI."
-        )
-    encoded = value.split(",", 1)[1] if value.startswith("data:") and "," in value else value
     try:
-        data = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise BadRequestError("The query image is not valid base64; send base64 or a data URI.") from None
-    if len(data) > MAX_QUERY_IMAGE_BYTES:
-        raise BadRequestError(
-            f"The query image has {len(data)} bytes; at most {MAX_QUERY_IMAGE_BYTES} are allowed."
-        )
-    return data
+        return content.decode(value, "image", max_bytes=MAX_QUERY_IMAGE_BYTES).data
+    except content.BadContent as error:
+        raise BadRequestError(f"The query image {error.message}", details={"reason": error.kind}) from None
 
 
 # --- rows ----------------------------------------------------------------------------------------------
@@ -767,25 +758,45 @@ def _checked(
         if not stage:
             continue
         stages.append(stage)
-        missing = templates.input_names(stage["parameters"]) - fields.keys() if declared else set()
-        problems += [
-            Problem(
-                ("body", "stages", index, "parameters"),
-                f"{{{{INPUT.{name}}}}} is not in input_schema, which has: {', '.join(fields) or 'nothing'}.",
-                "unknown_input",
-            )
-            for name in sorted(missing)
-        ]
+        before = [earlier["stage_name"] for earlier in stages[:-1]]
+        problems += _reference_problems(stage["parameters"], fields if declared else None, before, index)
         if stage["config"]["stage_id"] == "feature_search" and not wrong:
             problems += _feature_problems(wh, place, stage["parameters"], index)
     return stages, fields, problems
+
+
+def _reference_problems(
+    parameters: Mapping[str, Any], fields: Mapping[str, InputField] | None, before: Sequence[str], index: int
+) -> list[Problem]:
+    """Return a problem for each expression that can never have a value. `fields` is None when none are declared."""
+    problems = []
+    for root, path in sorted(templates.references(parameters)):
+        expression = "{{" + ".".join((root, *path)) + "}}"
+        if root == "INPUT":
+            if fields is None or path[0] in fields:
+                continue
+            why = f"is not in input_schema, which has: {', '.join(fields) or 'nothing'}."
+        elif root == "STAGE":
+            if path[0] in before and path[1:] == ("count",):
+                continue
+            known = ", ".join("{{STAGE." + name + ".count}}" for name in before) or "nothing, it is the first"
+            why = f"has no value in this stage; of the stages before it has {known}."
+        else:
+            why = "has no value in this stage, which sees inputs and the stages before it."
+        problems.append(
+            Problem(("body", "stages", index, "parameters"), f"{expression} {why}", "unknown_input")
+        )
+    return problems
 
 
 def _feature_problems(
     wh: Warehouse, place: RowMapping, parameters: Mapping[str, Any], index: int
 ) -> list[Problem]:
     problems = []
-    for number, search in enumerate(parameters.get("searches", ())):
+    searches = parameters.get("searches")
+    for number, search in enumerate(searches if isinstance(searches, list) else ()):
+        if not isinstance(search, Mapping):
+            continue  # an input that holds the whole search
         uri = search.get("feature_uri") or search.get("feature_address")
         if uri is None or templates.is_template(uri):
             continue
@@ -801,6 +812,12 @@ def _feature_problems(
                 )
             )
     return problems
+
+
+def _name_problems(name: str) -> list[Problem]:
+    return names.check(
+        name, ("body", "retriever_name"), id_prefix="ret", reserved=("list", "execute", "stages")
+    )
 
 
 def _collections(

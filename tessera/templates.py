@@ -15,7 +15,8 @@ from tessera.errors import Problem
 #: Root words in either case and number, as the API's guides write them.
 ROOTS = {"input": "INPUT", "inputs": "INPUT", "doc": "DOC", "context": "CONTEXT", "stage": "STAGE"}
 MAX_OUTPUT_CHARS = 100_000
-_EXPRESSION = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
+# Blanks at the ends are taken off afterwards: matching them here takes cubic time on a long run of blanks.
+_EXPRESSION = re.compile(r"\{\{([^{}]*)\}\}")
 _PATH = re.compile(r"[A-Za-z]+(?:\.[A-Za-z0-9_\-]+)+")
 FORMS = "{{INPUT.name}}, {{DOC.path}}, {{CONTEXT.name}}, {{STAGE.name.field}}"
 
@@ -28,12 +29,16 @@ class Unresolved(LookupError):
         self.expression = expression
 
 
+class TooLong(ValueError):
+    """A text with its expressions filled in is longer than `MAX_OUTPUT_CHARS`."""
+
+
 def check(value: Any, location: tuple[str | int, ...]) -> list[Problem]:
     """Return a problem for each place in `value` that opens an expression which is none of the known forms."""
     problems: list[Problem] = []
     for place, text in _texts(value, location):
         rest = _EXPRESSION.sub("", text)
-        bad = [found for found in _EXPRESSION.findall(text) if _split(found) is None]
+        bad = [found.strip()[:80] for found in _EXPRESSION.findall(text) if _split(found) is None]
         if "{{" in rest or "}}" in rest:
             bad.append(text[:80])
         problems.extend(
@@ -48,15 +53,15 @@ def check(value: Any, location: tuple[str | int, ...]) -> list[Problem]:
     return problems
 
 
-def input_names(value: Any) -> set[str]:
-    """Return the names of the inputs that `value` refers to."""
-    names: set[str] = set()
+def references(value: Any) -> set[tuple[str, tuple[str, ...]]]:
+    """Return (root, path) of every expression in `value`: ``{{inputs.a.b}}`` is ``("INPUT", ("a", "b"))``."""
+    found: set[tuple[str, tuple[str, ...]]] = set()
     for _, text in _texts(value, ()):
         for expression in _EXPRESSION.findall(text):
             parsed = _split(expression)
-            if parsed and parsed[0] == "INPUT":
-                names.add(parsed[1][0])
-    return names
+            if parsed:
+                found.add((parsed[0], tuple(parsed[1])))
+    return found
 
 
 def is_template(value: Any) -> bool:
@@ -67,18 +72,36 @@ def is_template(value: Any) -> bool:
 def render(value: Any, scope: Mapping[str, Any]) -> Any:
     """Return `value` with every expression replaced by what `scope` (root word → tree) holds.
 
-    Raises `Unresolved` when an input, a document field or a stage is not there.
+    Raises `Unresolved` when an input, a document field or a stage is not there, `TooLong` for a text that
+    grows beyond `MAX_OUTPUT_CHARS`.
     """
     if isinstance(value, str):
         whole = _EXPRESSION.fullmatch(value)
         if whole:
             return _look_up(whole[1], scope)
-        return _EXPRESSION.sub(lambda found: _as_text(_look_up(found[1], scope)), value)[:MAX_OUTPUT_CHARS]
+        return _filled(value, scope) if "{{" in value else value
     if isinstance(value, Mapping):
         return {key: render(item, scope) for key, item in value.items()}
     if isinstance(value, list):
         return [render(item, scope) for item in value]
     return value
+
+
+def _filled(text: str, scope: Mapping[str, Any]) -> str:
+    parts: list[str] = []
+    size = end = 0
+    for found in _EXPRESSION.finditer(text):
+        parts += [text[end : found.start()], _as_text(_look_up(found[1], scope))]
+        end = found.end()
+        size += len(parts[-1]) + len(parts[-2])
+        if size > MAX_OUTPUT_CHARS:
+            raise TooLong
+    if not parts:
+        return text
+    parts.append(text[end:])
+    if size + len(parts[-1]) > MAX_OUTPUT_CHARS:
+        raise TooLong
+    return "".join(parts)
 
 
 def _texts(value: Any, location: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -93,7 +116,7 @@ def _texts(value: Any, location: tuple[str | int, ...]) -> Iterator[tuple[tuple[
 
 
 def _split(expression: str) -> tuple[str, list[str]] | None:
-    if not _PATH.fullmatch(expression):
+    if not _PATH.fullmatch(expression := expression.strip()):
         return None
     root, *path = expression.split(".")
     known = ROOTS.get(root.lower())
@@ -103,12 +126,12 @@ def _split(expression: str) -> tuple[str, list[str]] | None:
 def _look_up(expression: str, scope: Mapping[str, Any]) -> Any:
     parsed = _split(expression)
     if parsed is None:
-        raise Unresolved(expression)
+        raise Unresolved(expression.strip())
     root, path = parsed
     here: Any = scope.get(root)
     for segment in path:
         if not isinstance(here, Mapping) or segment not in here:
-            raise Unresolved(expression)
+            raise Unresolved(expression.strip())
         here = here[segment]
     return here
 

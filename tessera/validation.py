@@ -25,6 +25,9 @@ _SECRET = re.compile(
 )
 _URL_SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s]*")
 
+#: Parts of a request beside the body.
+_ELSEWHERE = frozenset({"path", "query", "header", "cookie"})
+
 #: What a pydantic error type says was expected.
 _EXPECTED = {
     "string": "a string",
@@ -61,6 +64,8 @@ def schema_problems(
 def label(location: Sequence[str | int]) -> str:
     """Return a location as people write it: ``payload_indexes[0].type``, ``query parameter limit``."""
     place, *rest = location or ("body",)
+    if place not in _ELSEWHERE and place != "body":
+        place, rest = "body", list(location)
     path = ""
     for part in rest:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
@@ -92,7 +97,7 @@ def _problem(entry: Mapping[str, Any], prefix: tuple[str | int, ...]) -> Problem
 
 def _message(kind: str, location: tuple[str | int, ...], entry: Mapping[str, Any]) -> str:
     where = label(location)
-    where = where[0].upper() + where[1:] if location[:1] != ("body",) else where
+    where = where[0].upper() + where[1:] if location and location[0] in _ELSEWHERE else where
     context: Mapping[str, Any] = entry.get("ctx") or {}
     shown = quotable(location, entry.get("input"))
     but = f", not {shown}" if shown is not None else ""

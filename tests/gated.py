@@ -25,9 +25,9 @@ GATED = {"feature_extractor_name": NAME, "version": "v1"}
 class Gated(Extractor):
     """Obeys the words of its text, from left to right, and then brings a document for each piece left.
 
-    ``open:PATH`` makes a file and ``wait:PATH`` waits for one; ``die`` kills the worker, ``die-once:PATH``
-    only while the file is not there; ``raise``, ``bad`` and ``wrong-size`` are the three ways to fail;
-    ``sleep:SECONDS`` sleeps.
+    ``open:PATH`` writes the worker's process id to a file and ``wait:PATH`` waits for one; ``die`` kills
+    the worker, ``die-once:PATH`` only while the file is not there; ``raise``, ``bad`` and ``wrong-size`` are
+    the three ways to fail; ``sleep:SECONDS`` sleeps.
     """
 
     name = NAME
@@ -56,7 +56,9 @@ def _obeyed(text: str) -> Iterator[str]:
     for word in text.split():
         order, _, what = word.partition(":")
         if order == "open":
-            Path(what).touch()
+            part = Path(f"{what}.part")
+            part.write_text(str(os.getpid()))
+            part.rename(what)
         elif order == "wait":
             while not Path(what).exists():
                 time.sleep(0.01)

@@ -8,12 +8,17 @@ import queue
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tessera.ports import HERE, Compute, Failed
 
 _STOPPED = Failed("ours", "The workers were stopped.", retryable=True)
+
+
+#: So many pools may break under an item that waits before it fails.
+_POOLS_PER_ITEM = 3
 
 
 class LocalRunner:
@@ -51,15 +56,19 @@ class LocalRunner:
             self._callers.add(done)
         following = iter(enumerate(items))
         more = True
+        again: list[int] = []
+        tries: Counter[int] = Counter()
         try:
-            while more or waiting:
-                while more and len(waiting) < 2 * self._workers:
-                    index, item = next(following, (-1, None))
-                    more = index >= 0
-                    if not more:
-                        break
+            while more or again or waiting:
+                while (more or again) and len(waiting) < 2 * self._workers:
+                    index = again.pop() if again else next(following, (-1, None))[0]
+                    if index < 0:
+                        more = False
+                        continue
                     try:
-                        future = self._running_pool().schedule(function, args=[item], timeout=timeout_s)
+                        future = self._running_pool().schedule(
+                            function, args=[items[index]], timeout=timeout_s
+                        )
                     except RuntimeError:  # closed, or broken between the two
                         yield index, _STOPPED
                         continue
@@ -73,7 +82,12 @@ class LocalRunner:
                             yield index, _STOPPED
                         waiting.clear()
                     elif ready in waiting:
-                        yield waiting.pop(ready), _outcome(ready, timeout_s)
+                        index = waiting.pop(ready)
+                        tries[index] += 1
+                        if _is_pool_broken(ready) and tries[index] <= _POOLS_PER_ITEM:
+                            again.append(index)
+                        else:
+                            yield index, _outcome(ready, timeout_s)
         finally:
             with self._lock:
                 self._callers.discard(done)
@@ -96,13 +110,28 @@ class LocalRunner:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the runner is closed")
-            if self._pool is None or not self._pool.active:
+            if self._pool is not None and not self._pool.active:
+                # A broken pool leaves the workers that still live behind.
+                self._pool.stop()
+                self._pool.join()
+                self._pool = None
+            if self._pool is None:
                 self._pool = ProcessPool(
                     max_workers=self._workers,
                     initializer=_prepare_worker,
                     context=multiprocessing.get_context("spawn"),
                 )
             return self._pool
+
+
+def _is_pool_broken(future: concurrent.futures.Future[Any]) -> bool:
+    """Whether the pool lost a worker that held no item, and gave up with all that waited.
+
+    It cannot know what that worker's death left locked, so it is replaced; no item was the cause.
+    """
+    from concurrent.futures.process import BrokenProcessPool
+
+    return not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
 
 
 def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | Failed:

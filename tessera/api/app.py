@@ -185,20 +185,20 @@ class Dispatch:
             await self._router.app(scope, receive, send)
             return
         scope["router"] = self._router
-        other_method: tuple[BaseRoute, Scope] | None = None
+        other_methods: set[str] = set()
         for route in self._routes.get(_head(scope["path"]), ()):
             match, found = route.matches(scope)
             if match is Match.FULL:
                 scope.update(found)
                 await route.handle(scope, receive, send)
                 return
-            if match is Match.PARTIAL and other_method is None:
-                other_method = route, found
-        if other_method is None:
+            if match is Match.PARTIAL and isinstance(route, Route):
+                scope.update(found)
+                other_methods |= route.methods or set()
+        if not other_methods:
             await self._router.default(scope, receive, send)
             return
-        scope.update(other_method[1])
-        await other_method[0].handle(scope, receive, send)
+        raise HTTPException(405, headers={"Allow": ", ".join(sorted(other_methods))})
 
 
 class Front:

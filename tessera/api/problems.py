@@ -94,7 +94,7 @@ def _http(error: HTTPException) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
     message, details = str(error.detail), None
     if error.status_code == 405:
         allowed = dict(headers).get(b"allow", b"").decode()
-        message = f"This path does not take this method; it takes {allowed}." if allowed else message
+        message = f"This path does not take this method; it takes: {allowed}." if allowed else message
         details = {"allowed": allowed.split(", ")} if allowed else None
     status, body, more = _body(error.status_code, kind, message, details)
     return status, body, headers + more

@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
@@ -46,6 +46,9 @@ _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 #: Of ignored keys the response header names the first few.
 _IGNORED_SHOWN = 20
+
+#: Keys that an object may have, each with the keys of the objects inside; None: any.
+Keys = Mapping[str, "Keys | None"]
 
 _BY_METHOD = {
     "GET": "read",
@@ -305,24 +308,50 @@ def _refuse_long_integers(body: bytes) -> None:
     json.loads(body, parse_int=checked)
 
 
-def note_ignored(request: Request, body: Mapping[str, Any], known: Container[str]) -> None:
-    """Remember top-level keys of `body` that the route does not know; the answer names them in a header."""
-    exchange(request).ignored.extend(key for key in body if key not in known)
+def note_ignored(request: Request, body: Mapping[str, Any], known: Keys) -> None:
+    """Remember keys of `body` that the route does not know, also inside; the answer names them in a header."""
+    exchange(request).ignored.extend(_unknown(body, known, ""))
 
 
-def model_keys(model: type[BaseModel]) -> frozenset[str] | None:
-    """Return the top-level keys that `model` reads, aliases included; None when it keeps every key."""
-    if model.model_config.get("extra") == "allow":
+def _unknown(value: object, known: Keys, path: str) -> Iterable[str]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if key not in known:
+                yield f"{path}{key}"
+            elif (inside := known[key]) is not None and isinstance(child, dict | list):
+                yield from _unknown(child, inside, f"{path}{key}.")
+    elif isinstance(value, list):
+        for number, child in enumerate(value):
+            yield from _unknown(child, known, f"{path[:-1]}[{number}].")
+
+
+def model_keys(model: type[BaseModel], seen: frozenset[type] = frozenset()) -> Keys | None:
+    """Return the keys that `model` reads, aliases included; None when it keeps every key."""
+    if model.model_config.get("extra") == "allow" or model in seen:
         return None
-    keys: set[str] = set()
+    keys: dict[str, Keys | None] = {}
     for name, info in model.model_fields.items():
-        keys.add(name)
+        inside = _inner_keys(info.annotation, seen | {model})
+        keys[name] = inside
         aliases = info.validation_alias
         for alias in aliases.choices if isinstance(aliases, AliasChoices) else [aliases, info.alias]:
-            first = alias.path[0] if isinstance(alias, AliasPath) else alias
-            if isinstance(first, str):
-                keys.add(first)
-    return frozenset(keys)
+            if isinstance(alias, AliasPath):
+                keys[str(alias.path[0])] = None
+            elif alias is not None:
+                keys[alias] = inside
+    return keys
+
+
+def _inner_keys(annotation: Any, seen: frozenset[type]) -> Keys | None:
+    """Return the keys of the model that a field of this type holds, alone or in a list; None without one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return model_keys(annotation, seen)
+    origin = typing.get_origin(annotation)
+    if origin not in (typing.Union, types.UnionType, Annotated, list):
+        return None
+    parts = typing.get_args(annotation)
+    members = [part for part in (parts[:1] if origin is Annotated else parts) if part is not type(None)]
+    return _inner_keys(members[0], seen) if len(members) == 1 else None
 
 
 def ignored_header(ignored: list[str]) -> bytes | None:
@@ -388,7 +417,7 @@ def _flat(dependant: Dependant) -> Iterable[Dependant]:
         yield from _flat(child)
 
 
-def _known_keys(route: APIRoute) -> frozenset[str] | None:
+def _known_keys(route: APIRoute) -> Keys | None:
     parameters = route.dependant.body_params
     if len(parameters) != 1:
         return None
@@ -398,8 +427,7 @@ def _known_keys(route: APIRoute) -> frozenset[str] | None:
         if typing.get_origin(annotation) in (typing.Union, types.UnionType)
         else (annotation,)
     )
-    # A dependency may read keys of the body too.
-    keys: frozenset[str] = frozenset().union(*(getattr(d.call, "reads", ()) for d in _flat(route.dependant)))
+    keys: dict[str, Keys | None] = {}
     for member in members:
         if member is type(None):
             continue
@@ -409,4 +437,7 @@ def _known_keys(route: APIRoute) -> frozenset[str] | None:
         if found is None:
             return None
         keys |= found
+    # A dependency may read keys of the body too.
+    for dependency in _flat(route.dependant):
+        keys |= dict.fromkeys(getattr(dependency.call, "reads", ()))
     return keys

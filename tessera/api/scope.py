@@ -31,8 +31,8 @@ async def namespace_row(
         str | None,
         Header(
             alias="X-Namespace",
-            description="Namespace by id or name. May be left out with a key whose scope is one namespace.",
-            max_length=255,
+            description="Namespace by id or name (in UTF-8). May be left out with a key whose scope is one namespace.",
+            max_length=512,
             examples=["spotify_playlists_dev"],
         ),
     ] = None,
@@ -42,7 +42,7 @@ async def namespace_row(
     Raises `BadRequestError` without the header, `NotFoundError` for what is absent, foreign or out of scope.
     """
     wh, asking = warehouse(request), principal(request)
-    identifier = x_namespace or only_namespace(asking)
+    identifier = _utf8(x_namespace) if x_namespace else only_namespace(asking)
     if identifier is None:
         raise BadRequestError(
             "This route works inside a namespace: send the header X-Namespace with its id or name.",
@@ -69,6 +69,14 @@ def only_namespace(asking: Principal) -> str | None:
     if len(named) != 1 or "*" in (only := named.pop()):
         return None
     return only
+
+
+def _utf8(header: str) -> str:
+    """Return a header as its sender wrote it: curl sends UTF-8, older clients Latin-1, as which it arrives."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _resolve(wh: Warehouse, asking: Principal, identifier: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
 
+from tessera.errors import quote
 from tessera.models.base import JsonObject, Model, PaginationResponse
 from tessera.models.indexes import PayloadIndex, PayloadIndexConfig
 
@@ -163,7 +164,7 @@ class _NamespaceFields(Model):
     @classmethod
     def _only_a_boolean(cls, value: Any) -> Any:
         if value is not None and not isinstance(value, bool):
-            raise ValueError("Input should be true or false")
+            raise ValueError(f"auto_create_indexes must be true or false, not {quote(value)}.")
         return value
 
 

@@ -35,6 +35,7 @@ class CreateBlobRequest(Model):
     property: str = Field(min_length=1, max_length=100, examples=["product_text"])
     type: FieldType | None = Field(None, description="Absent: the type that the schema names.")
     data: Any = Field(None, description="Text, base64 or a data URI; not a URL in this version.")
+    url: str | None = Field(None, description="Not available in this version.")
     upload_id: str | None = Field(None, description="Not available in this version.")
     filename: str | None = Field(None, max_length=1024)
     key_prefix: str | None = Field(None, max_length=1024)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, ConfigDict, Field
 
 from tessera.config import ORIGIN
 from tessera.models.base import JsonObject, Model
@@ -98,6 +98,10 @@ Origin = Annotated[str, AfterValidator(_is_origin)]
 class APIKeyCreateRequest(Model):
     """A key to create. Without `scopes` it reaches the whole organization."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "ingest-pipeline", "permissions": ["write"]}]}
+    )
+
     name: str = Field(min_length=1, max_length=100, examples=["ingest-pipeline"])
     description: str | None = Field(None, max_length=500)
     permissions: list[Permission] | None = Field(
@@ -120,6 +124,8 @@ class APIKeyCreateRequest(Model):
 
 class APIKeyUpdateRequest(Model):
     """Changes of a key; what is absent stays. `null` for `expires_at` removes the end."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"permissions": ["read"]}]})
 
     name: str | None = Field(None, min_length=1, max_length=100)
     description: str | None = Field(None, max_length=500)
@@ -177,6 +183,10 @@ class APIKeyListResponse(Model):
 
 
 class UserCreateRequest(Model):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"email": "ana@example.org", "user_name": "Ana", "role": "member"}]}
+    )
+
     email: str = Field(
         min_length=3, max_length=254, pattern=r"^[^\s/@]+@[^\s/@]+$", examples=["ana@example.org"]
     )
@@ -188,6 +198,8 @@ class UserCreateRequest(Model):
 
 
 class UserUpdateRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"role": "viewer"}]})
+
     user_name: str | None = Field(None, min_length=2, max_length=100)
     role: Literal["admin", "member", "viewer"] | None = None
     status: Literal["active", "suspended", "pending"] | None = Field(
@@ -259,6 +271,8 @@ class RateLimits(Model):
 
 
 class OrganizationUpdateRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"organization_name": "Example Records"}]})
+
     organization_name: str | None = Field(None, min_length=1, max_length=100)
     logo_url: str | None = Field(None, max_length=2048)
     billing_email: str | None = Field(None, max_length=254)

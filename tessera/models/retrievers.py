@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from tessera.models.base import JsonObject, Model
 
@@ -28,6 +28,32 @@ InputType = Literal[
 ]
 
 
+_STAGES: list[JsonObject] = [
+    {
+        "stage_name": "search",
+        "stage_type": "filter",
+        "config": {
+            "stage_id": "feature_search",
+            "parameters": {
+                "feature_uri": "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1",
+                "input": {"text": "{{INPUT.query_text}}"},
+                "limit": 20,
+            },
+        },
+    }
+]
+_INPUT_SCHEMA: JsonObject = {"query_text": {"type": "text", "required": True}}
+_EXAMPLE: JsonObject = {
+    "retriever_name": "quickstart-search",
+    "collection_identifiers": ["quickstart-docs"],
+    "stages": _STAGES,
+    "input_schema": _INPUT_SCHEMA,
+}
+_EXECUTION: JsonObject = {"inputs": {"query_text": "wireless headphones"}, "limit": 10}
+_AD_HOC: JsonObject = {**_EXAMPLE, **_EXECUTION}
+del _AD_HOC["retriever_name"]
+
+
 class InputField(Model):
     """One input of a retriever."""
 
@@ -41,6 +67,8 @@ class InputField(Model):
 
 class CreateRetrieverRequest(Model):
     """A retriever to create; `name`, `collection_ids` and ``input_schema.properties`` are accepted spellings."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     retriever_name: str = Field(
         min_length=1,
@@ -57,26 +85,9 @@ class CreateRetrieverRequest(Model):
     stages: list[JsonObject] = Field(
         min_length=1,
         max_length=32,
-        examples=[
-            [
-                {
-                    "stage_name": "search",
-                    "stage_type": "filter",
-                    "config": {
-                        "stage_id": "feature_search",
-                        "parameters": {
-                            "feature_uri": "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1",
-                            "input": {"text": "{{INPUT.query_text}}"},
-                            "limit": 20,
-                        },
-                    },
-                }
-            ]
-        ],
+        examples=[_STAGES],
     )
-    input_schema: JsonObject | None = Field(
-        None, examples=[{"query_text": {"type": "text", "required": True}}]
-    )
+    input_schema: JsonObject | None = Field(None, examples=[_INPUT_SCHEMA])
     description: str | None = Field(None, max_length=2000)
     budget_limits: JsonObject | None = None
     cache_config: JsonObject | None = None
@@ -87,6 +98,8 @@ class CreateRetrieverRequest(Model):
 
 class PatchRetrieverRequest(Model):
     """Metadata of a retriever; its stages do not change."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"description": "Product texts by meaning"}]})
 
     retriever_name: str | None = Field(
         None, min_length=1, max_length=100, validation_alias=AliasChoices("retriever_name", "name")
@@ -99,6 +112,8 @@ class PatchRetrieverRequest(Model):
 
 class ExecuteRequest(Model):
     """One execution. `limit`, or `pagination` by method ``cursor`` or ``offset``, cuts the answer."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXECUTION]})
 
     inputs: JsonObject = Field(default_factory=dict, examples=[{"query_text": "wireless headphones"}])
     filters: JsonObject | None = None
@@ -117,12 +132,18 @@ class ExecuteRequest(Model):
 class AdhocExecuteRequest(ExecuteRequest):
     """An execution of stages that are not stored."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [_AD_HOC]})
+
     stages: list[JsonObject] = Field(min_length=1, max_length=32)
     input_schema: JsonObject | None = None
 
 
 class SearchDocumentsRequest(Model):
     """A plain text search over collections."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "wireless headphones", "page_size": 10}]}
+    )
 
     query: str = Field(min_length=1, max_length=100_000)
     collection_ids: list[str] = Field(default_factory=list)

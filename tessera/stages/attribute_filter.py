@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import pydantic
 from pydantic import Field, model_validator
 
-from tessera.filters import Filter, matches, parse
+from tessera.errors import Problem
+from tessera.filters import And, Filter, parse, predicate
 from tessera.ports import Hit
-from tessera.stages.base import Stage, StageContext, StageParams, read_collections
+from tessera.stages.base import Stage, StageContext, StageParams, filter_problems, read_collections
 
 
 class AttributeFilterParams(StageParams):
@@ -49,11 +52,29 @@ class AttributeFilter(Stage):
     icon = "filter"
     Params = AttributeFilterParams
 
+    def narrow(self, params: AttributeFilterParams, context: StageContext) -> Filter:
+        """Return the conditions."""
+        return _wanted(params, context) or And(())
+
+    def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
+        """Return what is wrong with the conditions."""
+        try:
+            params = AttributeFilterParams.model_validate(parameters)
+        except pydantic.ValidationError:
+            return []  # told already, or the whole is an input
+        place = location if params.field is not None else (*location, "conditions")
+        return filter_problems(params.grammar(), place)
+
     def run(self, hits: list[Hit] | None, params: AttributeFilterParams, context: StageContext) -> list[Hit]:
         """Filter in the index when this is the first stage, else among `hits`; the answer is the same."""
-        wanted: Filter | None = parse(params.grammar(), inputs=context.inputs, location=("parameters",))
+        wanted = _wanted(params, context)
         if hits is None:
             return read_collections(context, wanted)
         if wanted is None:
             return hits
-        return [hit for hit in hits if matches(wanted, hit.payload, context.indexes)]
+        passes = predicate(wanted, context.indexes)
+        return [hit for hit in hits if passes(hit.payload)]
+
+
+def _wanted(params: AttributeFilterParams, context: StageContext) -> Filter | None:
+    return parse(params.grammar(), inputs=context.inputs, location=("parameters",))

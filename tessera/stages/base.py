@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tessera.filters import Filter
+from tessera.errors import Problem, ValidationError
+from tessera.filters import And, Filter, parse
 from tessera.models import PayloadIndex
 from tessera.ports import Hit, Page, PageResult, Search, Vector
 
@@ -77,6 +78,18 @@ class Stage(ABC):
     def run(self, hits: list[Hit] | None, params: Any, context: StageContext) -> list[Hit]:
         """Return what goes on to the next stage."""
 
+    def narrow(self, params: Any, context: StageContext) -> Filter | None:
+        """Return what this stage asks of documents when all it does is choose them by their fields, else None.
+
+        At the beginning of a retriever such a stage is not run: what follows searches within its filter, however
+        many documents pass it.
+        """
+        return None
+
+    def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
+        """Return what is wrong with `parameters` beyond what `Params` says, as far as it shows without inputs."""
+        return []
+
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return `parameters` in this stage's own form; older and shorter spellings are translated here."""
         return parameters
@@ -84,7 +97,24 @@ class Stage(ABC):
 
 def read_collections(context: StageContext, filter: Filter | None, limit: int = MAX_CANDIDATES) -> list[Hit]:
     """Return up to `limit` documents of the retriever's collections, exactly those that `filter` lets through."""
-    from tessera.filters import And
-
     within = context.within if filter is None else And((context.within, filter))
     return list(context.page(Page(limit=limit, filter=within)).hits)
+
+
+def filter_problems(raw: Any, location: tuple[str | int, ...]) -> list[Problem]:
+    """Return what is wrong with a filter; nothing for one that waits for inputs, it is read when they come."""
+    if _waits(raw):
+        return []
+    try:
+        parse(raw, location=location)
+    except ValidationError as error:
+        return list(error.problems)
+    return []
+
+
+def _waits(raw: Any) -> bool:
+    if isinstance(raw, str):
+        return "{{" in raw
+    if isinstance(raw, Mapping):
+        return raw.get("type") == "dynamic" or any(_waits(value) for value in raw.values())
+    return isinstance(raw, list) and any(_waits(value) for value in raw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import AliasChoices, Field
 from tessera.errors import BadRequestError, Problem, ValidationError
 from tessera.filters import And, Condition, Filter, parse
 from tessera.ports import Hit, Search
-from tessera.stages.base import QueryInput, Stage, StageContext, StageParams
+from tessera.stages.base import QueryInput, Stage, StageContext, StageParams, filter_problems
 
 #: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
 RRF_K = 60
@@ -83,6 +83,16 @@ class FeatureSearch(Stage):
         if "fusion" in parameters:
             out["fusion"] = parameters["fusion"]
         return out
+
+    def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
+        """Return what is wrong with the searches' filters."""
+        searches = parameters.get("searches")
+        return [
+            problem
+            for number, search in enumerate(searches if isinstance(searches, list) else ())
+            if isinstance(search, Mapping)
+            for problem in filter_problems(search.get("filters"), (*location, "searches", number, "filters"))
+        ]
 
     def run(self, hits: list[Hit] | None, params: FeatureSearchParams, context: StageContext) -> list[Hit]:
         """Search within the retriever's collections, or only among `hits` when an earlier stage chose them."""
@@ -187,10 +197,13 @@ def _query_input(query: Any, number: int) -> QueryInput:
 
 
 def _vector(value: Any, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    try:
-        vector = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
-        vector = np.empty((0, 0), dtype=np.float32)
+    vector = np.empty((0, 0), dtype=np.float32)
+    # numpy would take "1.5", true and null for numbers as well.
+    if isinstance(value, np.ndarray) or (
+        isinstance(value, list) and all(type(number) in (int, float) for number in value)
+    ):
+        with np.errstate(over="ignore"):  # becomes infinity, which is refused below
+            vector = np.asarray(value, dtype=np.float64).astype(np.float32)
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
         raise ValidationError(
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -63,6 +64,20 @@ def test_a_crash_costs_one_item(runner: LocalRunner) -> None:
     assert isinstance(dead, Failed)
     assert (dead.kind, dead.crashed, dead.retryable) == ("ours", True, True)
     assert found == {n: n for n in range(8) if n != 3}
+
+
+def test_a_worker_that_dies_idle_costs_nothing(runner: LocalRunner) -> None:
+    """Its pool gave up with every item that was waiting, and each of them failed."""
+    pids = dict(runner.map(own_pid, range(8), timeout_s=30)).values()
+    for pid in {pid for pid in pids if isinstance(pid, int)}:
+        with contextlib.suppress(ProcessLookupError):  # it went with its pool
+            os.kill(pid, signal.SIGKILL)
+        assert dict(runner.map(double, range(8), timeout_s=30)) == {n: 2 * n for n in range(8)}
+
+
+def own_pid(_item: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
 
 
 def test_what_the_function_raises_is_a_value(runner: LocalRunner) -> None:

@@ -183,6 +183,10 @@ def test_scoped_routes_need_a_namespace(
     assert "X-Namespace" in answer.json()["error"]["message"]
     for identifier in (made["namespace_id"], made["namespace_name"]):
         assert client.post("/v1/retrievers/list", headers={"X-Namespace": identifier}).status_code == 200
+    for name, coding in (("Größe 音 😀", "utf-8"), ("Größe", "latin-1")):
+        namespace(namespace_name=name)
+        listed = client.post("/v1/retrievers/list", headers={"X-Namespace": name.encode(coding)})
+        assert listed.status_code == 200, listed.text
     absent = client.post("/v1/retrievers/list", headers={"X-Namespace": "nobody"})
     assert absent.status_code == 404
     # With a key for one namespace there is nothing to choose.

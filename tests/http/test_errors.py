@@ -165,6 +165,15 @@ def test_unknown_paths_and_wrong_methods(client: httpx.Client) -> None:
     envelope(httpx.get(f"{client.base_url}/favicon.ico"), 404, "NotFoundError")
 
 
+def test_a_405_names_every_method_of_the_path(client: httpx.Client) -> None:
+    answer = client.put("/v1/namespaces", json={})
+    error = envelope(answer, 405, "MethodNotAllowedError")
+    assert error["details"] == {"allowed": ["GET", "POST"]} and "GET, POST" in error["message"]
+    assert answer.headers["allow"] == "GET, POST"
+    put = client.put("/v1/retrievers/ret_0f3a9c5e77d1b2c4", json={})
+    assert put.headers["allow"] == "DELETE, GET, PATCH"
+
+
 def test_trailing_slashes_are_served_without_a_redirect(client: httpx.Client) -> None:
     assert client.get("/v1/me/").status_code == 200
     assert client.get("/v1/health/").status_code == 200
@@ -186,6 +195,24 @@ def test_ignored_keys_are_named_and_nothing_else(client: httpx.Client) -> None:
     many = client.patch("/v1/organizations", json={f"k{n}": n for n in range(50)})
     assert many.headers["x-ignored-fields"].endswith("k19, ...")
     assert "x-ignored-fields" not in client.patch("/v1/organizations", json={}).headers
+
+
+def test_ignored_keys_inside_are_named_too(client: httpx.Client) -> None:
+    body = {
+        "namespace_name": "ignored_inside",
+        "feature_extractors": [{"feature_extractor_name": "text_extractor", "version": "v1", "prams": {}}],
+        "payload_indexes": [
+            {"field_name": "a", "type": "text"},
+            {"field_name": "b", "type": "text", "field_shema": {"lowercase": False}},
+        ],
+        "infrastructure": {"compute_teir": "shared"},
+    }
+    answer = client.post("/v1/namespaces", json=body)
+    assert answer.status_code == 200, answer.text
+    client.delete("/v1/namespaces/ignored_inside")
+    assert answer.headers["x-ignored-fields"] == (
+        "feature_extractors[0].prams, payload_indexes[1].field_shema, infrastructure.compute_teir"
+    )
 
 
 def test_a_request_that_is_no_http_is_survived(client: httpx.Client, server: Server) -> None:

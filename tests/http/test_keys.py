@@ -92,6 +92,15 @@ def test_an_end_in_the_past_is_refused(client: httpx.Client, name: str) -> None:
     assert answer.json()["detail"][0]["loc"] == ["body", "expires_at"]
 
 
+def test_a_name_that_no_path_can_hold_is_refused(client: httpx.Client, name: str) -> None:
+    for wrong in ("a/b", "..", "line\nbreak", "key_0f3a9c5e77d1b2c4"):
+        answer = client.post(KEYS, json={"name": wrong})
+        assert answer.status_code == 422, wrong
+        assert answer.json()["detail"][0]["loc"] == ["body", "name"]
+    assert client.post(KEYS, json={"name": name}).status_code == 200
+    assert client.patch(f"{KEYS}/{name}", json={"name": "a/b"}).status_code == 422
+
+
 def test_absent_users_and_keys_are_404(client: httpx.Client) -> None:
     for method, path in (
         ("POST", "/v1/organizations/users/nobody@example.org/api-keys"),

@@ -120,6 +120,12 @@ def test_a_url_is_refused_with_what_to_do_instead(
     assert "secret" not in said
 
 
+def test_a_blob_by_url_is_refused_with_what_to_send(loop: Loop, bucket: str) -> None:
+    body = {"blobs": [{"property": "photo", "url": "https://user:secret@example.com/cat.jpg"}]}
+    said = loop.refused(400, "POST", f"/buckets/{bucket}/objects", body)
+    assert "blobs[0].url" in said and "base64" in said and "secret" not in said
+
+
 def test_a_text_that_holds_a_url_is_a_text(loop: Loop, bucket: str) -> None:
     made = create(loop, bucket, {"blobs": [blob("See https://example.com for more.")]})
     assert made["blobs"][0]["details"]["mime_type"] == "text/plain"
@@ -137,7 +143,7 @@ def test_a_text_that_holds_a_url_is_a_text(loop: Loop, bucket: str) -> None:
         ({"blobs": [blob("one"), blob("two")]}, "given twice"),
         ({"blobs": [{"property": "note", "type": "text"}]}, "blobs[0].data is required"),
         ({"blobs": [blob("")]}, "is empty"),
-        ({"blobs": [blob(12)]}, "a string is needed, not a number"),
+        ({"blobs": [blob(12)]}, "blobs[0].data must be a string, not a number"),
         ({"blobs": [blob({"a": 1})]}, "not an object"),
         ({"blobs": [blob("no base64!", "photo", "image")]}, "not valid base64"),
         ({"blobs": [blob("QUJDREVG", "photo", "image")]}, "not recognised as image: PNG, JPEG"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import httpx
@@ -75,15 +76,94 @@ def test_scoped_operations_document_their_header(description: dict[str, Any]) ->
             assert "X-Namespace" not in names, f"{method} {path}"
 
 
-def test_the_example_of_create_namespace_works(client: httpx.Client, description: dict[str, Any]) -> None:
-    body = description["paths"]["/v1/namespaces"]["post"]["requestBody"]["content"]["application/json"]
-    schema = body["schema"]
-    if "$ref" in schema:
-        schema = description["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
-    example = schema["examples"][0]
-    answer = client.post("/v1/namespaces", json={**example, "namespace_name": "openapi_example"})
-    assert answer.status_code == 200, answer.text
-    client.delete(f"/v1/namespaces/{answer.json()['namespace_id']}")
+def example(description: dict[str, Any], method: str, path: str) -> Any:
+    """Return the example of a route's body, or None when the body has none."""
+    schema = description["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"]
+    for member in [schema, *schema.get("anyOf", ())]:
+        name = member.get("$ref", "").rsplit("/", 1)[-1]
+        found = description["components"]["schemas"][name] if name else member
+        if "examples" in found:
+            return found["examples"][0]
+    return None
+
+
+def test_every_body_has_an_example(description: dict[str, Any]) -> None:
+    for path, method, operation in operations(description):
+        if "requestBody" in operation:
+            assert example(description, method, path) is not None, f"{method} {path}"
+
+
+def test_the_examples_work_one_after_the_other(client: httpx.Client, description: dict[str, Any]) -> None:
+    """Who copies example after example from the documentation gets from a namespace to a search."""
+    known = {"namespace_identifier": "openapi_examples", "user_email": "ana@example.org"}
+    client.headers["X-Namespace"] = "openapi_examples"
+    asked = 0
+
+    def send(method: str, path: str, **changes: Any) -> Any:
+        nonlocal asked
+        body = {**example(description, method, path), **changes}
+        answer = client.request(method, path.format(**known), json=body)
+        assert answer.status_code == 200, f"{method} {path}: {answer.text}"
+        assert "x-ignored-fields" not in answer.headers, f"{method} {path}"
+        asked += 1
+        return answer.json()
+
+    name = {"namespace_name": "openapi_examples"}
+    send("post", "/v1/namespaces", **name)
+    send("post", "/v1/namespaces/list")
+    send("patch", "/v1/namespaces/{namespace_identifier}")
+    send("put", "/v1/namespaces/{namespace_identifier}", **name)
+    client.delete("/v1/namespaces/openapi_examples")
+
+    send(
+        "post",
+        "/v1/namespaces",
+        feature_extractors=[{"feature_extractor_name": "text_extractor", "version": "v1"}],
+        **name,
+    )
+    bucket = "/v1/buckets/{bucket_identifier}"
+    known["bucket_identifier"] = send("post", "/v1/buckets")["bucket_id"]
+    send("post", "/v1/buckets/list")
+    send("patch", bucket)
+    send("put", bucket)
+    known["collection_identifier"] = send("post", "/v1/collections")["collection_id"]
+    collection = "/v1/collections/{collection_identifier}"
+    send("post", "/v1/collections/list")
+    send("patch", collection)
+    known["object_identifier"] = send("post", f"{bucket}/objects")["object_id"]
+    objects = {"object_ids": [known["object_identifier"]]}
+    send("post", f"{bucket}/objects/batch")
+    send("post", f"{bucket}/objects/list")
+    known["batch_id"] = send("post", f"{bucket}/batches", **objects)["batch_id"]
+    send("post", f"{bucket}/batches/{{batch_id}}/objects", **objects)
+    send("patch", f"{bucket}/batches/{{batch_id}}")
+    send("post", f"{bucket}/batches/list")
+    task = send("post", f"{bucket}/batches/{{batch_id}}/submit")["task_id"]
+    while (status := client.get(f"/v1/tasks/{task}").json()["status"]) not in ("COMPLETED", "FAILED"):
+        time.sleep(0.05)
+    assert status == "COMPLETED"
+    send("post", "/v1/tasks/list")
+    assert len(send("post", f"{collection}/documents/list")["results"]) == 1
+
+    assert len(send("post", "/v1/documents/search")["documents"]) == 1
+    known["retriever_id"] = send("post", "/v1/retrievers")["retriever_id"]
+    send("post", "/v1/retrievers/list")
+    send("patch", "/v1/retrievers/{retriever_id}")
+    assert len(send("post", "/v1/retrievers/{retriever_id}/execute")["documents"]) == 1
+    assert len(send("post", "/v1/retrievers/execute")["documents"]) == 1
+
+    send("delete", f"{collection}/documents/batch")
+    send("patch", f"{bucket}/objects/{{object_identifier}}")
+    send("put", f"{bucket}/objects/{{object_identifier}}")
+    client.delete("/v1/namespaces/openapi_examples")
+
+    user = "/v1/organizations/users/{user_email}"
+    send("post", "/v1/organizations/users")
+    send("patch", user)
+    known["key_name"] = send("post", f"{user}/api-keys")["name"]
+    send("patch", f"{user}/api-keys/{{key_name}}")
+    client.delete("/v1/organizations/users/ana@example.org")
+    assert asked > 30
 
 
 def test_docs_load_nothing_from_elsewhere(server: Server) -> None:

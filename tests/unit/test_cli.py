@@ -130,6 +130,12 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_an_address_of_another_machine_is_said(tmp_path: Path) -> None:
+    refused = run("up", "--data", str(tmp_path / "data"), "--host", "192.0.2.1", "--port", "0")
+    assert refused.returncode == 1
+    assert "192.0.2.1" in refused.stderr and "--host" in refused.stderr and "--port" not in refused.stderr
+
+
 def test_listening_for_others_is_warned_about(tmp_path: Path) -> None:
     server = Server.start(tmp_path / "data", "--host", "0.0.0.0")
     try:
@@ -197,6 +203,14 @@ def test_keys_beside_a_running_server_and_without_one(running: Server) -> None:
     assert admin.returncode == 0
     assert (running.data / "admin.key").read_text() == admin.stdout.removeprefix("API key: ")
     assert stat.S_IMODE((running.data / "admin.key").stat().st_mode) == 0o600
+    # A kept key that works stays; one that no longer does gives way.
+    assert run("key", "create", "--admin", "--name", "other", *data).returncode == 0
+    assert (running.data / "admin.key").read_text() == admin.stdout.removeprefix("API key: ")
+    prefix = admin.stdout.removeprefix("API key: ")[:13]
+    assert run("key", "revoke", prefix, *data).returncode == 0
+    fresh = run("key", "create", "--admin", *data)
+    assert "admin.key" in fresh.stderr
+    assert (running.data / "admin.key").read_text() == fresh.stdout.removeprefix("API key: ")
 
 
 def test_keys_need_a_data_directory(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_fold_holds_final_values_and_applying_twice_changes_nothing(db: Database
 
 
 def test_an_artifact_keeps_which_vectors_a_document_lacks(tmp_path: Path) -> None:
-    documents = [Document(f"d{n}", {"n": n}, {"v": np.ones(2, np.float32)} if n % 2 else {}) for n in range(450)]
+    documents = [
+        Document(f"d{n}", {"n": n}, {"v": np.ones(2, np.float32)} if n % 2 else {}) for n in range(450)
+    ]
     artifact.write(tmp_path / "a.arrow", documents, {"v": 2})
     slices = list(artifact.read(tmp_path / "a.arrow"))
     assert [len(part) for part in slices] == [200, 200, 50]

@@ -11,8 +11,8 @@ import contextlib
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,6 +26,8 @@ from tessera.adapters.qdrant.view import (
     Query,
     Record,
     Standing,
+    Steps,
+    Unsteady,
     finish,
 )
 from tessera.errors import AlreadyExistsError, QdrantError, QdrantRefusedError
@@ -46,6 +48,8 @@ from tessera.ports import (
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
@@ -105,18 +109,15 @@ class ServerVectors:
 
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches in one request."""
-        with self._using(view) as opened:
-            return finish(opened.live.search(searches))
+        return self._read(view, lambda live: live.search(searches))
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""
-        with self._using(view) as opened:
-            return finish(opened.live.page(page))
+        return self._read(view, lambda live: live.page(page))
 
     def count(self, view: View, filter: Filter | None = None) -> int:
         """Count documents, exactly."""
-        with self._using(view) as opened:
-            return finish(opened.live.count(filter))
+        return self._read(view, lambda live: live.count(filter))
 
     def get(self, view: View, document_ids: Sequence[str], with_vectors: bool = False) -> list[Hit]:
         """Fetch by id, in the order of `document_ids`; absent ones are left out."""
@@ -144,6 +145,15 @@ class ServerVectors:
                 opened.engine.write_standing(opened.live.standing)
         for client in clients:
             client.close()
+
+    def _read(self, view: View, read: Callable[[LiveView], Steps[T]]) -> T:
+        """Read beside writers; when changes of indexes keep overtaking the read, hold writers up for it."""
+        with self._using(view) as opened:
+            try:
+                return finish(read(opened.live))
+            except Unsteady:
+                with opened.writing:
+                    return finish(read(opened.live))
 
     @contextlib.contextmanager
     def _using(self, view: View) -> Iterator[_Open]:
