@@ -66,6 +66,9 @@ SYSTEM_INDEXES: tuple[PayloadIndex, ...] = tuple(
 #: Names that the routes below ``/v1/namespaces/`` take.
 RESERVED_NAMES = frozenset({"templates", "migrations", "plugins", "list", "standalone", "stats"})
 
+#: Longest list of a request about a namespace.
+_MOST_ITEMS = 1000
+
 #: Root key of the copies that the engine keeps beside a document's own fields.
 _INTERNAL_ROOT = "_s"
 
@@ -206,7 +209,8 @@ class _Pieces:
 def _well_formed(model: type[M], items: object) -> tuple[tuple[int, M], ...]:
     if not isinstance(items, list):
         return ()
-    read = ((number, _validated(model, item, ())[0]) for number, item in enumerate(items))
+    # Longer lists are refused as they are; a body has room for millions.
+    read = ((number, _validated(model, item, ())[0]) for number, item in enumerate(items[:_MOST_ITEMS]))
     return tuple((number, item) for number, item in read if item is not None)
 
 

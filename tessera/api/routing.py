@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import re
 import types
 import typing
@@ -17,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
+import numpy as np
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
@@ -43,6 +43,14 @@ MAX_DEPTH = 64
 
 #: A body without these digits in a row holds no integer over 64 bits.
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_LONG_INTEGER = re.compile(rb"(?<![^\[:,\s])-?[0-9]{19,}(?![^\]},\s])")
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+
+#: Most lists and objects in a body: making millions of them would hold every thread up for seconds.
+_MOST_CONTAINERS = 500_000
+
+#: Bodies from this size on are parsed in a thread.
+_LARGE_BODY = 256 * 1024
 
 #: Of ignored keys the response header names the first few.
 _IGNORED_SHOWN = 20
@@ -95,7 +103,12 @@ class JsonRequest(Request):
         self._body = await self._read_body()
         if self._body:
             self._refuse_other_types()
-            self._json = parse(self._body)
+            # What takes longer than a thread's start does not hold up the loop that serves everybody.
+            self._json = (
+                parse(self._body)
+                if len(self._body) < _LARGE_BODY
+                else await run_in_threadpool(parse, self._body)
+            )
         self._loaded = True
 
     async def json(self) -> Any:
@@ -243,6 +256,12 @@ RawBody = Annotated[Any, Depends(_json_body)]
 
 def parse(body: bytes) -> Any:
     """Parse `body`. Raises `ValidationError` that says where it is not JSON, or that it nests too deep."""
+    # Counting brackets and looking for long numbers is cheap and settles nearly every body.
+    brackets = body.count(b"[") + body.count(b"{")
+    bare = _STRING.sub(b"", body) if brackets > MAX_DEPTH or _LONG_NUMBER.search(body) else b""
+    if brackets > _MOST_CONTAINERS and bare.count(b"[") + bare.count(b"{") > _MOST_CONTAINERS:
+        message = f"The body has more than {_MOST_CONTAINERS} lists and objects; send it in several requests."
+        raise ValidationError([Problem(("body",), message, "json_too_large")])
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -257,11 +276,9 @@ def parse(body: bytes) -> Any:
                 )
             ]
         ) from None
-    # Counting brackets is cheap and settles nearly every body; only suspects are walked.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+    if brackets > MAX_DEPTH and _depth(bare) > MAX_DEPTH:
         raise _too_deep()
-    if _LONG_NUMBER.search(body):
-        _refuse_long_integers(body)
+    _refuse_long_integers(bare)
     return value
 
 
@@ -293,19 +310,19 @@ def _plain(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def _refuse_long_integers(body: bytes) -> None:
-    """Raise `ValidationError` for an integer over 64 bits: it would silently lose its last digits."""
+def _refuse_long_integers(bare: bytes) -> None:
+    """Raise `ValidationError` for an integer over 64 bits: it would silently lose its last digits.
 
-    def checked(digits: str) -> int:
+    `bare` is the JSON without its strings.
+    """
+    for match in _LONG_INTEGER.finditer(bare):
+        digits = match[0].decode()
         # The length first: reading a million digits takes longer than anything else here.
-        if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**63:
+        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
             message = (
                 f"The number {quote(digits).strip(chr(39))} does not fit into 64 bits; send it as a string."
             )
             raise ValidationError([Problem(("body",), message, "number_out_of_range")])
-        return number
-
-    json.loads(body, parse_int=checked)
 
 
 def note_ignored(request: Request, body: Mapping[str, Any], known: Keys) -> None:
@@ -364,18 +381,13 @@ def ignored_header(ignored: list[str]) -> bytes | None:
     return ", ".join(clean + more).encode()
 
 
-def _deeper_than(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else cast("list[object]", parent))
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
+def _depth(bare: bytes) -> int:
+    """Return how deep lists and objects nest in JSON without its strings."""
+    characters = np.frombuffer(bare, np.uint8)
+    # The four brackets lie next to each other in pairs: [ and { open, ] and } close; case is one bit.
+    folded = characters & 0xDF
+    steps = (folded == ord("[")).astype(np.int8) - (folded == ord("]"))
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 
 
 def _too_deep() -> ValidationError:

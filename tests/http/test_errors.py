@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 from typing import Any
 
 import httpx
@@ -120,6 +122,45 @@ def test_long_digits_that_are_no_integer_are_fine(client: httpx.Client) -> None:
     body = b'{"a": 0.12345678901234567890123, "b": "12345678901234567890123", "c": -9223372036854775808}'
     answer = client.patch("/v1/organizations", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x":1234567890123456789,"a":[' + b"1," * 4_000_000 + b"1]}",
+        b'{"a":[' + b"[[[[]]]]," * 900_000 + b"[]]}",
+        b'{"feature_extractors":[' + b"1," * 4_000_000 + b"1]}",
+    ],
+    ids=["long number", "brackets", "items"],
+)
+def test_a_large_body_holds_nobody_up(client: httpx.Client, body: bytes) -> None:
+    """What others waited for while millions of values were walked, one by one, was ten seconds and more."""
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(client.post("/v1/namespaces", content=body)))
+    asking.start()
+    longest = 0.0
+    with httpx.Client(base_url=client.base_url) as other:
+        while asking.is_alive():
+            begun = time.monotonic()
+            assert other.get("/v1/health").status_code == 200
+            longest = max(longest, time.monotonic() - begun)
+    assert answers[0].status_code == 422
+    assert longest < 3
+
+
+@pytest.mark.parametrize(
+    ("body", "good"),
+    [
+        (b'{"a": "[[[[\\"[[' + b"[" * 100 + b'"}', True),
+        (b'{"\\\\": ' + b"[" * 64 + b"]" * 64 + b"}", False),
+        (b'{"a": [' + b"[]," * 100 + b'"}}]]", {"b": ' + b"[" * 61 + b"]" * 61 + b"}]}", True),
+        (b'{"a": "' + b"\\u005b" * 100 + b'", "b": ' + b"{}" + b"}", True),
+    ],
+)
+def test_only_what_nests_counts_as_depth(client: httpx.Client, body: bytes, *, good: bool) -> None:
+    answer = client.patch("/v1/organizations", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code == 200) is good, answer.text
+    assert ("deeper" in answer.text) is not good
 
 
 def test_a_flat_body_with_many_brackets_is_fine(client: httpx.Client) -> None:
