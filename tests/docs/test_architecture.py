@@ -88,6 +88,10 @@ def test_the_page_lists_the_files_that_the_request_passes(warehouse: Warehouse) 
     key = organizations.new_key()
     organizations.bootstrap(warehouse.db, key)
     follower = Follower()
+    # The writer behind, which notes when a key was used, is the warehouse's: it is made to start before.
+    wrote = threading.Event()
+    warehouse.db.later(lambda _connection: wrote.set())
+    assert wrote.wait(10)
     # For threads that start from here on: the server's are followed, those of the warehouse are not.
     threading.setprofile(follower)
     try:
