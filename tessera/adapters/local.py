@@ -56,12 +56,12 @@ class LocalRunner:
             self._callers.add(done)
         following = iter(enumerate(items))
         more = True
-        again: list[int] = []
+        repeated: list[int] = []
         tries: Counter[int] = Counter()
         try:
-            while more or again or waiting:
-                while (more or again) and len(waiting) < 2 * self._workers:
-                    index = again.pop() if again else next(following, (-1, None))[0]
+            while more or repeated or waiting:
+                while (more or repeated) and len(waiting) < 2 * self._workers:
+                    index = repeated.pop() if repeated else next(following, (-1, None))[0]
                     if index < 0:
                         more = False
                         continue
@@ -85,7 +85,7 @@ class LocalRunner:
                         index = waiting.pop(ready)
                         tries[index] += 1
                         if _is_pool_broken(ready) and tries[index] <= _POOLS_PER_ITEM:
-                            again.append(index)
+                            repeated.append(index)
                         else:
                             yield index, _outcome(ready, timeout_s)
         finally:
