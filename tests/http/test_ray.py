@@ -42,8 +42,8 @@ MAPPED: dict[str, dict[str, Any]] = {
     "passthrough_extractor": {},
 }
 PASSTHROUGH = ("passthrough_extractor",)
-#: What a cause may take to be named.
-NAMED_WITHIN_S = 15
+#: What a cause may take to be named: 15 s on a quiet machine, and twice that on a busy one.
+NAMED_WITHIN_S = 2 * 15
 
 
 @pytest.fixture(scope="module")
@@ -293,14 +293,15 @@ def test_whatever_is_killed_costs_time_only(
     server = Server.start(tmp_path / "data")
     try:
         place = Place(server, **dedicated(ray_head_node_url=f"ray://127.0.0.1:{link.port}"))
-        task_id = place.submit(texts(500))
+        task_id = place.submit(texts(1200))
         finished: set[str] = set()
-        for rows, whom in ((64, "worker"), (128, "link"), (192, "server"), (320, "head")):
+        for rows, whom in ((64, "worker"), (192, "link"), (384, "server"), (640, "head")):
             await_progress(server, task_id, rows)
             assert finished <= logged(place)
             finished = logged(place)
+            assert len(finished) < 19, "nothing is left to be lost"
             lose(whom, server, ray_cluster, link)
-        check_complete(place, server.wait_for_task(task_id, 200), 500)
+        check_complete(place, server.wait_for_task(task_id, 200), 1200)
         assert finished <= logged(place)
     finally:
         server.stop()
@@ -434,16 +435,15 @@ def test_ten_rounds_of_killing(
     try:
         for number, whom in enumerate(whom_all):
             place = Place(server, **dedicated(ray_head_node_url=f"ray://127.0.0.1:{link.port}"))
-            task_id = place.submit(texts(500))
-            rows = rng.choice([0, 64, 200, 350])
-            await_progress(server, task_id, rows)
-            time.sleep(rng.uniform(0, 2))
+            task_id = place.submit(texts(2000))
+            await_progress(server, task_id, rng.choice([0, 1, 64, 400, 800]))
+            time.sleep(rng.uniform(0, 0.5))
             begun, finished = time.monotonic(), logged(place)
             lose(whom, server, ray_cluster, link)
             task = server.wait_for_task(task_id, 300)
             took_s = time.monotonic() - begun
-            say(f"round {number}: {whom} lost after {len(finished)} of 8 chunks, ended {took_s:.1f} s later")
-            check_complete(place, task, 500)
+            say(f"round {number}: {whom} lost after {len(finished)} of 32 chunks, ended {took_s:.1f} s later")
+            check_complete(place, task, 2000)
             assert finished <= logged(place)
             place.remove()
     finally:
