@@ -690,8 +690,12 @@ def _generation(view_id: str) -> int:
 
 def end_provisioning(wh: Warehouse) -> None:
     """Let every doomed view be dropped now: those who were making it or reading it ended with an earlier server."""
+    waits = doomed_views.c.due_at > now()
+    with wh.db.read() as connection:
+        if connection.execute(sa.select(doomed_views.c.view_id).where(waits).limit(1)).scalar() is None:
+            return
     with wh.db.write() as connection:
-        connection.execute(sa.update(doomed_views).where(doomed_views.c.due_at > now()).values(due_at=now()))
+        connection.execute(sa.update(doomed_views).where(waits).values(due_at=now()))
 
 
 def drop_doomed(wh: Warehouse, view_id: str) -> None:
@@ -843,10 +847,13 @@ def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """A change of place of an empty namespace: the view that it will use, as of log entry `head`."""
+    """A change of place of an empty namespace: the view that it leaves, and the one that it will use.
 
+    Of the latter's indexes, those of log entry `head` are made.
+    """
+
+    leaves: str
     view: View
-    generation: int
     place: JsonObject | None
     indexes: tuple[PayloadIndex, ...]
     head: int
@@ -896,7 +903,7 @@ def _begun_move(wh: Warehouse, current: RowMapping, place: JsonObject | None) ->
     indexes = effective_indexes(
         stored_indexes(current["user_indexes"]), stored_indexes(current["added_indexes"])
     )
-    return _Move(view, generation, place, indexes, current["head"])
+    return _Move(current["view_id"], view, place, indexes, current["head"])
 
 
 def _write_change(
@@ -971,7 +978,7 @@ def _column_values(
     if (
         move is None
         or not _same_store(place, move.place)
-        or current["generation"] != move.generation
+        or current["view_id"] != move.leaves
         or current["head"] != move.head
         or _has_documents(connection, current["namespace_id"])
     ):
