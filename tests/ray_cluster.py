@@ -25,8 +25,9 @@ START_TIMEOUT_S = 120.0
 _ASK = """
 import json, sys, ray
 ray.init(sys.argv[1], namespace="tessera", log_to_driver=False, logging_level="ERROR")
-for name in sys.argv[2:]:
-    ray.kill(ray.get_actor(name))
+for word in sys.argv[2:]:
+    for name in [name for name in ray.util.list_named_actors() if word in name][:1]:
+        ray.kill(ray.get_actor(name))
 @ray.remote(num_cpus=0)
 def ask():
     import time
@@ -197,7 +198,10 @@ class RayCluster:
         assert not _is_open(self.client_port)
 
     def ask(self, *kill: str) -> dict[str, Any]:
-        """Return what Ray itself lists, its actors and the calls of their methods, after ending the actors `kill`."""
+        """Return what Ray itself lists, its actors and the calls of their methods.
+
+        For each word in `kill` an actor with that word in its name is ended before.
+        """
         for _ in range(3):
             done = subprocess.run(
                 [sys.executable, "-c", _ASK, self.url, *kill],
