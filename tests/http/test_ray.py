@@ -467,7 +467,7 @@ def lose(whom: str, server: Server, cluster: RayCluster, link: Link) -> None:
         link.cut()
     elif whom == "silence":
         link.mute()
-        time.sleep(60)  # the round is about what happens in this time
+        time.sleep(50)  # the round is about what happens in this time
         link.unmute()
     elif whom == "server":
         before = children(server)
