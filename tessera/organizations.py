@@ -150,7 +150,9 @@ class Keys:
             permissions=expand(_json(permissions)),
             scopes=tuple(_json(scopes)),
             account_type=account_type,
-            rate_limits=limits.strictest(_json(rate_limits), _json(operator_limits)) or None,
+            rate_limits=_json(rate_limits)
+            if operator_limits is None
+            else limits.strictest(_json(rate_limits), _json(operator_limits)),
             key_limit=key_limit,
             reads_audited=bool(reads_audited),
             allowed_origins=tuple(_json(origins) or ()),
