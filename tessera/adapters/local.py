@@ -16,6 +16,10 @@ from tessera.ports import HERE, Compute, Failed
 
 _STOPPED = Failed("ours", "The workers were stopped.", retryable=True)
 
+#: How often somebody who waits for results looks whether they are still wanted.
+_LOOK_S = 0.1
+#: A worker that was asked to end and did not (it may be stopped) is killed after so long.
+_KILL_AFTER_S = 0.5
 
 #: So many pools may break under an item that waits before it fails.
 _POOLS_PER_ITEM = 3
@@ -47,7 +51,8 @@ class LocalRunner:
         """Yield ``(index, value or Failed)`` in the order of completion; `compute` can only be `HERE`.
 
         At most two items a worker are under way for one caller, so that a long batch leaves room for
-        others and an early end of the iteration leaves little behind.
+        others and an early end of the iteration leaves little behind. When it ends early, or `stop` is set,
+        the workers that hold its items are stopped.
         """
         waiting: dict[concurrent.futures.Future[Any], int] = {}
         #: Futures that are done, and None when the runner is closed.
@@ -59,7 +64,7 @@ class LocalRunner:
         repeated: list[int] = []
         tries: Counter[int] = Counter()
         try:
-            while more or repeated or waiting:
+            while (more or repeated or waiting) and not (stop is not None and stop.is_set()):
                 while (more or repeated) and len(waiting) < 2 * self._workers:
                     index = repeated.pop() if repeated else next(following, (-1, None))[0]
                     if index < 0:
@@ -75,7 +80,10 @@ class LocalRunner:
                     waiting[future] = index
                     future.add_done_callback(done.put)
                 if waiting:
-                    ready = done.get()
+                    try:
+                        ready = done.get(timeout=_LOOK_S)
+                    except queue.Empty:
+                        continue
                     if ready is None:
                         # A closed pool ends what its workers do, but never what still waits for one.
                         for index in list(waiting.values()):
@@ -105,8 +113,9 @@ class LocalRunner:
             pool.join(timeout=10)
 
     def _running_pool(self) -> Any:
-        from pebble import ProcessPool
+        from pebble import CONSTS, ProcessPool
 
+        CONSTS.term_timeout = _KILL_AFTER_S
         with self._lock:
             if self._closed:
                 raise RuntimeError("the runner is closed")
@@ -152,8 +161,10 @@ def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | 
 
 
 def _prepare_worker() -> None:
-    """Ignore Ctrl-C (the server drains first), and on Linux die with the server."""
+    """Ignore Ctrl-C (the server drains first), end at once when told to, and on Linux die with the server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A handler in Python would wait for the end of whatever native code runs.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         import ctypes
 

@@ -112,13 +112,13 @@ def run_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None
     def use(work: Callable[[str], None]) -> list[str]:
         started: list[str] = []
 
-        def run(wh: Warehouse, batch_id: str, _stop: threading.Event) -> None:
-            started.append(batch_id)
-            work(batch_id)
+        def run(wh: Warehouse, claim: ingest.Claim, _stop: ingest.Stop) -> None:
+            started.append(claim.batch_id)
+            work(claim.batch_id)
             with wh.db.write() as connection:
                 connection.execute(
                     sa.update(tables.batches)
-                    .where(tables.batches.c.batch_id == batch_id)
+                    .where(tables.batches.c.batch_id == claim.batch_id)
                     .values(status="COMPLETED")
                 )
 
@@ -183,7 +183,7 @@ def test_a_batch_that_waits_for_better_times_takes_nobodys_turn(
     here.namespace("ns_good", "bat_1", "bat_2")
     here.start()
     until(lambda: started[:3] == ["bat_broken", "bat_1", "bat_2"], timeout_s=0.9)
-    assert here.status("bat_broken") == "PENDING"
+    assert here.status("bat_broken") == "IN_PROGRESS"
     until(lambda: started.count("bat_broken") == 2)  # its turn comes again
 
 
