@@ -21,7 +21,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import ingest, namespaces, slots
+from tessera import ingest, namespaces
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batches, purges
@@ -37,6 +37,8 @@ logger = logging.getLogger("tessera.jobs")
 IDLE_POLL_S = 5.0
 #: The same while batches run: another server may have been asked to cancel one.
 BUSY_POLL_S = 1.0
+#: Heartbeats within a lease. Whether another server's has run out is seen within a third of one.
+BEATS = 5
 #: Rests before a batch is tried again after an error that may pass.
 RETRY_AFTER_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 #: A batch that has gone on for so long since its last rest starts to count anew.
@@ -96,7 +98,9 @@ class Jobs:
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
-        self._heart = threading.Thread(target=self._beat, name="jobs-heart", daemon=True)
+        self._heart = threading.Thread(
+            target=self._beat, args=(wh.settings.job_lease_s / BEATS,), name="jobs-heart", daemon=True
+        )
         self._dispatcher.start()
         self._heart.start()
 
@@ -142,9 +146,9 @@ class Jobs:
 
     # --- being alive -------------------------------------------------------------------------------------
 
-    def _beat(self) -> None:
+    def _beat(self, every_s: float) -> None:
         """Let other servers know that this one lives; when they took it for dead, give up what it was doing."""
-        while not self._ended.wait(slots.BEAT_S):
+        while not self._ended.wait(every_s):
             slot = self._slot
             try:
                 if self._slots is None or slot is None or self._slots.renew(slot):
@@ -169,7 +173,7 @@ class Jobs:
             except Exception:
                 # Whatever the database does, the dispatcher lives: nothing else would take up work again.
                 logger.exception("jobs cannot be read now")
-            self._wake.wait(self._patience_s())
+            self._wake.wait(min(self._patience_s(), wh.settings.job_lease_s / 3))
 
     def _look(self, wh: Warehouse) -> None:
         """Stop what was taken from us, and start what is due."""
@@ -180,7 +184,9 @@ class Jobs:
             self._start_purge(view_id, partial(namespaces.drop_doomed, wh, view_id))
         if self._slots is None:
             # Where no other database is named, the server is the only one: it holds the data directory.
-            self._slots = Slots(wh.db, is_alone=wh.settings.database_url is None)
+            self._slots = Slots(
+                wh.db, wh.settings.job_lease_s, is_alone=wh.settings.database_url is None
+            )
         slot = self._slot
         if slot is None:
             slot = self._slot = self._slots.claim()

@@ -19,11 +19,6 @@ from tessera.db.engine import Database
 from tessera.db.tables import job_metadata, job_slots
 from tessera.ids import new_id
 
-#: A server that was not heard for so long is taken for dead.
-LEASE_S = 15.0
-#: How often a server is heard.
-BEAT_S = 3.0
-
 #: Name of the SQLite file beside the metadata's; PostgreSQL holds both.
 FILE_NAME = "jobs.sqlite3"
 
@@ -40,13 +35,14 @@ class Slot:
 
 
 class Slots:
-    """The slots of all servers that share a metadata database.
+    """The slots of all servers that share a metadata database; one expires `lease_s` after its last heartbeat.
 
     `is_alone` says that the caller is the only server there can be (it holds the data directory in which the
     database lies): whatever is found belongs to servers that have ended, and is thrown away.
     """
 
-    def __init__(self, db: Database, *, is_alone: bool) -> None:
+    def __init__(self, db: Database, lease_s: float, *, is_alone: bool) -> None:
+        self._lease_s = lease_s
         if db.is_sqlite:
             database = db.engine.url.database
             assert database is not None
@@ -76,7 +72,7 @@ class Slots:
                     slot=slot.number,
                     token=slot.token,
                     owner=f"pid {os.getpid()} on {socket.gethostname()}",
-                    expires_at=at + LEASE_S,
+                    expires_at=at + self._lease_s,
                 )
             )
         return slot
@@ -87,7 +83,7 @@ class Slots:
             renewed = connection.execute(
                 sa.update(job_slots)
                 .where(job_slots.c.slot == slot.number, job_slots.c.token == slot.token)
-                .values(expires_at=_clock(connection) + LEASE_S)
+                .values(expires_at=_clock(connection) + self._lease_s)
             )
         return renewed.rowcount == 1
 
