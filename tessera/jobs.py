@@ -184,9 +184,7 @@ class Jobs:
             self._start_purge(view_id, partial(namespaces.drop_doomed, wh, view_id))
         if self._slots is None:
             # Where no other database is named, the server is the only one: it holds the data directory.
-            self._slots = Slots(
-                wh.db, wh.settings.job_lease_s, is_alone=wh.settings.database_url is None
-            )
+            self._slots = Slots(wh.db, wh.settings.job_lease_s, is_alone=wh.settings.database_url is None)
         slot = self._slot
         if slot is None:
             slot = self._slot = self._slots.claim()

@@ -148,9 +148,7 @@ def run_once(pair: Pair, way: str, rng: random.Random, number: int) -> str:
         os.kill(victim.process.pid, signal.SIGSTOP)
     else:
         try:
-            os.kill(
-                int(reached.read_text()), signal.SIGKILL if way == "worker killed" else signal.SIGSTOP
-            )
+            os.kill(int(reached.read_text()), signal.SIGKILL if way == "worker killed" else signal.SIGSTOP)
         except ProcessLookupError:
             note = f"{way}: it had ended already"
     awake = pair.other(victim)
