@@ -40,7 +40,7 @@ class Pair:
             "TESSERA_DATABASE_URL": f"sqlite:///{folder / 'tessera.sqlite3'}",
             "TESSERA_QDRANT_URL": self._qdrant.url,
             "TESSERA_JOB_LEASE_S": str(LEASE_S),
-            "TESSERA_EXTRACT_TIMEOUT_S": "2",
+            "TESSERA_EXTRACT_TIMEOUT_S": "5",
             "TESSERA_WORKERS": "2",
         }
         self.servers: list[Server] = []
@@ -164,7 +164,7 @@ def run_once(pair: Pair, way: str, rng: random.Random, number: int) -> str:
     elif way == "server stopped":
         os.kill(victim.process.pid, signal.SIGCONT)
     with inside(awake, namespace) as loop:
-        task = loop.wait(task_id)
+        task = loop.wait(task_id, 180)
         assert task["status"] == "COMPLETED", (way, task)
         batch = loop.get(path)
         assert (batch["status"], batch["progress"]["processed"]) == ("COMPLETED", 3 * ROWS), batch
