@@ -94,6 +94,12 @@ class Settings(BaseModel):
         10, ge=1, le=1000, description="Batches in progress per shared namespace."
     )
     job_threads: int = Field(4, ge=1, le=256, description="Batches in progress in this server.")
+    job_lease_s: float = Field(
+        15,
+        ge=1,
+        le=3600,
+        description="Several servers on one database: one that is not heard for so long loses its batches.",
+    )
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
 

@@ -254,7 +254,8 @@ class Runner(Protocol):
 
         `function` must be importable (a top-level function); items and values are pickled. An item that
         goes again because its cluster or its node was lost (the first run may still be going on there) is
-        first replaced by ``again(item, number of the run)``. Once `stop` is set the iteration may end early.
+        first replaced by ``again(item, number of the run)``. Once `stop` is set the iteration ends soon, and what
+        is under way is given up; the server's own workers are stopped under it.
 
         Raises `ClusterError` when the place that `compute` names cannot be used at all.
         """
