@@ -78,7 +78,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     runner: Any = None
     registry: Any = Toys()
     yield Warehouse(
-        settings, db, blobs, vectors, views, runner, registry, Bell(), b"k" * 32, Vault([b"m" * 32])
+        settings,
+        db,
+        blobs,
+        vectors,
+        views,
+        runner,
+        registry,
+        Bell(),
+        Fetcher(max_bytes=2**20),
+        b"k" * 32,
+        Vault([b"m" * 32]),
     )
     views.close()
     vectors.close()
