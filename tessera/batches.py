@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, collections, idempotency, limits, listing, namespaces, tasks
+from tessera import buckets, collections, idempotency, limits, listing, mirroring, namespaces, tasks
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, objects
@@ -42,7 +42,7 @@ from tessera.models.tasks import FINISHED, GenericDeleteResponse, TaskResponse, 
 from tessera.pagination import PageRequest
 
 #: Kinds of failure that the same object and the same plan meet again; all others may pass.
-PERMANENT_KINDS = frozenset({"unreadable", "unsupported", "too_large", "limit"})
+PERMANENT_KINDS = frozenset({"unreadable", "unsupported", "too_large", "limit"}) | mirroring.PERMANENT_KINDS
 
 #: What the API calls the kinds of failure in a tier's errors.
 _CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource"]] = {

@@ -100,14 +100,18 @@ class Blobs:
     @contextlib.contextmanager
     def incoming(self) -> Iterator[Part]:
         """Open a part to write to; what was not moved to a key when the block ends is gone."""
-        folder = self.root / INCOMING
-        with _writing():
-            folder.mkdir(exist_ok=True)
-            part = Part(folder / f"{secrets.token_hex(16)}.part")
+        part = self.new_part()
         try:
             yield part
         finally:
             part.discard()
+
+    def new_part(self) -> Part:
+        """Open a part; whoever asks for it discards it in the end."""
+        folder = self.root / INCOMING
+        with _writing():
+            folder.mkdir(exist_ok=True)
+            return Part(folder / f"{secrets.token_hex(16)}.part")
 
     def sweep_parts(self) -> None:
         """Remove what was coming in when an earlier server ended. Nobody else may be writing."""

@@ -116,14 +116,17 @@ class Settings(BaseModel):
     fetch_ports: str = Field(
         "80,443,8080,8443", description="Ports that are fetched from in public networks; `*` for all."
     )
-    fetch_timeout_s: float = Field(600, gt=0, description="Longest time to fetch one URL, redirects included.")
+    fetch_timeout_s: float = Field(
+        600, gt=0, description="Longest time to fetch one URL, redirects included."
+    )
     fetch_threads: int = Field(4, ge=1, le=64, description="URLs that one batch fetches at a time.")
     s3_endpoint_url: str | None = Field(
         None, description="Store that `s3://` URLs are read from; default: AWS."
     )
     s3_region: str = Field("us-east-1", description="Region of that store.")
     s3_access_key_id: str | None = Field(
-        None, description="Key for it, used for every organization without one of its own; default: anonymous."
+        None,
+        description="Key for it, used for every organization without one of its own; default: anonymous.",
     )
     s3_secret_access_key: SecretStr | None = Field(None, description="Secret of `s3_access_key_id`.")
 

@@ -42,6 +42,8 @@ DEFAULT_PORTS = frozenset({80, 443, 8080, 8443})
 _MOST_GROWTH = 100
 _GROWTH_FREE_BYTES = 2**20
 _PIECE_BYTES = 2**20
+#: A wait looks up so often whether it is still wanted.
+_LOOK_UP_S = 0.5
 #: Of a name's addresses so many are tried.
 _MOST_ADDRESSES = 4
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -310,7 +312,9 @@ class Fetcher:
         try:
             found = answer.get(timeout=max(0.0, min(self.connect_s, deadline - time.monotonic())))
         except queue.Empty:
-            raise FetchError("timeout", f"{target.origin}: its name was not resolved in time.", may_pass=True) from None
+            raise FetchError(
+                "timeout", f"{target.origin}: its name was not resolved in time.", may_pass=True
+            ) from None
         if isinstance(found, OSError | UnicodeError) or not found:
             raise FetchError("unreachable", f"{target.origin}: its name cannot be resolved.", may_pass=True)
         try:
@@ -360,7 +364,9 @@ def parse(url: str) -> Target:
     if len(url) > MAX_URL_LENGTH:
         raise FetchError("bad_url", f"The URL is longer than {MAX_URL_LENGTH} characters.")
     if "\\" in url or not url.isprintable() or any(c.isspace() for c in url):
-        raise FetchError("bad_url", "The URL holds a backslash, a blank or a control character; encode it (%20).")
+        raise FetchError(
+            "bad_url", "The URL holds a backslash, a blank or a control character; encode it (%20)."
+        )
     match = _URL.fullmatch(url)
     if match is None:
         scheme = url.partition(":")[0].lower()
@@ -433,7 +439,9 @@ class _Pinned(httpcore.NetworkBackend):
             else:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return _Stream(sock, clock)
-        raise FetchError("unreachable", f"{self._first}: nothing answers at {self._target.origin}.", may_pass=True)
+        raise FetchError(
+            "unreachable", f"{self._first}: nothing answers at {self._target.origin}.", may_pass=True
+        )
 
     def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore.NetworkStream:
         """Nothing local is ever fetched."""
@@ -468,11 +476,15 @@ class _Stream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has come, at most `max_bytes`."""
-        self._sock.settimeout(self._clock.left(timeout))
+        until = time.monotonic() + (timeout or self._clock.left(None))
         try:
-            return self._sock.recv(max_bytes)
-        except TimeoutError:
-            raise self._clock.late() from None
+            while True:
+                self._sock.settimeout(self._clock.left(_LOOK_UP_S))
+                try:
+                    return self._sock.recv(max_bytes)
+                except TimeoutError:
+                    if time.monotonic() >= until:
+                        raise self._clock.late() from None
         except OSError as error:
             raise httpcore.ReadError(str(error)) from error
 
@@ -535,20 +547,25 @@ def _decoded(encoding: str | None, pieces: Iterable[bytes], first: str) -> Itera
         yield from pieces
         return
     if wanted not in ("gzip", "x-gzip", "deflate"):
-        raise FetchError("bad_content", f"{first} comes in the encoding {wanted[:32]!r}, which was not asked for.")
+        raise FetchError(
+            "bad_content", f"{first} comes in the encoding {wanted[:32]!r}, which was not asked for."
+        )
     # 32 + the window: zlib and gzip headers are both recognised.
     inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
     came = made = 0
     try:
         for piece in pieces:
             came += len(piece)
-            while piece and not inflater.eof:
-                out = inflater.decompress(piece, _PIECE_BYTES)
+            left = piece
+            while left and not inflater.eof:
+                out = inflater.decompress(left, _PIECE_BYTES)
                 made += len(out)
                 if made > came * _MOST_GROWTH + _GROWTH_FREE_BYTES:
-                    raise FetchError("too_large", f"{first} unpacks to more than {_MOST_GROWTH} times its size.")
+                    raise FetchError(
+                        "too_large", f"{first} unpacks to more than {_MOST_GROWTH} times its size."
+                    )
                 yield out
-                piece = inflater.unconsumed_tail
+                left = inflater.unconsumed_tail
     except zlib.error as error:
         raise FetchError("bad_content", f"{first} is not the {wanted} that it says it is.") from error
     if not inflater.eof:
@@ -606,7 +623,8 @@ def _name(host: str) -> str:
             return str(ipaddress.IPv4Address(name))
         except ValueError:
             raise FetchError(
-                "refused_address", "The URL's host is a number; write an address as four decimal numbers (192.0.2.1)."
+                "refused_address",
+                "The URL's host is a number; write an address as four decimal numbers (192.0.2.1).",
             ) from None
     return name
 

@@ -8,6 +8,7 @@ attempt still brings is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -20,7 +21,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, log
+from tessera import artifact, log, mirroring
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -107,6 +108,9 @@ def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
     if attempt is None:
         return
     try:
+        _fetch(wh, attempt, stop)
+        if stop.is_set():
+            return
         for collection_id in attempt.collection_ids:
             _run_collection(wh, attempt, collection_id, stop)
             if stop.is_set():
@@ -250,6 +254,40 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
 
 def _attempt_of(key: str, prefix: str) -> int:
     return int(key[len(prefix) :].partition("-")[0])
+
+
+def _fetch(wh: Warehouse, attempt: _Attempt, stop: threading.Event) -> None:
+    """Make what the batch's objects have by URL our own; the rows of an object where that fails end with it."""
+    with contextlib.closing(mirroring.fetch_sources(wh, attempt.batch_id, stop)) as failures:
+        for failure in failures:
+            if failure is None:
+                with wh.db.read() as connection:
+                    _check_attempt(connection, attempt)
+                continue
+            if stop.is_set():
+                return
+            _fail_object(wh, attempt, failure)
+
+
+def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -> None:
+    with wh.db.write() as connection:
+        _check_attempt(connection, attempt)
+        connection.execute(
+            sa.update(batch_rows)
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                batch_rows.c.object_id == failure.object_id,
+                batch_rows.c.status == "PENDING",
+            )
+            .values(
+                status="FAILED",
+                error_kind=failure.kind,
+                error_message=failure.message[:MAX_MESSAGE_CHARS],
+                attempts=batch_rows.c.attempts + 1,
+                updated_at=now(),
+            )
+        )
+        _record_progress(connection, attempt, "fetch")
 
 
 def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: threading.Event) -> None:

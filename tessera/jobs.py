@@ -19,7 +19,7 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from tessera import ingest, namespaces
+from tessera import ingest, namespaces, uploads
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batches, purges
@@ -38,6 +38,8 @@ FORGIVEN_AFTER_S = 300.0
 REST_S = 5.0
 #: How long an ending server waits for chunks under way before it stops the workers under them.
 PARK_S = 5.0
+#: How often uploads that were not confirmed in time are looked for.
+SWEEP_S = 30.0
 #: Purges have threads of their own, so that a thousand of them hold up no batch, nor the other way round.
 PURGE_THREADS = 2
 
@@ -66,6 +68,7 @@ class Jobs:
         self._batch_threads: ThreadPoolExecutor | None = None
         self._purge_threads: ThreadPoolExecutor | None = None
         self._wh: Warehouse | None = None
+        self._next_sweep = 0.0
 
     def start(self, wh: Warehouse) -> None:
         """Begin: first what an earlier server left unfinished, then what comes."""
@@ -113,6 +116,9 @@ class Jobs:
                 for view_id in self._due_drops(wh):
                     work = partial(namespaces.drop_doomed, wh, view_id)
                     self._start_one(self._purge_threads, self._purging, view_id, view_id, work)
+                if time.monotonic() >= self._next_sweep:
+                    uploads.sweep(wh)
+                    self._next_sweep = time.monotonic() + SWEEP_S
                 for batch_id, namespace_id in self._due_batches(wh):
                     work = partial(self._run_batch, wh, batch_id)
                     self._start_one(self._batch_threads, self._running, batch_id, namespace_id, work)

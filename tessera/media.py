@@ -88,9 +88,7 @@ class Cue:
 
 def sniff(path: Path) -> str | None:
     """Return the media type that the file's bytes tell, or None."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    return content.sniff(head)
+    return content.sniff_file(path)
 
 
 # --- pictures -----------------------------------------------------------------------------------------

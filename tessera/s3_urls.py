@@ -42,7 +42,9 @@ def split(url: str) -> tuple[str, str]:
     if not _BUCKET.fullmatch(bucket) or ".." in bucket:
         raise ValueError("names no bucket: write it as s3://bucket/key")
     if not slash or not key or len(key.encode(errors="replace")) > 1024:
-        raise ValueError("names no object of the bucket: write it as s3://bucket/key, the key up to 1024 bytes")
+        raise ValueError(
+            "names no object of the bucket: write it as s3://bucket/key, the key up to 1024 bytes"
+        )
     if any(part in (".", "..") for part in key.split("/")) or not key.isprintable():
         raise ValueError("has a key with relative parts or control characters")
     return bucket, key
@@ -72,7 +74,9 @@ def signed_url(url: str, access: S3Access, at: datetime | None = None) -> str:
     }
     if access.session_token:
         query["X-Amz-Security-Token"] = access.session_token
-    encoded = "&".join(f"{name}={urllib.parse.quote(query[name], safe=_UNRESERVED)}" for name in sorted(query))
+    encoded = "&".join(
+        f"{name}={urllib.parse.quote(query[name], safe=_UNRESERVED)}" for name in sorted(query)
+    )
     canonical = "\n".join(
         ["GET", prefix.path + path, encoded, f"host:{prefix.netloc}", "", "host", "UNSIGNED-PAYLOAD"]
     )

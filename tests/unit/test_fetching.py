@@ -189,7 +189,9 @@ def tricks(port: int) -> list[tuple[set[str], str, list[str]]]:
             continue
         kinds, url, *answers = line.split(" | ")
         plain = re.sub(r"\\(x[0-9a-f]{2}|[\\trn])", lambda m: m[0].encode().decode("unicode_escape"), url)
-        found.append((set(kinds.split(",")), plain.replace("{port}", str(port)), (answers or [""])[0].split()))
+        found.append(
+            (set(kinds.split(",")), plain.replace("{port}", str(port)), (answers or [""])[0].split())
+        )
     return found
 
 
@@ -202,7 +204,7 @@ class Names:
 
     def __call__(self, host: str, port: int) -> list[str]:
         self.asked.append(host)
-        known = self.answers.get(host.split(".")[0])
+        known = self.answers.get(host.split(".", maxsplit=1)[0])
         if known is None:
             return numbers_only(host, port)
         return known.pop(0) if len(known) > 1 else known[0]
@@ -293,7 +295,9 @@ def test_chains_of_redirects(site: Site, attempts: list[Any]) -> None:
     assert refused(site.serve("/nowhere", b"", 302)).kind == "redirect"
 
 
-def test_proxies_cookies_and_credentials_do_not_exist(site: Site, monkeypatch: pytest.MonkeyPatch, attempts: list[Any]) -> None:
+def test_proxies_cookies_and_credentials_do_not_exist(
+    site: Site, monkeypatch: pytest.MonkeyPatch, attempts: list[Any]
+) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, f"http://{PRIVATE}:9/")
     site.serve("/set", b"", 302, Location="/get", Set_Cookie="a=b", WWW_Authenticate="Basic")
@@ -362,7 +366,10 @@ def test_compressed_content_is_bounded(site: Site) -> None:
     for encoding, packed in (("gzip", gzip.compress(text)), ("deflate", zlib.compress(text))):
         assert fetched(site.serve("/x", packed, Content_Encoding=encoding))[0] == text
     bomb = gzip.compress(b"\0" * 20_000_000)
-    assert refused(site.serve("/bomb", bomb, Content_Encoding="gzip"), fetcher(max_bytes=2**40)).kind == "too_large"
+    assert (
+        refused(site.serve("/bomb", bomb, Content_Encoding="gzip"), fetcher(max_bytes=2**40)).kind
+        == "too_large"
+    )
     cut = refused(site.serve("/cut", gzip.compress(text)[:-9], Content_Encoding="gzip"))
     assert cut.kind == "bad_content"
     assert refused(site.serve("/no", b"no gzip", Content_Encoding="gzip")).kind == "bad_content"
@@ -399,7 +406,9 @@ def test_time_is_bounded(site: Site) -> None:
     released.set()
 
 
-@pytest.mark.parametrize(("status", "may_pass"), [(404, False), (403, False), (206, False), (503, True), (429, True)])
+@pytest.mark.parametrize(
+    ("status", "may_pass"), [(404, False), (403, False), (206, False), (503, True), (429, True)]
+)
 def test_other_statuses(site: Site, status: int, may_pass: bool) -> None:
     error = refused(site.serve("/x", b"x", status))
     assert (error.kind, error.may_pass) == ("bad_status", may_pass)
@@ -519,7 +528,11 @@ def test_signatures_are_those_of_obstore(endpoint: str | None, token: str | None
     if token:
         config["session_token"] = token
     signed = subprocess.run(
-        [sys.executable, "-c", _SIGN, json.dumps(config), key], capture_output=True, text=True, check=True, env={}
+        [sys.executable, "-c", _SIGN, json.dumps(config), key],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={},
     ).stdout.strip()
     at = re.search(r"X-Amz-Date=(\w+)", signed)
     assert at is not None
@@ -551,7 +564,12 @@ def test_s3_urls_are_fetched_from_the_stated_store(site: Site, attempts: list[An
     error = refused("s3://bucket/none", access=access)
     assert error.message == "s3://bucket/none answers with status 403, not 200."
     # A store inside a private network needs the setting as any other address, metadata services too.
-    for endpoint in (f"http://{PRIVATE}:{site.port}", "http://169.254.169.254", "http://[::1]:80", "file:///etc"):
+    for endpoint in (
+        f"http://{PRIVATE}:{site.port}",
+        "http://169.254.169.254",
+        "http://[::1]:80",
+        "file:///etc",
+    ):
         assert refused("s3://bucket/key", access=S3Access(endpoint, "r", "a", "b")).kind in (
             "refused_address",
             "bad_url",

@@ -35,6 +35,7 @@ from tessera.errors import (
     UnavailableError,
     ValidationError,
 )
+from tessera.fetching import Fetcher
 from tessera.models.namespaces import ListNamespacesRequest, NamespaceModel
 from tessera.pagination import read_page
 from tessera.ports import Document
