@@ -369,9 +369,9 @@ def parse(url: str) -> Target:
         )
     match = _URL.fullmatch(url)
     if match is None:
-        scheme = url.partition(":")[0].lower()
-        named = f"of scheme {scheme[:32]!r}" if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) else "not one"
-        raise FetchError("bad_url", f"The URL is {named}; http://, https:// and s3:// are fetched.")
+        scheme = re.match(r"[a-z][a-z0-9+.-]{0,31}(?=:)", url.lower())
+        named = f"is of scheme {scheme[0]}" if scheme else "is none"
+        raise FetchError("bad_url", f"The URL {named}; http://, https:// and s3:// are fetched.")
     scheme, authority, path = match[1].lower(), match[2], match[3]
     if "@" in authority:
         raise FetchError(

@@ -213,9 +213,9 @@ def _planned(
         )
     if makes_object and blob_property is not None:
         for problem in objects.field_problems(wh, bucket, blob_property, dict(request.object_metadata or {})):
-            path = tuple(part for part in problem.location if part not in ("body", "metadata"))
+            place = (*location, "object_metadata")
             problems.append(
-                Problem((*location, "object_metadata", *path), problem.message, problem.kind, problem.status)
+                Problem(place, f"{label(place)}: {problem.message}", problem.kind, problem.status)
             )
     at = datetime.now(UTC)
     lifetime_s = request.presigned_url_expiration or 3600

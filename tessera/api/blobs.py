@@ -20,7 +20,8 @@ from tessera.errors import NotFoundError, RangeNotSatisfiableError
 router = Router(tags=["Blobs"])
 
 _RANGES = re.compile(
-    r"bytes\s*=\s*((?:\d{1,18}-\d{0,18}|-\d{1,18})(?:\s*,\s*(?:\d{1,18}-\d{0,18}|-\d{1,18})){0,9})", re.ASCII
+    r"bytes\s*=\s*((?:\d{1,18}-\d{0,18}|-\d{1,18})(?:\s*,\s*(?:\d{1,18}-\d{0,18}|-\d{1,18})){0,9})",
+    re.ASCII | re.IGNORECASE,
 )
 
 #: What a browser may show by itself; everything else is a download. SVG and HTML could run scripts.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gzip
-import http.server
 import ipaddress
 import json
 import os
@@ -18,7 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ import pytest
 from tessera import s3_urls
 from tessera.fetching import Fetched, Fetcher, FetchError, is_public, parse, shown
 from tessera.s3_urls import S3Access
+from tests.website import PUBLIC, Site, serving
 
 TRICKS = Path(__file__).parents[1] / "data/fetch_tricks.txt"
-#: Stands for the public Internet: the one address that the fetcher may reach.
-PUBLIC = "127.0.0.2"
 PRIVATE = "127.0.0.1"
 
 _attempts: list[Any] = []
@@ -89,65 +87,10 @@ def private() -> Iterator[Listener]:
         server.close()
 
 
-@dataclass
-class Site:
-    """A web server on the public address. `pages` maps a path to what answers it."""
-
-    port: int
-    pages: dict[str, Callable[[Any], None]] = field(default_factory=dict)
-    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-
-    def url(self, path: str = "/") -> str:
-        return f"http://{PUBLIC}:{self.port}{path}"
-
-    def serve(self, path: str, body: bytes, status: int = 200, **headers: str) -> str:
-        """Let `path` answer with `body`; a header may replace the right Content-Length."""
-
-        def answer(request: Any) -> None:
-            request.send_response(status)
-            for name, value in {"Content_Length": str(len(body)), **headers}.items():
-                request.send_header(name.replace("_", "-"), value)
-            request.end_headers()
-            with contextlib.suppress(OSError):
-                request.wfile.write(body)
-
-        self.pages[path] = answer
-        return self.url(path)
-
-    def redirect(self, path: str, to: str) -> str:
-        return self.serve(path, b"", 302, Location=to)
-
-
-def _make_site(tls: ssl.SSLContext | None = None) -> tuple[Site, http.server.ThreadingHTTPServer]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            site.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-            site.pages[self.path.partition("?")[0]](self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Quiet(http.server.ThreadingHTTPServer):
-        def handle_error(self, *_: Any) -> None:
-            pass
-
-    try:
-        server = Quiet((PUBLIC, 0), Handler)
-    except OSError:
-        pytest.skip(f"{PUBLIC} is no address of this machine (macOS: ifconfig lo0 alias {PUBLIC})")
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    site = Site(server.server_address[1])
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    return site, server
-
-
 @pytest.fixture
 def site() -> Iterator[Site]:
-    found, server = _make_site()
-    yield found
-    server.shutdown()
-    server.server_close()
+    with serving() as found:
+        yield found
 
 
 def numbers_only(host: str, port: int) -> list[str]:
@@ -488,10 +431,9 @@ def test_certificates_are_verified_for_the_name(
     server_side, trusting = authority("files.example")
     named: list[str | None] = []
     server_side.sni_callback = lambda _socket, name, _context: named.append(name)
-    site, server = _make_site(server_side)
-    site.serve("/x", b"secret")
     by = fetcher(resolve=lambda *_: [PUBLIC], tls=trusting)
-    try:
+    with serving(server_side) as site:
+        site.serve("/x", b"secret")
         assert fetched(f"https://files.example:{site.port}/x", by)[0] == b"secret"
         assert fetched(f"https://FILES.example.:{site.port}/x", by)[0] == b"secret"
         assert named == ["files.example"] * 2
@@ -503,9 +445,6 @@ def test_certificates_are_verified_for_the_name(
             assert "certificate is not valid" in refused(url, who).message
         site.redirect("/down", f"http://files.example:{site.port}/x")
         assert "https to http" in refused(f"https://files.example:{site.port}/down", by).message
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 # --- s3:// --------------------------------------------------------------------------------------------
