@@ -20,6 +20,7 @@ from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, ConflictError, NotFoundError, quote
+from tessera.fetching import FetchError
 from tessera.ids import new_id
 from tessera.models.batches import (
     MAX_OBJECTS,
@@ -51,6 +52,7 @@ _CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource"]] = {
     "too_large": "resource",
     "limit": "resource",
     "model_missing": "dependency",
+    **{f"fetch_{kind}": "dependency" for kind in (*FetchError.KINDS, "unavailable", "superseded")},
 }
 
 #: Ids looked up in one statement; SQLite bounds the number of parameters.

@@ -369,8 +369,8 @@ def parse(url: str) -> Target:
         )
     match = _URL.fullmatch(url)
     if match is None:
-        scheme = re.match(r"[a-z][a-z0-9+.-]{0,31}(?=:)", url.lower())
-        named = f"is of scheme {scheme[0]}" if scheme else "is none"
+        other = re.match(r"[a-z][a-z0-9+.-]{0,31}(?=:)", url.lower())
+        named = f"is of scheme {other[0]}" if other else "is none"
         raise FetchError("bad_url", f"The URL {named}; http://, https:// and s3:// are fetched.")
     scheme, authority, path = match[1].lower(), match[2], match[3]
     if "@" in authority:
@@ -550,26 +550,34 @@ def _decoded(encoding: str | None, pieces: Iterable[bytes], first: str) -> Itera
         raise FetchError(
             "bad_content", f"{first} comes in the encoding {wanted[:32]!r}, which was not asked for."
         )
-    # 32 + the window: zlib and gzip headers are both recognised.
-    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    inflater = _inflater()
     came = made = 0
     try:
         for piece in pieces:
             came += len(piece)
-            left = piece
-            while left and not inflater.eof:
+            left, has_more = piece, True
+            while left or has_more:
+                if inflater.eof and left:
+                    inflater = _inflater()  # gzip may be a chain of members (RFC 1952, 2.2)
                 out = inflater.decompress(left, _PIECE_BYTES)
+                left = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+                # A full piece says that there may be more of it inside, although all that came was taken in.
+                has_more = len(out) == _PIECE_BYTES and not inflater.eof
                 made += len(out)
                 if made > came * _MOST_GROWTH + _GROWTH_FREE_BYTES:
                     raise FetchError(
                         "too_large", f"{first} unpacks to more than {_MOST_GROWTH} times its size."
                     )
                 yield out
-                left = inflater.unconsumed_tail
     except zlib.error as error:
         raise FetchError("bad_content", f"{first} is not the {wanted} that it says it is.") from error
     if not inflater.eof:
         raise FetchError("bad_content", f"{first} ends in the middle of its {wanted}.", may_pass=True)
+
+
+def _inflater() -> zlib._Decompress:
+    # 32 + the window: zlib and gzip headers are both recognised.
+    return zlib.decompressobj(32 + zlib.MAX_WBITS)
 
 
 def _headers(target: Target) -> list[tuple[bytes, bytes]]:

@@ -46,6 +46,7 @@ from tessera.extraction import (
     write_documents,
 )
 from tessera.filters import values_at
+from tessera.objects import is_missing
 from tessera.ports import HERE, Compute, DenseVector, Failed
 
 logger = logging.getLogger("tessera.ingest")
@@ -269,6 +270,33 @@ def _fetch(wh: Warehouse, attempt: _Attempt, stop: threading.Event) -> None:
             _fail_object(wh, attempt, failure)
 
 
+def _with_content(
+    wh: Warehouse,
+    attempt: _Attempt,
+    collection_id: str,
+    rows: Sequence[RowMapping],
+    stop: threading.Event,
+) -> Sequence[RowMapping]:
+    """Return those of `rows` whose content is ours: all, unless objects got a new URL since it was fetched.
+
+    Those are fetched now; what a user changes faster than that ends as failed, for a retry when it is over.
+    """
+    if not any(map(_lacks_content, rows)):
+        return rows
+    _fetch(wh, attempt, stop)
+    if stop.is_set():
+        return ()
+    fresh = _pending(wh, attempt, collection_id)
+    for row in filter(_lacks_content, fresh):
+        message = "The object got another URL while it was fetched. Retry the batch."
+        _fail_object(wh, attempt, mirroring.Failure(row["object_id"], "fetch_superseded", message))
+    return [row for row in fresh if not _lacks_content(row)]
+
+
+def _lacks_content(row: RowMapping) -> bool:
+    return any(is_missing(blob) for blob in row["blobs"])
+
+
 def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -> None:
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
@@ -306,6 +334,7 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
             rows = _pending(wh, attempt, collection_id)
             if not rows:
                 break
+            rows = _with_content(wh, attempt, collection_id, rows, stop)
             _run_chunks(wh, attempt, plan_hash, _jobs(wh, attempt, collection, rows, plan_hash), stop)
     except _CollectionGone:
         attempt.pace.litter = True

@@ -460,7 +460,7 @@ def update(
                 f"Object {before['object_id']} was changed by another request meanwhile. Read it and send the "
                 "change again."
             )
-        gone = fetches.c.property.not_in([blob["property"] for blob in stored if _is_missing(blob)])
+        gone = fetches.c.property.not_in([blob["property"] for blob in stored if is_missing(blob)])
         connection.execute(sa.delete(fetches).where(fetches.c.object_id == before["object_id"], gone))
         _note_remote(connection, place["namespace_id"], before["object_id"], remote)
         row = _row(connection, place, before["object_id"])
@@ -742,9 +742,8 @@ def _uploaded(wh: Warehouse, row: Mapping[Any, Any], kind: FieldType) -> _Kept:
     path = wh.blobs.path(row["blob_key"])
     if not path.is_file():
         raise content.BadContent("gone", "is an upload whose file is gone; upload it again.")
-    return _Kept(
-        stored_file(path, row["blob_key"], kind, row["content_type"], row["filename"], row["sha256"])
-    )
+    declared = row["content_type"].partition(";")[0].strip().lower()
+    return _Kept(stored_file(path, row["blob_key"], kind, declared, row["filename"], row["sha256"]))
 
 
 def stored_file(
@@ -930,13 +929,13 @@ def _reuse(draft: _Draft, before: Sequence[Mapping[str, Any]]) -> None:
     for blob in draft.blobs:
         if isinstance(blob.content, _Remote):
             earlier = known.get((blob.property, blob.content.digest))
-            if earlier is not None and not _is_missing(earlier):
+            if earlier is not None and not is_missing(earlier):
                 parts = ("details", "text", "blob_key", "source")
                 blob.content = _Kept({name: earlier[name] for name in parts if name in earlier})
 
 
-def _is_missing(blob: Mapping[str, Any]) -> bool:
-    """Whether a stored blob is still to be fetched."""
+def is_missing(blob: Mapping[str, Any]) -> bool:
+    """Say whether a stored blob is still to be fetched."""
     return "text" not in blob and "blob_key" not in blob
 
 

@@ -259,6 +259,30 @@ def test_two_batches_at_once_fetch_once(loop: Loop, site: Site) -> None:
     assert fetches(site, url) == 1
 
 
+def test_a_change_while_it_is_fetched(loop: Loop, site: Site) -> None:
+    """What comes for the URL before is dropped; the batch goes on with the new one."""
+    bucket = loop.bucket(PROPERTIES)
+    collection = loop.collection(bucket, READER)
+    url, other = page(site, b""), page(site, b"new")
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(request: Any) -> None:
+        begun.set()
+        released.wait(20)
+        request.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nold")
+
+    site.pages[url.removeprefix(site.url(""))] = slow
+    made = loop.object(bucket, note(url))
+    batch = loop.post(f"/buckets/{bucket}/batches", {"object_ids": [made]})["batch_id"]
+    task = loop.post(f"/buckets/{bucket}/batches/{batch}/submit", {})["task_id"]
+    assert begun.wait(20)
+    loop.patch(f"/buckets/{bucket}/objects/{made}", note(other))
+    released.set()
+    assert loop.wait(task)["status"] == "COMPLETED"
+    assert [document["text"] for document in loop.documents(collection)] == ["new"]
+    assert loop.get(f"/buckets/{bucket}/objects/{made}")["blobs"][0]["url"] == other
+
+
 def test_a_cancelled_batch_stops_fetching(loop: Loop, site: Site) -> None:
     bucket = loop.bucket(PROPERTIES)
     loop.collection(bucket, READER)

@@ -308,6 +308,10 @@ def test_compressed_content_is_bounded(site: Site) -> None:
     text = os.urandom(50_000).hex().encode()
     for encoding, packed in (("gzip", gzip.compress(text)), ("deflate", zlib.compress(text))):
         assert fetched(site.serve("/x", packed, Content_Encoding=encoding))[0] == text
+    # A chain of members, and pieces that fill what is handed on to the last byte.
+    for body in (text, b"z" * 2**20, bytes(3 * 2**18) + os.urandom(2**18)):
+        chain = gzip.compress(body[:1000]) + gzip.compress(body[1000:])
+        assert fetched(site.serve("/x", chain, Content_Encoding="gzip"))[0] == body
     bomb = gzip.compress(b"\0" * 20_000_000)
     assert (
         refused(site.serve("/bomb", bomb, Content_Encoding="gzip"), fetcher(max_bytes=2**40)).kind

@@ -114,8 +114,9 @@ def doors(port: int, folder: Path) -> dict[str, bytes]:
     ).encode()
     found["xxe"] = f'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY % b SYSTEM "{url}">%b;]><a/>'.encode()
     found["svg"] = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"><image width="9" height="9"'
-        f' xlink:href="{url}"/><use href="{url}#a"/><style>@import "{url}";</style><script href="{url}"/></svg>'
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f'<image width="9" height="9" xlink:href="{url}"/>'
+        f'<use href="{url}#a"/><style>@import "{url}";</style><script href="{url}"/></svg>'
     ).encode()
     found["mvg"] = (
         f"push graphic-context\nviewbox 0 0 9 9\nimage over 0,0 9,9 '{url}'\npop graphic-context".encode()
