@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 OCTET_STREAM = "application/octet-stream"
-_MOST_ARCHIVE_LIST_BYTES = 2**20
+#: A ZIP archive with a longer list of files is not looked into.
+MOST_ARCHIVE_LIST_BYTES = 2**20
 #: So much of a file tells what it is.
 _HEAD_BYTES = 4096
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
@@ -158,15 +159,8 @@ def sniff(data: bytes, size_bytes: int | None = None) -> str | None:
         return "video/webm" if b"webm" in head else "video/x-matroska"
     if head[:4] == b"OggS":
         return "video/ogg" if b"theora" in head else "audio/ogg"
-    if (
-        head[:2] == b"BM"
-        and len(data) >= 26
-        and int.from_bytes(head[2:6], "little")
-        in (
-            0,
-            len(data) if size_bytes is None else size_bytes,
-        )
-    ):
+    size_bytes = len(data) if size_bytes is None else size_bytes
+    if head[:2] == b"BM" and len(data) >= 26 and int.from_bytes(head[2:6], "little") in (0, size_bytes):
         return "image/bmp"
     if head[:4] == b"PK\x03\x04":
         return XLSX if _is_workbook(io.BytesIO(data)) else "application/zip"
@@ -339,7 +333,7 @@ def _is_workbook(file: IO[bytes]) -> bool:
     file.seek(max(0, size - 66_000))
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or int.from_bytes(tail[end + 12 : end + 16], "little") > _MOST_ARCHIVE_LIST_BYTES:
+    if end < 0 or int.from_bytes(tail[end + 12 : end + 16], "little") > MOST_ARCHIVE_LIST_BYTES:
         return False
     try:
         with zipfile.ZipFile(file) as archive:

@@ -298,24 +298,16 @@ def _lacks_content(row: RowMapping) -> bool:
 
 
 def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -> None:
-    with wh.db.write() as connection:
-        _check_attempt(connection, attempt)
-        connection.execute(
-            sa.update(batch_rows)
-            .where(
-                batch_rows.c.batch_id == attempt.batch_id,
-                batch_rows.c.object_id == failure.object_id,
-                batch_rows.c.status == "PENDING",
-            )
-            .values(
-                status="FAILED",
-                error_kind=failure.kind,
-                error_message=failure.message[:MAX_MESSAGE_CHARS],
-                attempts=batch_rows.c.attempts + 1,
-                updated_at=now(),
-            )
-        )
-        _record_progress(connection, attempt, "fetch")
+    _end_rows(
+        wh,
+        attempt,
+        "fetch",
+        batch_rows.c.object_id == failure.object_id,
+        status="FAILED",
+        error_kind=failure.kind,
+        error_message=failure.message[:MAX_MESSAGE_CHARS],
+        attempts=batch_rows.c.attempts + 1,
+    )
 
 
 def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: threading.Event) -> None:
@@ -815,18 +807,22 @@ def _close_rows(
     wh: Warehouse, attempt: _Attempt, collection_id: str, status: str, kind: str | None, message: str | None
 ) -> None:
     """Close the rows of a collection that are still to be done."""
+    which = batch_rows.c.collection_id == collection_id
+    _end_rows(wh, attempt, "extract", which, status=status, error_kind=kind, error_message=message)
+
+
+def _end_rows(
+    wh: Warehouse, attempt: _Attempt, stage: str, which: sa.ColumnElement[bool], **values: Any
+) -> None:
+    """Give `values` to those of the batch's rows that are still to be done."""
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
         connection.execute(
             sa.update(batch_rows)
-            .where(
-                batch_rows.c.batch_id == attempt.batch_id,
-                batch_rows.c.collection_id == collection_id,
-                batch_rows.c.status == "PENDING",
-            )
-            .values(status=status, error_kind=kind, error_message=message, updated_at=now())
+            .where(batch_rows.c.batch_id == attempt.batch_id, which, batch_rows.c.status == "PENDING")
+            .values(**values, updated_at=now())
         )
-        _record_progress(connection, attempt, "extract")
+        _record_progress(connection, attempt, stage)
 
 
 def _close_unchanged(

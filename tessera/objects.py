@@ -677,7 +677,15 @@ def _take_blob(
     value = getattr(blob, given[0])
     metadata = blob.metadata or {}
     named = blob.filename or metadata.get("filename")
-    if declared.type not in BLOB_TYPES and given[0] != "upload_id":
+    if declared.type not in BLOB_TYPES:
+        if blob.upload_id is not None:
+            wrong(
+                "upload_id",
+                f"{{place}}: property {quote(blob.property)} is {declared.type.value}, a value and no file. Send it "
+                "in `data`.",
+                "type_mismatch",
+            )
+            return
         draft.fields[blob.property] = value
         return
     found: content.Content | _Kept | _Remote
@@ -690,9 +698,8 @@ def _take_blob(
                 return
             found = _uploaded(wh, row, declared.type)
             named = named or row["filename"]
-        elif blob.url is not None or content.url_scheme(str(value)) in SCHEMES:
-            url = str(value).strip()
-            found = _Remote(url, wh.fetcher.check(url))
+        elif isinstance(value, str) and (blob.url is not None or content.url_scheme(value) in SCHEMES):
+            found = _Remote(value.strip(), wh.fetcher.check(value))
         else:
             found = content.decode(value, declared.type.value, max_bytes=wh.settings.max_body_bytes)
     except content.BadContent as error:

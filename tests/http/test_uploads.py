@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -134,7 +133,7 @@ def test_confirming_again_and_at_once_has_one_effect(loop: Loop, bucket: str) ->
 
 
 def test_several_uploads_become_one_object_and_one_upload_several(loop: Loop) -> None:
-    bucket = loop.bucket({"note": {"type": "text"}, "photo": {"type": "image"}})
+    bucket = loop.bucket({"note": {"type": "text"}, "photo": {"type": "image"}, "year": {"type": "integer"}})
     image = picture(RED)
     note = create(loop, bucket, blob_property="note", create_object_on_confirm=False)
     photo = create(loop, bucket, filename="red.png", content_type="image/png", create_object_on_confirm=False)
@@ -166,6 +165,8 @@ def test_several_uploads_become_one_object_and_one_upload_several(loop: Loop) ->
     assert "no upload 'upl_0'" in loop.refused(
         400, "POST", path, {"blobs": [{"property": "note", "upload_id": "upl_0"}]}
     )
+    year = {"blobs": [{"property": "year", "upload_id": note["upload_id"]}]}
+    assert "a value and no file" in loop.refused(422, "POST", path, year)
     both = {"blobs": [{"property": "note", "upload_id": note["upload_id"], "data": "x"}]}
     assert "exactly one" in loop.refused(422, "POST", path, both)
     other = loop.bucket({"note": {"type": "text"}})
@@ -469,33 +470,27 @@ def memory_mib(server: Server) -> int:
 
 
 def test_a_large_file_is_streamed(server: Server, loop: Loop) -> None:
-    """96 MiB pass: memory does not grow by them, and others are served in between."""
+    """96 MiB pass, and memory does not grow by them."""
     bucket = loop.bucket({"film": {"type": "video"}})
     made = create(loop, bucket, filename="film.mp4", content_type="video/mp4", create_object_on_confirm=False)
     piece = os.urandom(2**20)
     before = memory_mib(server)
-    slowest = 0.0
-    stop = threading.Event()
-
-    def watch() -> None:
-        nonlocal slowest
-        with httpx.Client(base_url=server.url) as other:
-            while not stop.wait(0.02):
-                begun = time.monotonic()
-                assert other.get("/v1/health/liveness").status_code == 200
-                slowest = max(slowest, time.monotonic() - begun)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        answer = put(made, (piece for _ in range(96)))  # type: ignore[arg-type]
-    finally:
-        stop.set()
-        watcher.join()
-    assert answer.status_code == 200
+    assert put(made, (piece for _ in range(96))).status_code == 200  # type: ignore[arg-type]
     assert memory_mib(server) - before < 64
-    assert slowest < 2.0
     assert loop.post(confirm_path(bucket, made), {})["file_size_bytes"] == 96 * 2**20
+
+
+def test_uploads_that_dawdle_hold_nobody_up(server: Server, loop: Loop, bucket: str) -> None:
+    """More of them than the server has threads for requests."""
+    made = create(loop, bucket)
+    connections = [begin_put(made, 100) for _ in range(60)]
+    for connection in connections:
+        connection.sendall(b"x" * 50)
+    until(lambda: len(parts(server)) == 60)
+    assert loop.get(f"/buckets/{bucket}/uploads/{made['upload_id']}")["status"] == "PENDING"
+    for connection in connections:
+        connection.close()
+    until(lambda: not parts(server))
 
 
 def test_half_an_upload_is_nothing(server: Server, loop: Loop, bucket: str) -> None:
@@ -527,7 +522,7 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with small bounds, which may be killed."""
     server = Server.start(
         tmp_path_factory.mktemp("uploads") / "data",
-        environment={"TESSERA_MAX_UPLOAD_BYTES": "100000", "TESSERA_UPLOAD_IDLE_S": "0.5"},
+        environment={"TESSERA_MAX_UPLOAD_BYTES": "100000", "TESSERA_UPLOAD_IDLE_S": "2"},
     )
     yield server
     server.kill(group=True)

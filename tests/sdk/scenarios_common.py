@@ -81,7 +81,10 @@ def data_uri(name: str) -> str:
 
 @contextlib.contextmanager
 def web_page(content: bytes) -> Iterator[str]:
-    """Serve one page on the address that the server may fetch from, and yield its URL."""
+    """Serve one page on the address that the server may fetch from, and yield its URL.
+
+    On macOS that address has to be made first: ``ifconfig lo0 alias 127.0.0.2``.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
