@@ -70,10 +70,11 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Remote:
-    """Content behind a URL; `shown` is how answers show it."""
+    """Content behind a URL; `shown` is how answers show it, `again` asks for it although it came before."""
 
     url: str
     shown: str
+    again: bool
 
     @property
     def digest(self) -> str:
@@ -430,8 +431,7 @@ def update(
     if draft.key_prefix is None:
         draft.key_prefix = before["key_prefix"]
     raise_problems(draft.problems)
-    if not request.force_remirror:
-        _reuse(draft, before["blobs"])
+    _reuse(draft, before["blobs"])
     given_properties = {blob.property for blob in draft.blobs}
     kept = [blob for blob in kept if blob["property"] not in given_properties]
     stored = [*kept, *_store(wh, place["namespace_id"], draft)]
@@ -559,7 +559,8 @@ def _draft(
             )
             continue
         seen.add(blob.property)
-        _take_blob(wh, draft, schema, blob, location, known)
+        again = request.force_remirror if blob.force_remirror is None else blob.force_remirror
+        _take_blob(wh, draft, schema, blob, location, known, again=bool(again))
     _check_values(draft, schema)
     _check_required(draft, schema, seen | (kept or set()))
     return draft
@@ -642,6 +643,8 @@ def _take_blob(
     blob: CreateBlobRequest,
     location: Location,
     known_uploads: Mapping[str, Mapping[Any, Any]],
+    *,
+    again: bool,
 ) -> None:
     where = label(location)
 
@@ -699,7 +702,7 @@ def _take_blob(
             found = _uploaded(wh, row, declared.type)
             named = named or row["filename"]
         elif isinstance(value, str) and (blob.url is not None or content.url_scheme(value) in SCHEMES):
-            found = _Remote(value.strip(), wh.fetcher.check(value))
+            found = _Remote(value.strip(), wh.fetcher.check(value), again)
         else:
             found = content.decode(value, declared.type.value, max_bytes=wh.settings.max_body_bytes)
     except content.BadContent as error:
@@ -934,7 +937,7 @@ def _reuse(draft: _Draft, before: Sequence[Mapping[str, Any]]) -> None:
     """Let blobs from a URL that was fetched for the same property keep what came: a URL is fetched once."""
     known = {(blob["property"], blob["source"]["digest"]): blob for blob in before if "source" in blob}
     for blob in draft.blobs:
-        if isinstance(blob.content, _Remote):
+        if isinstance(blob.content, _Remote) and not blob.content.again:
             earlier = known.get((blob.property, blob.content.digest))
             if earlier is not None and not is_missing(earlier):
                 parts = ("details", "text", "blob_key", "source")

@@ -42,6 +42,8 @@ class CreateBlobRequest(Model):
     filename: str | None = Field(None, max_length=1024)
     key_prefix: str | None = Field(None, max_length=1024)
     metadata: JsonObject | None = None
+    canonicalize_source: bool | None = Field(None, description="As that of the object, for this blob.")
+    force_remirror: bool | None = Field(None, description="As that of the object, for this blob.")
 
 
 class LooseBlob(Model):

@@ -223,6 +223,10 @@ def test_a_change_fetches_only_what_is_new(loop: Loop, site: Site) -> None:
     assert fetches(site, url) == 1
     assert loop.patch(path, note(url, force_remirror=True))["blobs"][0]["details"]["hash"] is None
     assert text() == "second"
+    site.serve(url.removeprefix(site.url("")), b"and again")
+    again = {"blobs": [{"property": "note", "url": url, "force_remirror": True}]}
+    loop.patch(path, again)
+    assert text() == "and again"
     other = page(site, b"third")
     loop.patch(path, note(other))
     assert text() == "third"
