@@ -119,7 +119,7 @@ class RangeNotSatisfiableError(TesseraError):
 
 
 class RequestTimeoutError(TesseraError):
-    """The client did not send all of its request in time."""
+    """The client took too long to send its request."""
 
     type, status, retryable = "RequestTimeoutError", 408, True
 
