@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, idempotency, limits, listing, log, names
+from tessera import audit, failpoints, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -994,6 +994,7 @@ def delete(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
         )
         connection.execute(sa.delete(tasks).where(tasks.c.namespace_id == namespace_id))
         connection.execute(sa.delete(namespaces).where(namespaces.c.namespace_id == namespace_id))
+    failpoints.reach("purge.decided")
     wh.jobs.wake()
     return {
         "success": True,
@@ -1057,14 +1058,17 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
                 .where(tasks.c.task_id == row.task_id)
                 .values(status=TaskStatus.COMPLETED, outputs=[namespace_id], updated_at=now())
             )
+    failpoints.reach("purge.recorded")
     wh.db.forget_deleted()
 
 
 def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None:
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
+    failpoints.reach("purge.views")
     wh.blobs.delete_namespace(namespace_id)
     if wh.blobs.path(namespace_id).exists():
         raise StorageError("Some of its files cannot be removed now.")
+    failpoints.reach("purge.blobs")
 
 
 def _in(seconds: float) -> str:

@@ -37,6 +37,7 @@ import numpy as np
 import orjson
 import qdrant_edge
 
+from tessera import failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps, finish
@@ -583,6 +584,7 @@ def drop_directory(directory: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         directory.rename(trash)
+        failpoints.reach("drop.renamed")
         shutil.rmtree(trash, ignore_errors=True)
 
 
