@@ -544,31 +544,41 @@ class Views:
                 view.view_id, f"it stands at entry {mark.seq}, the database says {row.mark_seq}"
             )
         state.view, state.mark = view, mark
-        self._catch_up(namespace_id, state, row.head)
-        if not (mark.checked or state.known):
-            self._replace_unchecked(namespace_id, state)
+        unchecked = not (mark.checked or state.known)
+        if not (unchecked and self._made_anew(namespace_id, state, row.head)):
+            try:
+                self._catch_up(namespace_id, state, row.head)
+            except QdrantError as error:
+                if unchecked:
+                    raise ViewDamaged(
+                        view.view_id, f"its files are unchecked, and {error.message}"
+                    ) from error
+                raise
         state.ready = state.known = True
 
-    def _replace_unchecked(self, namespace_id: str, state: _Open) -> None:
-        """Have a view made anew whose server was killed while it was written to, so that no file is unchecked.
+    def _made_anew(self, namespace_id: str, state: _Open, head: int) -> bool:
+        """Say whether a view was replaced whose server was killed while it was written to.
 
-        The log is right whatever became of the files. Where that takes a while the view answers until then.
+        Its files cannot be checked, and the log is right whatever became of them. Where making it anew takes
+        more than about a second, that is done beside it and the view answers until then.
         """
         assert state.view is not None
         if not self._vectors.builds_apart(state.view):
-            return
-        if state.count > REBUILD_AT_ONCE_DOCUMENTS or state.applied > REBUILD_AT_ONCE_ENTRIES:
+            return False
+        if state.count > REBUILD_AT_ONCE_DOCUMENTS or head > REBUILD_AT_ONCE_ENTRIES:
             self.request_build(namespace_id)
-            return
+            return False
+        view_id = state.view.view_id
         try:
             self._build(namespace_id, state, apart=False)
         except NotFoundError:
             raise
         except _Overtaken:
-            raise ViewLost(f"view {state.view.view_id} was replaced while it was made anew") from None
+            raise ViewLost(f"view {view_id} was replaced while it was made anew") from None
         except (TesseraError, ViewLost, ViewDamaged) as error:
-            # What is there has every entry and passed what checks there are.
-            logger.warning("view %s could not be made anew: %s", state.view.view_id, error)
+            logger.warning("view %s could not be made anew: %s", view_id, error)
+            return False
+        return True
 
     def _catch_up(self, namespace_id: str, state: _Open, target: int) -> None:
         assert state.view is not None

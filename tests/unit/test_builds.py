@@ -335,6 +335,23 @@ def test_a_build_that_is_killed_is_thrown_away(tmp_path: Path, point: str) -> No
         place.db.close()
 
 
+def test_a_view_over_which_two_hosts_crash_is_set_aside(place: Place) -> None:
+    """No crash loop: after the second host the files are not touched again."""
+    place.views.apply(NAMESPACE, fill(place, 0, 500))
+    for _ in range(2):
+        host = next(host for host in place.vectors._slots if host is not None)
+        os.kill(host.process.pid, signal.SIGSTOP)
+        asking = threading.Thread(target=lambda: place.views.count(NAMESPACE))
+        asking.start()
+        while not host.waiting:
+            time.sleep(0.01)
+        os.kill(host.process.pid, signal.SIGSEGV)
+        os.kill(host.process.pid, signal.SIGCONT)
+        asking.join()
+    assert_equals_log(place)
+    assert place.row().view_id == f"{NAMESPACE}-2"
+
+
 # --- damage --------------------------------------------------------------------------------------------
 
 

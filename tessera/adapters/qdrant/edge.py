@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -122,6 +122,7 @@ class _Host:
         self._pending: dict[int, tuple[str, Future[Any]]] = {}
         self._blamed: set[str] = set()
         self._dead = False
+        self._is_ending = False
         self._ids = itertools.count(1)
         self._connection, theirs = socket.socketpair()
         command = [
@@ -217,12 +218,15 @@ class _Host:
         self._connection.close()
         status = self.process.wait()
         self._record.unlink(missing_ok=True)
-        self._on_death(self, self._blamed or {view_id for view_id, _ in waiting.values() if view_id}, status)
+        if not self._is_ending:
+            blamed = self._blamed or {view_id for view_id, _ in waiting.values() if view_id}
+            self._on_death(self, blamed, status)
         for _, future in waiting.values():
             future.set_exception(_HostDied())
 
     def kill(self) -> None:
         """End the host at once; what it holds is lost. Returns when its files are free."""
+        self._is_ending = True
         self.process.kill()
         self.process.wait()
 
@@ -459,7 +463,7 @@ class EdgeVectors:
         self._write(view, "hand_over", None)
         self._end_builder(view)
         with self._opening_lock(view):
-            return self._open(view, {"trusted": True})
+            return replace(self._open(view, {"trusted": True}), durable=True)
 
     def close(self) -> None:
         """Flush and close every view and end the hosts; what is being built is thrown away by who had it built."""

@@ -398,10 +398,27 @@ class LiveView:
         if entry.artifact_path is not None:
             from tessera import artifact  # its libraries are slow to load, and many views never need them
 
+            written: dict[str, None] = {}
             for documents in artifact.read(entry.artifact_path):
                 for start in range(0, len(documents), WRITE_SLICE):
-                    self._upsert(documents[start : start + WRITE_SLICE])
+                    written |= dict.fromkeys(self._upsert(documents[start : start + WRITE_SLICE]))
                     yield
+            self._count_back(entry, list(written))
+
+    def _count_back(self, entry: Entry, point_ids: list[str]) -> None:
+        """Make sure that the engine has what it acknowledged, before a next entry deletes of it.
+
+        A batch that says COMPLETED was counted, not believed: 7 ms for 2,000 documents, beside 80 to write them.
+        """
+        found = sum(
+            len(self.engine.retrieve(point_ids[start : start + SCAN_SLICE], False, False))
+            for start in range(0, len(point_ids), SCAN_SLICE)
+        )
+        if found != len(point_ids):
+            raise QdrantError(
+                f"The vector engine has {found} of the {len(point_ids)} documents of entry {entry.seq} that it "
+                "acknowledged."
+            )
 
     def _point_id(self, document_id: str) -> str:
         return ids.point_id(self.view.namespace_id, document_id)
@@ -418,7 +435,8 @@ class LiveView:
             self.engine.delete(point_ids)
             self.standing.document_count -= existing
 
-    def _upsert(self, documents: Sequence[Document]) -> None:
+    def _upsert(self, documents: Sequence[Document]) -> list[str]:
+        """Write `documents`, at most a slice of them, and return their point ids."""
         points: dict[str, Point] = {}
         for document in documents:
             payload = document.payload
@@ -439,6 +457,7 @@ class LiveView:
         failpoints.reach("apply.slice")
         self.standing.document_count += len(points) - existing
         self.standing.tail += len(points)
+        return list(points)
 
     def _is_costly(self, wanted: Sequence[PayloadIndex]) -> bool:
         """Say whether `wanted` asks for an index over documents that exist; the engine makes it in one go."""
