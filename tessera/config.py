@@ -77,6 +77,11 @@ class Settings(BaseModel):
     ray_dashboard_url: str | None = Field(None, description="Dashboard of that cluster; tasks link to it.")
     vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
     max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
+    graph_from_mb: int = Field(
+        200,
+        ge=1,
+        description="Vectors of a view are scanned, exactly, up to this size; above, a graph is built for them.",
+    )
     max_scan_documents: int = Field(
         100_000, ge=1, description="Most documents a filter or sort without an index may read."
     )
@@ -95,6 +100,12 @@ class Settings(BaseModel):
         10, ge=1, le=1000, description="Batches in progress per shared namespace."
     )
     job_threads: int = Field(4, ge=1, le=256, description="Batches in progress in this server.")
+    job_lease_s: float = Field(
+        15,
+        ge=1,
+        le=3600,
+        description="Several servers on one database: one that is not heard for so long loses its batches.",
+    )
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
 

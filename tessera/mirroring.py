@@ -7,7 +7,7 @@ it here. From then on its content is ours: later batches, other collections and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -60,16 +60,16 @@ class Failure:
 
 
 def fetch_sources(
-    wh: Warehouse, batch_id: str, stop: threading.Event
+    wh: Warehouse, batch_id: str, is_over: Callable[[], bool]
 ) -> Generator[Failure | None, None, None]:
     """Fetch what objects with pending rows in the batch have by URL; yield those where it fails.
 
     Yields None at least every second, so that the caller can look whether its batch still goes on: fetches end
-    within a second when it closes the generator, and when `stop` is set. Can be repeated: what is ours is not
+    within a second when it closes the generator, and when `is_over`. Can be repeated: what is ours is not
     fetched again.
     """
     tried: set[str] = set()
-    while not stop.is_set():
+    while not is_over():
         with wh.db.read() as connection:
             found = connection.execute(
                 sa.select(fetches.c.object_id)
@@ -87,7 +87,7 @@ def fetch_sources(
         threads = ThreadPoolExecutor(wh.settings.fetch_threads, thread_name_prefix="fetch")
         try:
             under_way = {threads.submit(_mirror, wh, object_id, halt) for object_id in waiting}
-            while under_way and not stop.is_set():
+            while under_way and not is_over():
                 done, under_way = wait(under_way, timeout=1.0, return_when=FIRST_COMPLETED)
                 yield None
                 yield from (item.result() for item in done)

@@ -45,7 +45,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         db=db,
         blobs=blobs,
         vectors=vectors,
-        views=Views(db, vectors, blobs, locate),
+        views=Views(db, vectors, blobs, locate, graph_from_bytes=settings.graph_from_mb * 2**20),
         runner=_runner(settings),
         registry=Registry.load(settings.models_path, offline=settings.offline),
         jobs=jobs,

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -327,6 +328,8 @@ sources = Table(
 )
 
 #: Batches. `attempt` grows each time a server takes the batch up; what an older attempt brings is dropped.
+#: `holder` names the server that works on it (the token of its slot, see `job_slots`), null while nobody does.
+#: `crashes` counts the servers that ended under it in a row, without a chunk done in between.
 batches = Table(
     "batches",
     metadata,
@@ -338,6 +341,8 @@ batches = Table(
     Column("status", String, nullable=False, default="DRAFT"),
     Column("task_id", String),
     Column("attempt", Integer, nullable=False, default=0),
+    Column("holder", String),
+    Column("crashes", Integer, nullable=False, default=0, server_default="0"),
     Column("error", String),
     Column("error_summary", JSON),
     Column("metadata", JSON, nullable=False, default=dict),
@@ -438,4 +443,19 @@ idempotency = Table(
     Column("body_hash", LargeBinary(32), nullable=False),
     Column("resource_id", String, nullable=False),
     Column("created_at", String, nullable=False),
+)
+
+#: Tables of who is alive: beside the others on PostgreSQL, in a SQLite file of their own otherwise. Nothing in
+#: them outlives the servers that wrote it, so they are no part of the schema's revisions nor of a backup.
+job_metadata = MetaData(naming_convention=metadata.naming_convention)
+
+#: Servers that take up work, numbered from 0; a number is used again when its server has ended. `token` is
+#: of one life of one server, `expires_at` (seconds since 1970, by the database's clock) its last heartbeat's.
+job_slots = Table(
+    "job_slots",
+    job_metadata,
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("token", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("expires_at", Float, nullable=False),
 )

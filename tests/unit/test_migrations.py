@@ -56,7 +56,7 @@ def test_an_older_database_is_copied_first(
 
 @pytest.mark.parametrize(
     ("found", "needed"),
-    [("0007_v1.4.0", "Install Tessera 1.4.0 or newer"), ("abc", "Install a newer Tessera")],
+    [("0097_v1.4.0", "Install Tessera 1.4.0 or newer"), ("abc", "Install a newer Tessera")],
 )
 def test_a_newer_schema_is_refused(db: Database, tmp_path: Path, found: str, needed: str) -> None:
     migrate(db)
