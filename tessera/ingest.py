@@ -689,10 +689,11 @@ def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[st
 
 def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
     """Raise `Superseded` unless the batch is still ours."""
+    # Locked until the transaction ends, so that nobody takes it up or cancels it in between.
     batch = connection.execute(
-        sa.select(batches.c.status, batches.c.attempt, batches.c.holder).where(
-            batches.c.batch_id == attempt.batch_id
-        )
+        sa.select(batches.c.status, batches.c.attempt, batches.c.holder)
+        .where(batches.c.batch_id == attempt.batch_id)
+        .with_for_update()
     ).one_or_none()
     if batch != ("IN_PROGRESS", attempt.number, attempt.holder):
         raise Superseded

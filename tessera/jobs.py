@@ -188,8 +188,9 @@ class Jobs:
         slot = self._slot
         if slot is None:
             slot = self._slot = self._slots.claim()
-        for claim in self._claim_batches(wh, slot, self._slots.alive()):
+        for claim in self._claim_batches(wh, slot, self._slots):
             self._start_batch(wh, claim)
+        _give_up(wh)
 
     def _patience_s(self) -> float:
         """Return how long there is nothing to do unless somebody wakes us: until the next rest is over."""
@@ -246,16 +247,17 @@ class Jobs:
             ]
         return startable[: max(0, free)]
 
-    def _claim_batches(self, wh: Warehouse, slot: Slot, alive: set[str]) -> list[Claim]:
+    def _claim_batches(self, wh: Warehouse, slot: Slot, slots: Slots) -> list[Claim]:
         """Take up the batches to start now; of namespaces that wait, the one with the fewest under way is next."""
         with self._lock:
-            passed_over = set(self._running) | self._resting()
-            free = wh.settings.job_threads - len(self._running)
+            running = set(self._running)
+            passed_over = running | self._resting()
+        free = wh.settings.job_threads - len(running)
         if free <= 0:
             return []
-        # Our own heartbeat may be late, but nobody knows better that we live.
-        live = alive | {slot.token}
-        unheld = sa.or_(batches.c.holder.is_(None), batches.c.holder.not_in(live))
+        # Ours by name only: what was taken up and not started, or not released when the database failed.
+        astray = sa.and_(batches.c.holder == slot.token, batches.c.batch_id.not_in(running))
+        unheld = sa.or_(batches.c.holder.is_(None), batches.c.holder.not_in(slots.alive()), astray)
         is_open = batches.c.status.in_(["PENDING", "IN_PROGRESS"])
         with wh.db.read() as connection:
             some = sa.select(batches.c.batch_id).where(is_open, unheld).limit(len(passed_over) + 1)
@@ -264,27 +266,15 @@ class Jobs:
         with wh.db.write() as connection:
             if not wh.db.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
-            _bury(connection, live)
-            claims = [
+            connection.execute(
+                sa.update(batches).where(batches.c.status == "IN_PROGRESS", astray).values(holder=None)
+            )
+            # Asked only now, when nobody else can take up anything: who did so before has had its slot before.
+            # Our own heartbeat may be late, but nobody knows better that we live.
+            _bury(connection, slots.alive() | {slot.token})
+            return [
                 _claim(connection, batch_id, slot) for batch_id in _due(connection, wh, passed_over, free)
             ]
-            given_up = connection.execute(
-                sa.select(batches.c.batch_id, batches.c.crashes).where(
-                    batches.c.status == "IN_PROGRESS",
-                    batches.c.holder.is_(None),
-                    batches.c.crashes >= ingest.MAX_CRASHES,
-                )
-            ).all()
-        for batch_id, crashes in given_up:
-            logger.error("batch %s is given up: %d servers in a row ended under it", batch_id, crashes)
-            ingest.fail_batch(
-                wh,
-                batch_id,
-                f"The batch was given up: {crashes} times in a row the server ended while it worked on it. Rows that "
-                "were done stay done. The server's log and the system's (out of memory?) may say why; retry the "
-                "batch when the cause is gone.",
-            )
-        return claims
 
     def _start_batch(self, wh: Warehouse, claim: Claim) -> None:
         assert self._batch_threads is not None
@@ -379,6 +369,27 @@ def _bury(connection: Connection, live: set[str]) -> None:
         )
         .values(holder=None, crashes=batches.c.crashes + 1)
     )
+
+
+def _give_up(wh: Warehouse) -> None:
+    """End the batches under which too many servers ended."""
+    with wh.db.read() as connection:
+        given_up = connection.execute(
+            sa.select(batches.c.batch_id, batches.c.crashes).where(
+                batches.c.status == "IN_PROGRESS",
+                batches.c.holder.is_(None),
+                batches.c.crashes >= ingest.MAX_CRASHES,
+            )
+        ).all()
+    for batch_id, crashes in given_up:
+        logger.error("batch %s is given up: %d servers in a row ended under it", batch_id, crashes)
+        ingest.fail_batch(
+            wh,
+            batch_id,
+            f"The batch was given up: {crashes} times in a row the server ended while it worked on it. Rows that "
+            "were done stay done. The server's log and the system's (out of memory?) may say why; retry the "
+            "batch when the cause is gone.",
+        )
 
 
 def _due(connection: Connection, wh: Warehouse, passed_over: set[str], free: int) -> list[str]:
