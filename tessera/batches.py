@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, collections, idempotency, ingest, limits, listing, namespaces, tasks
+from tessera import buckets, collections, idempotency, ingest, limits, listing, mirroring, namespaces, tasks
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, objects
@@ -20,6 +20,7 @@ from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, ConflictError, NotFoundError, quote
+from tessera.fetching import FetchError
 from tessera.ids import new_id
 from tessera.models.batches import (
     MAX_OBJECTS,
@@ -42,7 +43,7 @@ from tessera.models.tasks import FINISHED, GenericDeleteResponse, TaskResponse, 
 from tessera.pagination import PageRequest
 
 #: Kinds of failure that the same object and the same plan meet again; all others may pass.
-PERMANENT_KINDS = frozenset({"unreadable", "unsupported", "too_large", "limit"})
+PERMANENT_KINDS = frozenset({"unreadable", "unsupported", "too_large", "limit"}) | mirroring.PERMANENT_KINDS
 
 #: What the API calls the kinds of failure in a tier's errors.
 _CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource"]] = {
@@ -51,6 +52,7 @@ _CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource"]] = {
     "too_large": "resource",
     "limit": "resource",
     "model_missing": "dependency",
+    **{f"fetch_{kind}": "dependency" for kind in (*FetchError.KINDS, "unavailable", "superseded")},
 }
 
 #: Ids looked up in one statement; SQLite bounds the number of parameters.

@@ -8,6 +8,7 @@ attempt still brings is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -20,7 +21,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, failpoints, log
+from tessera import artifact, failpoints, log, mirroring
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -45,6 +46,7 @@ from tessera.extraction import (
     write_documents,
 )
 from tessera.filters import values_at
+from tessera.objects import is_missing
 from tessera.ports import HERE, Compute, DenseVector, Failed
 
 logger = logging.getLogger("tessera.ingest")
@@ -140,6 +142,9 @@ def run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     if attempt is None:
         return
     try:
+        _fetch(wh, attempt, stop)
+        if stop.is_set():
+            return
         for collection_id in attempt.collection_ids:
             _run_collection(wh, attempt, collection_id, stop)
             if stop.is_set():
@@ -224,6 +229,8 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
             .where(namespaces.c.namespace_id == row["namespace_id"])
         ).one()
     compute = _compute(wh, row["namespace_id"], place.infrastructure, place.place)
+    if links := _links(compute):
+        _tell(wh, row["task_id"], links)
     attempt = _Attempt(
         claim.batch_id,
         claim.attempt,
@@ -283,6 +290,19 @@ def _compute(
     )
 
 
+def _links(compute: Compute) -> dict[str, str]:
+    """Return where a batch that is extracted there can be watched, as its task tells it."""
+    return {"ray_dashboard_url": compute.dashboard_url} if compute.dashboard_url else {}
+
+
+def _tell(wh: Warehouse, task_id: str | None, values: Mapping[str, str]) -> None:
+    """Add `values` to what a task says about itself."""
+    this = tasks.c.task_id == task_id
+    with wh.db.write() as connection:
+        told = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar()
+        connection.execute(sa.update(tasks).where(this).values(additional_data={**(told or {}), **values}))
+
+
 def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
     """Remove artifacts that were written but never logged: by earlier attempts, by workers that were lost."""
     prefix = f"{attempt.namespace_id}/artifacts"
@@ -305,6 +325,59 @@ def _attempt_of(key: str, prefix: str) -> int:
     return int(key[len(prefix) :].partition("-")[0])
 
 
+def _fetch(wh: Warehouse, attempt: _Attempt, stop: Stop) -> None:
+    """Make what the batch's objects have by URL our own; the rows of an object where that fails end with it."""
+    with contextlib.closing(mirroring.fetch_sources(wh, attempt.batch_id, stop.is_set)) as failures:
+        for failure in failures:
+            if failure is None:
+                with wh.db.read() as connection:
+                    _check_attempt(connection, attempt)
+                continue
+            if stop.is_set():
+                return
+            _fail_object(wh, attempt, failure)
+
+
+def _with_content(
+    wh: Warehouse,
+    attempt: _Attempt,
+    collection_id: str,
+    rows: Sequence[RowMapping],
+    stop: Stop,
+) -> Sequence[RowMapping]:
+    """Return those of `rows` whose content is ours: all, unless objects got a new URL since it was fetched.
+
+    Those are fetched now; what a user changes faster than that ends as failed, for a retry when it is over.
+    """
+    if not any(map(_lacks_content, rows)):
+        return rows
+    _fetch(wh, attempt, stop)
+    if stop.is_set():
+        return ()
+    fresh = _pending(wh, attempt, collection_id)
+    for row in filter(_lacks_content, fresh):
+        message = "The object got another URL while it was fetched. Retry the batch."
+        _fail_object(wh, attempt, mirroring.Failure(row["object_id"], "fetch_superseded", message))
+    return [row for row in fresh if not _lacks_content(row)]
+
+
+def _lacks_content(row: RowMapping) -> bool:
+    return any(is_missing(blob) for blob in row["blobs"])
+
+
+def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -> None:
+    _end_rows(
+        wh,
+        attempt,
+        "fetch",
+        batch_rows.c.object_id == failure.object_id,
+        status="FAILED",
+        error_kind=failure.kind,
+        error_message=failure.message[:MAX_MESSAGE_CHARS],
+        attempts=batch_rows.c.attempts + 1,
+    )
+
+
 def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: Stop) -> None:
     with wh.db.read() as connection:
         collection = (
@@ -321,6 +394,7 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
             rows = _pending(wh, attempt, collection_id)
             if not rows:
                 break
+            rows = _with_content(wh, attempt, collection_id, rows, stop)
             _run_chunks(wh, attempt, plan_hash, _jobs(wh, attempt, collection, rows, plan_hash), stop)
     except _CollectionGone:
         attempt.pace.litter = True
@@ -813,18 +887,22 @@ def _close_rows(
     wh: Warehouse, attempt: _Attempt, collection_id: str, status: str, kind: str | None, message: str | None
 ) -> None:
     """Close the rows of a collection that are still to be done."""
+    which = batch_rows.c.collection_id == collection_id
+    _end_rows(wh, attempt, "extract", which, status=status, error_kind=kind, error_message=message)
+
+
+def _end_rows(
+    wh: Warehouse, attempt: _Attempt, stage: str, which: sa.ColumnElement[bool], **values: Any
+) -> None:
+    """Give `values` to those of the batch's rows that are still to be done."""
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
         connection.execute(
             sa.update(batch_rows)
-            .where(
-                batch_rows.c.batch_id == attempt.batch_id,
-                batch_rows.c.collection_id == collection_id,
-                batch_rows.c.status == "PENDING",
-            )
-            .values(status=status, error_kind=kind, error_message=message, updated_at=now())
+            .where(batch_rows.c.batch_id == attempt.batch_id, which, batch_rows.c.status == "PENDING")
+            .values(**values, updated_at=now())
         )
-        _record_progress(connection, attempt, "extract")
+        _record_progress(connection, attempt, stage)
 
 
 def _close_unchanged(
@@ -882,7 +960,7 @@ def _record_progress(
                 "total": total,
                 "done": total - counts.get("PENDING", 0),
                 "failed": counts.get("FAILED", 0),
-                **({"ray_dashboard_url": url} if (url := attempt.compute.dashboard_url) else {}),
+                **_links(attempt.compute),
             },
             updated_at=now(),
         )

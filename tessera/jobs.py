@@ -21,7 +21,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import ingest, namespaces
+from tessera import ingest, namespaces, uploads
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batches, purges
@@ -47,6 +47,8 @@ FORGIVEN_AFTER_S = 300.0
 REST_S = 5.0
 #: How long an ending server waits for chunks under way before it stops the workers under them.
 PARK_S = 5.0
+#: How often uploads that were not confirmed in time are looked for.
+SWEEP_S = 30.0
 #: Purges have threads of their own, so that a thousand of them hold up no batch, nor the other way round.
 PURGE_THREADS = 2
 #: Batches under which so many servers ended in a row run one at a time: the next to end names the culprit.
@@ -92,9 +94,13 @@ class Jobs:
         self._heart: threading.Thread | None = None
         self._batch_threads: ThreadPoolExecutor | None = None
         self._purge_threads: ThreadPoolExecutor | None = None
+        self._next_sweep = 0.0
 
     def start(self, wh: Warehouse) -> None:
         """Begin: first what an earlier server left unfinished, then what comes."""
+        if wh.settings.database_url is None:
+            # No other server is making or reading these: the data directory is ours alone.
+            namespaces.end_provisioning(wh)
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
@@ -182,6 +188,9 @@ class Jobs:
             self._start_purge(namespace_id, partial(namespaces.purge, wh, namespace_id))
         for view_id in self._due_drops(wh):
             self._start_purge(view_id, partial(namespaces.drop_doomed, wh, view_id))
+        if time.monotonic() >= self._next_sweep:
+            uploads.sweep(wh)
+            self._next_sweep = time.monotonic() + SWEEP_S
         if self._slots is None:
             # Where no other database is named, the server is the only one: it holds the data directory.
             self._slots = Slots(wh.db, wh.settings.job_lease_s, is_alone=wh.settings.database_url is None)
