@@ -453,7 +453,10 @@ class Views:
             building = list(self._building)
             self._build_change.notify_all()
         for view in building:
-            self._vectors.drop(view)
+            try:
+                self._vectors.drop(view)
+            except TesseraError as error:
+                logger.warning("view %s, which was not finished, stays for now: %s", view.view_id, error)
         if self._builder is not None:
             self._builder.join(timeout=10)
         self._flusher.join(timeout=5)

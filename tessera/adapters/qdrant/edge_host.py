@@ -327,16 +327,22 @@ class OpenView:
         self.seal_at = None
         if not self.sealed:
             return
-        self.sealed = False
         path = self.directory / _CHECKSUMS
         lasting = _finished_files(self.directory)
         kept = {name: sum for name, sum in self.sums.items() if name in lasting}
-        if kept:
-            part = path.with_name(path.name + ".part")
-            part.write_bytes(orjson.dumps({"complete": False, "files": kept}))
-            part.rename(path)
-        else:
+        try:
+            if kept:
+                part = path.with_name(path.name + ".part")
+                part.write_bytes(orjson.dumps({"complete": False, "files": kept}))
+                part.rename(path)
+        except OSError as error:
+            logger.warning(
+                "what no write changes of view %s is checked no more: %s", self.live.view.view_id, error
+            )
+            kept = {}
+        if not kept:
             path.unlink(missing_ok=True)
+        self.sealed = False
 
     def seal(self) -> Steps[None]:
         """Note what all files look like, slice by slice; a write in between makes it void."""
@@ -861,8 +867,10 @@ class Host:
     def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
             if operation == "apply":
-                steps = self._live(view).apply(arguments)
-                self._unseal(view.view_id)
+                live = self._live(view)
+                steps = live.apply(arguments)
+                if any(entry.seq > live.standing.seq for entry in arguments):
+                    self._unseal(view.view_id)
                 self._writing[view.view_id] = Job([request_id], view.view_id, steps, lambda mark: [mark])
                 return
             if operation == "open":
@@ -954,10 +962,9 @@ class Host:
 
     def _applied(self, view_id: str) -> None:
         opened = self._views.get(view_id)
-        if opened is not None and opened.live.unflushed_entries and opened.flush_at is None:
+        # Also after an entry that failed: the engine keeps the first part of it.
+        if opened is not None and not opened.sealed and opened.flush_at is None:
             opened.flush_at = time.monotonic() + FLUSH_AFTER_S
-        elif opened is not None and not opened.sealed and opened.flush_at is None:
-            opened.seal_at = time.monotonic() + SEAL_AFTER_S  # nothing was new to it
 
     def _flush_due(self) -> None:
         now = time.monotonic()
