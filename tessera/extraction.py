@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera import artifact
+from tessera import artifact, failpoints
 from tessera.blobs import Blobs
 from tessera.db.engine import now
 from tessera.errors import TesseraError
@@ -122,6 +122,7 @@ def run_chunk(job: ChunkJob) -> ChunkResult:
             documents.extend(made)
             results.append(RowResult(row.object_id, tuple(document.document_id for document in made)))
     keys = _write(job, blobs, documents)
+    failpoints.reach("artifact.written")
     return ChunkResult(tuple(results), keys, len(documents))
 
 

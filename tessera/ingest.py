@@ -20,7 +20,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, log
+from tessera import artifact, failpoints, log
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -596,6 +596,7 @@ def _set(payload: dict[str, Any], path: str, value: Any) -> None:
 def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, result: ChunkResult) -> None:
     """Append what a chunk brought and record its rows, in one transaction; then make it findable."""
     rows = {row.object_id: row for row in chunk.rows}
+    failpoints.reach("log.append")
     for _ in range(5):
         with wh.db.write() as connection:
             late = _check(connection, attempt, chunk)
@@ -605,6 +606,7 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
         result = _without(wh, chunk, result, late)
     else:
         raise Superseded
+    failpoints.reach("log.appended")
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)
 

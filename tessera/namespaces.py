@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, idempotency, limits, listing, log, names
+from tessera import audit, failpoints, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -595,6 +595,7 @@ def _insert(
                 connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == row["view_id"]))
     except sa.exc.IntegrityError as error:
         raise _name_taken(row["namespace_name"]) from error
+    failpoints.reach("namespace.committed")
     return None
 
 
@@ -1041,6 +1042,7 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
         with wh.db.write() as connection:
             connection.execute(sa.update(purges).where(this).values(targets=again))
         return
+    failpoints.reach("purge.files")
     with wh.db.write() as connection:
         if row.targets.get("swept"):
             connection.execute(sa.delete(purges).where(this))
@@ -1057,6 +1059,7 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
 
 def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None:
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
+    failpoints.reach("purge.views")
     wh.blobs.delete_namespace(namespace_id)
     if wh.blobs.path(namespace_id).exists():
         raise StorageError("Some of its files cannot be removed now.")

@@ -18,7 +18,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, idempotency, links, listing, log, namespaces
+from tessera import buckets, content, failpoints, idempotency, links, listing, log, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, objects, sources
@@ -102,8 +102,10 @@ def create(
     with wh.db.read() as connection:
         place = _bucket(connection, principal, namespace, bucket)
     new = _prepare(wh, principal, place, request, idempotency_key)
+    failpoints.reach("object.stored")
     with wh.db.write() as connection:
         made = _insert(connection, place, new)
+    failpoints.reach("object.committed")
     return _answer(wh, made.row)
 
 
@@ -131,6 +133,7 @@ def create_batch(
             prepared.append((index, _prepare(wh, principal, place, _validated(item), key)))
         except TesseraError as error:
             failed.append(_failure(index, error))
+    failpoints.reach("object.stored")
     made: list[tuple[int, _Made]] = []
     with wh.db.write() as connection:
         for index, new in prepared:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from tessera import log
+from tessera import failpoints, log
 from tessera.blobs import Blobs
-from tessera.db.engine import Database
-from tessera.db.tables import namespaces
+from tessera.db.engine import Database, now
+from tessera.db.tables import doomed_views, namespaces
 from tessera.errors import NotFoundError, QdrantError
 from tessera.filters import Filter
 from tessera.models import PayloadIndex
@@ -332,14 +332,25 @@ class Views:
         row = self._row(namespace_id)
         generation = row.generation + 1
         logger.warning("view %s is damaged (%s); rebuilding from the log", row.view_id, damage.reason)
+        doomed = doomed_views.c.view_id == row.view_id
         with self._db.write() as connection:
-            connection.execute(
+            changed = connection.execute(
                 sa.update(namespaces)
                 .where(namespaces.c.namespace_id == namespace_id, namespaces.c.view_id == row.view_id)
                 .values(view_id=f"{namespace_id}-{generation}", generation=generation, mark_seq=0)
-            )
+            ).rowcount
+            if changed:
+                # Whoever dies before the old view is dropped leaves word of it.
+                connection.execute(
+                    doomed_views.insert().values(
+                        view_id=row.view_id, namespace_id=namespace_id, place=row.place, due_at=now()
+                    )
+                )
         state.ready = False
+        failpoints.reach("view.set-aside")
         self._vectors.drop(self.view_at(namespace_id, row.view_id, (), row.place))
+        with self._db.write() as connection:
+            connection.execute(sa.delete(doomed_views).where(doomed))
 
     def _flush_forever(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):

@@ -34,6 +34,7 @@ from typing import Any, Final
 import orjson
 import qdrant_edge
 
+from tessera import failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps
@@ -208,6 +209,7 @@ def _write_durably(path: Path, value: object) -> None:
         file.write(orjson.dumps(value))
         file.flush()
         os.fsync(file.fileno())
+    failpoints.reach("flush.mark")
     part.rename(path)
     _sync_directory(path.parent)
 
@@ -268,6 +270,7 @@ class OpenView:
     def flush(self) -> None:
         """Make everything applied durable, then move the mark."""
         self.live.flush()
+        failpoints.reach("flush.files")
         self.write_mark()
         self.flush_at = None
 
@@ -310,6 +313,7 @@ def open_view(view: View, *, max_scan_documents: int) -> OpenView:
     another process holds the directory.
     """
     directory = Path(view.location)
+    failpoints.reach("view.open", f"view.open/{view.view_id}", f"view.open/{view.namespace_id}")
     translator = Translator(qdrant_edge)
     standing = _read_standing(view, directory)
     clean = _verify_checksums(view, directory)
