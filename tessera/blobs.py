@@ -8,7 +8,6 @@ never shared with, or visible to, another.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tessera.errors import InsufficientStorageError, StorageError
+from tessera.errors import StorageError, StorageUnavailableError, storage_error
 
 if TYPE_CHECKING:
     from obstore.store import LocalStore
@@ -44,12 +43,9 @@ class Blobs:
             # Also what was there: whoever wrote it may not have come so far, or died before.
             sync(self.new_path(key))
         except (BaseError, OSError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise InsufficientStorageError(
-                    "The disk that holds the blobs is full; nothing of this request was kept. Free space and send it "
-                    "again."
-                ) from error
-            raise StorageError("A blob could not be written; nothing of this request was kept.") from error
+            raise (
+                storage_error(error) or StorageUnavailableError("A blob could not be written now. Try again.")
+            ) from error
         return key
 
     def path(self, key: str) -> Path:

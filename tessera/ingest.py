@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from tessera.db.tables import (
     sources,
     tasks,
 )
+from tessera.errors import storage_error
 from tessera.extraction import (
     ChunkJob,
     ChunkResult,
@@ -101,8 +103,16 @@ def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
     """Bring batch `batch_id` to its end, or to the next chunk when `stop` is set (it stays IN_PROGRESS then).
 
     Can be repeated: rows that are done are not done again. When it returns with the batch COMPLETED,
-    its documents are durable and findable.
+    its documents are durable and findable. A disk that is full or fails is an error that may pass, wherever it
+    was met.
     """
+    try:
+        _run_batch(wh, batch_id, stop)
+    except OSError as error:
+        raise storage_error(error) or error from error
+
+
+def _run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
     attempt = _take_up(wh, batch_id)
     if attempt is None:
         return
@@ -319,6 +329,8 @@ def _map(
         again=_apart,
         stop=stop,
     ):
+        if isinstance(outcome, ChunkResult) and outcome.storage_errno is not None:
+            raise OSError(outcome.storage_errno, os.strerror(outcome.storage_errno))
         yield jobs[index], outcome
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -68,7 +68,7 @@ Locate = Callable[[str, Mapping[str, Any] | None], Location]
 class _Open:
     """What is known of one namespace's view in this process. `lock` orders appliers and opening."""
 
-    __slots__ = ("applied", "count", "gone", "lock", "ready", "view")
+    __slots__ = ("applied", "behind", "count", "gone", "lock", "ready", "view")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -77,6 +77,8 @@ class _Open:
         self.applied = 0
         self.count = 0
         self.gone = False
+        #: Whether an entry could not be applied: then every use tries to catch up.
+        self.behind = False
 
 
 class Views:
@@ -125,7 +127,11 @@ class Views:
                     target = self._head(namespace_id) if seq is None else seq
                     self._catch_up(namespace_id, state, target)
                     assert state.view is not None
+                    state.behind = False
                     return Mark(state.view.view_id, state.applied, state.count)
+                except QdrantError:
+                    state.behind = True
+                    raise
                 except ViewLost:
                     state.ready = False
                 except ViewDamaged as damage:
@@ -258,6 +264,10 @@ class Views:
         for _ in range(3):
             if not state.ready:
                 self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
+            elif state.behind:
+                # What is in the view can be read even when it cannot be written to, say on a full disk.
+                with suppress(QdrantError):
+                    self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
             view = state.view
             assert view is not None
             try:
