@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tessera.errors import StorageError, StorageUnavailableError, storage_error
+from tessera.errors import StorageError, StorageUnavailableError, TesseraError, storage_error
 
 if TYPE_CHECKING:
     from obstore.store import LocalStore
@@ -43,9 +43,12 @@ class Blobs:
             # Also what was there: whoever wrote it may not have come so far, or died before.
             sync(self.new_path(key))
         except (BaseError, OSError) as error:
-            raise (
-                storage_error(error) or StorageUnavailableError("A blob could not be written now. Try again.")
-            ) from error
+            raise _unwritable(error) from error
+        except BaseException as panic:
+            # What Rust panics with is no `Exception`: the first call panics when it cannot start its threads.
+            if type(panic).__name__ != "PanicException":
+                raise
+            raise _unwritable(panic) from panic
         return key
 
     def path(self, key: str) -> Path:
@@ -78,6 +81,10 @@ class Blobs:
     def delete_namespace(self, namespace_id: str) -> None:
         """Remove everything of a namespace; nothing there is as good as removed."""
         shutil.rmtree(self.path(namespace_id), ignore_errors=True)
+
+
+def _unwritable(error: BaseException) -> TesseraError:
+    return storage_error(error) or StorageUnavailableError("A blob could not be written now. Try again.")
 
 
 def sync(path: Path) -> None:
