@@ -45,7 +45,7 @@ POINTS = {
     "view.set-aside": ("self", "group"),
 }
 #: A point that nothing reaches would be waited for in vain.
-POINT_PATIENCE_S = 6.0
+POINT_PATIENCE_S = 30.0
 
 
 @pytest.mark.parametrize(
