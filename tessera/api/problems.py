@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from tessera.errors import (
     NotFoundError,
+    RangeNotSatisfiableError,
     TesseraError,
     TooManyRequestsError,
     ValidationError,
@@ -87,6 +88,8 @@ def _known(error: TesseraError, request_id: str) -> tuple[int, bytes, list[tuple
             headers.append((b"retry-after", str(math.ceil(seconds)).encode()))
     if isinstance(error, TooManyRequestsError):
         headers += error.headers
+    if isinstance(error, RangeNotSatisfiableError):
+        headers.append((b"content-range", f"bytes */{error.size_bytes}".encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status >= 500:

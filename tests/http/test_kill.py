@@ -35,14 +35,15 @@ POINTS = {
     "object.committed": ("self", "group"),
     "namespace.committed": ("self", "group"),
     "artifact.written": ("self", "parent", "group"),
-    "log.append": ("self", "group"),
+    "batch.commit": ("self", "group"),
     "log.appended": ("self", "group"),
     "apply.slice": ("self", "parent", "group"),
     "flush.files": ("self", "parent", "group"),
     "flush.mark": ("self", "parent", "group"),
     "purge.views": ("self", "group"),
-    "purge.files": ("self", "group"),
-    "view.set-aside": ("self", "group"),
+    "purge.blobs": ("self", "group"),
+    "purge.recorded": ("self", "group"),
+    "set_aside.decided": ("self", "group"),
 }
 #: A point that nothing reaches would be waited for in vain.
 POINT_PATIENCE_S = 30.0
@@ -142,10 +143,10 @@ class Kills:
             # Some points are passed once at every start, others many times a second.
             count = (
                 self.rng.randint(1, 2)
-                if point.startswith(("view.", "purge.", "namespace."))
+                if point.startswith(("purge.", "namespace."))
                 else self.rng.randint(1, 4)
             )
-            if self._start(f"{point}:{count if point != 'view.set-aside' else 1}:{whom}"):
+            if self._start(f"{point}:{count if point != 'set_aside.decided' else 1}:{whom}"):
                 with working(self.server, self.actors):
                     hit = self.server.wait_until_child_dead(POINT_PATIENCE_S)
             else:
@@ -185,7 +186,7 @@ class Kills:
     def _start(self, point: str | None) -> bool:
         """Start the server on what is there, armed with `point`; return whether it lived until it was ready."""
         self.server.kill(group=True)
-        if point is not None and point.startswith("view.set-aside"):
+        if point is not None and point.startswith("set_aside.decided"):
             self._damage_a_view()
         environment = {"TESSERA_TEST_FAILPOINT": point} if point is not None else {}
         try:
