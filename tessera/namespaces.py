@@ -985,7 +985,6 @@ def _column_values(
         or not _same_store(place, move.place)
         or current["view_id"] != move.leaves
         or current["head"] != move.head
-        or current["generation"] + 1 != move.generation
         or _has_documents(connection, current["namespace_id"])
     ):
         raise ConflictError(
