@@ -16,7 +16,7 @@ import httpx
 import sqlalchemy as sa
 
 from tessera import log
-from tessera.blobs import Blobs
+from tessera.blobs import INCOMING, Blobs
 from tessera.db.engine import Database
 from tessera.db.tables import (
     batches,
@@ -119,6 +119,9 @@ def _check_folders(data: Path, living: Any, purged: set[str]) -> None:
     """Every folder belongs to a namespace that exists, or that will be swept once more."""
     known = {row["namespace_id"] for row in living} | purged
     folders = {path.name for path in (data / "blobs").iterdir()}
+    parts = list((data / "blobs" / INCOMING).glob("*"))
+    assert not parts, f"content that was on its way in when a server died: {parts}"
+    folders -= {INCOMING}
     assert folders <= known, f"blobs of namespaces that are gone: {folders - known}"
     views = {path.name for path in (data / "views").iterdir()} if (data / "views").exists() else set()
     in_use = {row["view_id"] for row in living}
