@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from tessera import log
 from tessera.blobs import INCOMING, Blobs
-from tessera.db.engine import Database
+from tessera.db.engine import Database, now
 from tessera.db.tables import (
     batches,
     collections,
@@ -42,7 +42,8 @@ def check_agreement(server: Server) -> None:
         with db.read() as connection:
             living = connection.execute(sa.select(namespaces)).mappings().all()
             purged = set(connection.execute(sa.select(purges.c.namespace_id)).scalars())
-        _check_folders(server.data, living, purged)
+            doomed = set(connection.execute(sa.select(doomed_views.c.view_id)).scalars())
+        _check_folders(server.data, living, purged, doomed)
         with server.client() as client:
             for namespace in living:
                 _check_namespace(client, db, server.data, namespace)
@@ -61,7 +62,12 @@ def wait_until_idle(db: Database) -> None:
                 )
             ).all()
             targets = connection.execute(sa.select(purges.c.targets)).scalars().all()
-            doomed = connection.execute(sa.select(doomed_views.c.view_id)).scalars().all()
+            # A view that a namespace has left may still be read by requests that began before.
+            doomed = (
+                connection.execute(sa.select(doomed_views.c.view_id).where(doomed_views.c.due_at <= now()))
+                .scalars()
+                .all()
+            )
         if not open_batches and not doomed and all(target.get("swept") for target in targets):
             return
         assert time.monotonic() < deadline, (
@@ -79,6 +85,7 @@ def let_sweeps_be_due(data: Path) -> None:
             connection.execute(
                 sa.update(purges).where(purges.c.namespace_id == row.namespace_id).values(targets=targets)
             )
+        connection.execute(sa.update(doomed_views).values(due_at=now()))
     db.close()
 
 
@@ -88,10 +95,13 @@ def wait_until_swept(data: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         with db.read() as connection:
-            left = connection.execute(sa.select(sa.func.count()).select_from(purges)).scalar_one()
+            left = sum(
+                connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+                for table in (purges, doomed_views)
+            )
         if not left:
             break
-        assert time.monotonic() < deadline, f"{left} namespaces are not swept after {PATIENCE_S} s"
+        assert time.monotonic() < deadline, f"{left} namespaces and views are left after {PATIENCE_S} s"
         time.sleep(0.05)
     db.close()
 
@@ -115,7 +125,7 @@ def listed(
             return
 
 
-def _check_folders(data: Path, living: Any, purged: set[str]) -> None:
+def _check_folders(data: Path, living: Any, purged: set[str], doomed: set[str]) -> None:
     """Every folder belongs to a namespace that exists, or that will be swept once more."""
     known = {row["namespace_id"] for row in living} | purged
     folders = {path.name for path in (data / "blobs").iterdir()}
@@ -124,7 +134,7 @@ def _check_folders(data: Path, living: Any, purged: set[str]) -> None:
     folders -= {INCOMING}
     assert folders <= known, f"blobs of namespaces that are gone: {folders - known}"
     views = {path.name for path in (data / "views").iterdir()} if (data / "views").exists() else set()
-    in_use = {row["view_id"] for row in living}
+    in_use = {row["view_id"] for row in living} | doomed
     assert views <= in_use, f"views that no namespace uses: {views - in_use}"
 
 
