@@ -156,6 +156,8 @@ def _storage_errors() -> Iterator[None]:
     try:
         yield
     except sa.exc.DatabaseError as error:
+        if type(error) not in (sa.exc.DatabaseError, sa.exc.OperationalError):
+            raise  # about a statement and its values, which may hold any word
         text = str(error.orig).lower()
         if any(word in text for word in _STORAGE_WORDS):
             logger.warning("the database cannot be used now: %s", error.orig)

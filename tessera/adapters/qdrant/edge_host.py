@@ -457,7 +457,7 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
         count = engine.count(None)
     except Panic as panic:
         if _is_short_of_room(panic):
-            raise
+            raise QdrantError(f"The vector engine failed: {panic}") from panic
         raise ViewDamaged(view.view_id, f"the engine panics on its files ({panic})") from panic
     if clean and count != standing.document_count:
         raise ViewDamaged(
