@@ -75,6 +75,8 @@ COUNT_MAPPINGS_EVERY: Final = 8
 #: A write begins only with so much room left: Edge writes through memory mappings of files with holes, and a disk
 #: that has no block for a hole ends the process (SIGBUS) instead of refusing the call.
 ROOM_BYTES: Final = 64 * 2**20
+#: As above, for what writes little: loading a view, and making durable what it has taken.
+LITTLE_ROOM_BYTES: Final = 8 * 2**20
 #: Exit status after a panic of the engine.
 PANIC_STATUS: Final = 70
 
@@ -132,13 +134,13 @@ def _is_short_of_room(error: BaseException) -> bool:
     return storage_trouble(error) in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
-def _require_room(view: View) -> None:
+def _require_room(view: View, room_bytes: int = ROOM_BYTES) -> None:
     """Raise `EngineFullError` when the disk of the view has too little room left to write to it."""
     place = Path(view.location)
-    found = os.statvfs(place if place.exists() else place.parent)
-    if found.f_bavail * found.f_frsize < ROOM_BYTES:
+    found = os.statvfs(next(folder for folder in (place, *place.parents) if folder.exists()))
+    if found.f_bavail * found.f_frsize < room_bytes:
         raise EngineFullError(
-            f"The disk that holds the namespace's index has less than {ROOM_BYTES // 2**20} MiB free. Free space and "
+            f"The disk that holds the namespace's index has less than {room_bytes // 2**20} MiB free. Free space and "
             "try again; what was acknowledged is in the log and is applied then."
         )
 
@@ -379,6 +381,7 @@ class OpenView:
         """Make everything applied durable, then move the mark."""
         if self.sealed:
             return
+        _require_room(self.live.view, LITTLE_ROOM_BYTES)
         self.seal_at = time.monotonic() + SEAL_AFTER_S
         self.live.flush()
         failpoints.reach("flush.files")
@@ -442,6 +445,7 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     """
     directory = Path(view.location)
     failpoints.reach("view.open", f"view.open/{view.view_id}", f"view.open/{view.namespace_id}")
+    _require_room(view, LITTLE_ROOM_BYTES)
     translator = Translator(qdrant_edge)
     standing = _read_standing(view, directory)
     fresh = standing is None
@@ -929,6 +933,8 @@ class Host:
             opened = self._reopen(view)
         try:
             opened.flush()
+        except EngineFullError:
+            raise  # nothing was tried
         except (QdrantError, OSError):
             self._let_go(view.view_id)
             raise
@@ -1026,6 +1032,8 @@ class Host:
                 opened.flush()
             except Panic as panic:
                 self._die([], panic)
+            except EngineFullError:
+                opened.flush_at = now + FLUSH_AFTER_S
             except (QdrantError, OSError) as error:
                 # The mark stays where it was, and nothing is lost: what follows it is in the log.
                 logger.warning("view %s could not be flushed: %s", view_id, error)
