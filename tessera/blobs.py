@@ -9,7 +9,6 @@ names; a server that starts removes what an earlier one left there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tessera.errors import InsufficientStorageError, StorageError
+from tessera.errors import StorageError, StorageUnavailableError, TesseraError, storage_error
 
 if TYPE_CHECKING:
     from obstore.store import LocalStore
@@ -95,6 +94,11 @@ class Blobs:
             sync(self.new_path(key))
         except (BaseError, OSError) as error:
             raise _storage_error(error) from error
+        except BaseException as panic:
+            # What Rust panics with is no `Exception`: the first call panics when it cannot start its threads.
+            if type(panic).__name__ != "PanicException":
+                raise
+            raise _storage_error(panic) from panic
         return key
 
     @contextlib.contextmanager
@@ -170,12 +174,8 @@ def _writing() -> Iterator[None]:
         raise _storage_error(error) from error
 
 
-def _storage_error(error: Exception) -> InsufficientStorageError | StorageError:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return InsufficientStorageError(
-            "The disk that holds the blobs is full; nothing of this request was kept. Free space and send it again."
-        )
-    return StorageError("A blob could not be written; nothing of this request was kept.")
+def _storage_error(error: BaseException) -> TesseraError:
+    return storage_error(error) or StorageUnavailableError("A blob could not be written now. Try again.")
 
 
 def sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from tessera.db.tables import (
     sources,
     tasks,
 )
+from tessera.errors import storage_error
 from tessera.extraction import (
     ChunkJob,
     ChunkResult,
@@ -136,8 +138,16 @@ def run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     """Bring a batch to its end, or to where `stop` ends it (it stays IN_PROGRESS then, free to be taken up).
 
     Can be repeated: rows that are done are not done again. When it returns with the batch COMPLETED,
-    its documents are durable and findable.
+    its documents are durable and findable. A disk that is full or fails is an error that may pass, wherever it
+    was met.
     """
+    try:
+        _run_batch(wh, claim, stop)
+    except OSError as error:
+        raise storage_error(error) or error from error
+
+
+def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     attempt = _take_up(wh, claim)
     if attempt is None:
         return
@@ -450,6 +460,8 @@ def _map(
             again=_apart,
             stop=stop.drop,
         ):
+            if isinstance(outcome, ChunkResult) and outcome.storage_errno is not None:
+                raise OSError(outcome.storage_errno, os.strerror(outcome.storage_errno))
             yield part[index], outcome
         attempt.pace.wary_chunks = max(0, attempt.pace.wary_chunks - len(part))
 
@@ -738,6 +750,7 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
         result = _without(wh, chunk, result, late)
     else:
         raise Superseded
+    failpoints.reach("log.appended")
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)
 

@@ -597,6 +597,7 @@ def _insert(
                 connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == row["view_id"]))
     except sa.exc.IntegrityError as error:
         raise _name_taken(row["namespace_name"]) from error
+    failpoints.reach("namespace.committed")
     return None
 
 

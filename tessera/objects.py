@@ -20,7 +20,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, idempotency, links, listing, log, namespaces
+from tessera import buckets, content, failpoints, idempotency, links, listing, log, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import batch_rows, fetches, objects, sources, uploads
@@ -123,8 +123,10 @@ def create(
     with wh.db.read() as connection:
         place = _bucket(connection, principal, namespace, bucket)
     new = prepare(wh, principal, place, request, idempotency_key)
+    failpoints.reach("object.stored")
     with wh.db.write() as connection:
         made = insert(connection, place, new)
+    failpoints.reach("object.committed")
     return _answer(wh, made.row)
 
 
@@ -152,6 +154,7 @@ def create_batch(
             prepared.append((index, prepare(wh, principal, place, _validated(item), key)))
         except TesseraError as error:
             failed.append(_failure(index, error))
+    failpoints.reach("object.stored")
     made: list[tuple[int, Made]] = []
     with wh.db.write() as connection:
         for index, new in prepared:

@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -91,7 +91,7 @@ Locate = Callable[[str, Mapping[str, Any] | None], Location]
 class _Open:
     """What is known of one namespace's view in this process. `lock` orders appliers and opening."""
 
-    __slots__ = ("gone", "known", "lock", "mark", "ready", "rest_until", "view")
+    __slots__ = ("behind", "gone", "known", "lock", "mark", "ready", "rest_until", "view")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -99,6 +99,8 @@ class _Open:
         self.ready = False
         self.mark = Mark("", 0, 0)
         self.gone = False
+        #: Whether an entry could not be applied: then every use tries to catch up.
+        self.behind = False
         #: Whether this process has had the view open before: what it lost since, it lost whole.
         self.known = False
         #: Until when (monotonic) no build is begun, because one failed.
@@ -176,9 +178,13 @@ class Views:
                     self._make_ready(namespace_id, state)
                     target = self._head(namespace_id) if seq is None else seq
                     self._catch_up(namespace_id, state, target)
+                    state.behind = False
                     if self._wants_build(state):
                         self.request_build(namespace_id)
                     return state.mark
+                except QdrantError:
+                    state.behind = True
+                    raise
                 except ViewLost:
                     state.ready = False
                 except ViewDamaged as damage:
@@ -498,6 +504,10 @@ class Views:
         for _ in range(3):
             if not state.ready:
                 self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
+            elif state.behind:
+                # What is in the view can be read even when it cannot be written to, say on a full disk.
+                with suppress(QdrantError):
+                    self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
             view = state.view
             assert view is not None
             try:

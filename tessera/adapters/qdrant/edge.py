@@ -9,6 +9,7 @@ by itself when the view comes back at the very position where it was, else it ra
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from tessera.adapters.qdrant import pipe
-from tessera.errors import BadRequestError, DeadlineError, QdrantError
+from tessera.errors import BadRequestError, DeadlineError, EngineFullError, QdrantError
 from tessera.filters import Filter
 from tessera.ports import (
     Entry,
@@ -124,7 +125,10 @@ class _Host:
         self._dead = False
         self._is_ending = False
         self._ids = itertools.count(1)
-        self._connection, theirs = socket.socketpair()
+        try:
+            self._connection, theirs = socket.socketpair()
+        except OSError as error:
+            raise _not_started(error) from error
         command = [
             sys.executable, "-m", HOST_MODULE,
             "--socket", str(theirs.fileno()),
@@ -145,10 +149,17 @@ class _Host:
             )
         except OSError as error:
             self._connection.close()
-            raise QdrantError(f"A vector host could not be started: {error}") from error
+            raise _not_started(error) from error
         finally:
             theirs.close()
-        self._record = _record_process(record_directory, self.process.pid)
+        try:
+            self._record = _record_process(record_directory, self.process.pid)
+        except OSError as error:
+            # Unrecorded it could outlive this server and hold its views.
+            self._connection.close()
+            self.process.kill()
+            self.process.wait()
+            raise _not_started(error) from error
         threading.Thread(target=self._read, name=f"edge-host-{self.process.pid}", daemon=True).start()
 
     @property
@@ -246,6 +257,11 @@ class _Host:
         self._record.unlink(missing_ok=True)
 
 
+def _not_started(error: OSError) -> QdrantError:
+    kind = EngineFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else QdrantError
+    return kind(f"A vector host could not be started: {error.strerror}. Try again.", retry_after_s=2)
+
+
 def _raise_answer(outcome: str, value: Any, view_id: str) -> NoReturn:
     if outcome == pipe.BAD_REQUEST:
         message, details = value
@@ -254,6 +270,8 @@ def _raise_answer(outcome: str, value: Any, view_id: str) -> NoReturn:
         raise ViewDamaged(view_id, value)
     if outcome == pipe.LOST:
         raise ViewLost(value)
+    if outcome == pipe.FULL:
+        raise EngineFullError(value, retry_after_s=5)
     raise QdrantError(value, retry_after_s=2)
 
 

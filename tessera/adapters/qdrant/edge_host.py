@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import itertools
 import logging
@@ -41,7 +42,7 @@ from tessera import failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps, finish
-from tessera.errors import BadRequestError, QdrantError
+from tessera.errors import BadRequestError, EngineFullError, QdrantError, storage_trouble
 from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
@@ -71,6 +72,11 @@ BUILDER_NICENESS: Final = 10
 LOCK_PATIENCE_S: Final = 2.0
 #: The memory mappings of this process are counted once in so many openings; counting 50,000 takes 50 ms.
 COUNT_MAPPINGS_EVERY: Final = 8
+#: A write begins only with so much room left: Edge writes through memory mappings of files with holes, and a disk
+#: that has no block for a hole ends the process (SIGBUS) instead of refusing the call.
+ROOM_BYTES: Final = 64 * 2**20
+#: As above, for what writes little: loading a view, and making durable what it has taken.
+LITTLE_ROOM_BYTES: Final = 8 * 2**20
 #: Exit status after a panic of the engine.
 PANIC_STATUS: Final = 70
 
@@ -95,6 +101,10 @@ _FINISHED = (
     "payload_index/*/point_to_values.bin",
     "payload_index/*/values_to_points.bin",
 )
+_FULL_MESSAGE = (
+    "The disk that holds the namespace's index is full. Free space and try again; what was acknowledged is in the log "
+    "and is applied then."
+)
 _PLACEHOLDER = "_none"
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
@@ -117,6 +127,22 @@ def _edge_call() -> Iterator[None]:
         raise QdrantError(f"The vector engine failed: {_first_line(error)}") from error
     except BaseException as panic:
         raise Panic(_first_line(panic)) from panic
+
+
+def _is_short_of_room(error: BaseException) -> bool:
+    """Say whether the disk is full, or no file can be opened: what was met says nothing about the view's files."""
+    return storage_trouble(error) in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+
+
+def _require_room(view: View, room_bytes: int = ROOM_BYTES) -> None:
+    """Raise `EngineFullError` when the disk of the view has too little room left to write to it."""
+    place = Path(view.location)
+    found = os.statvfs(next(folder for folder in (place, *place.parents) if folder.exists()))
+    if found.f_bavail * found.f_frsize < room_bytes:
+        raise EngineFullError(
+            f"The disk that holds the namespace's index has less than {room_bytes // 2**20} MiB free. Free space and "
+            "try again; what was acknowledged is in the log and is applied then."
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -248,6 +274,7 @@ def _write_durably(path: Path, value: object) -> None:
         file.write(orjson.dumps(value))
         file.flush()
         os.fsync(file.fileno())
+    failpoints.reach("flush.mark")
     part.rename(path)
     _sync_directory(path.parent)
 
@@ -360,8 +387,10 @@ class OpenView:
         """Make everything applied durable, then move the mark."""
         if self.sealed:
             return
+        _require_room(self.live.view, LITTLE_ROOM_BYTES)
         self.seal_at = time.monotonic() + SEAL_AFTER_S
         self.live.flush()
+        failpoints.reach("flush.files")
         self.write_mark()
         self.flush_at = None
 
@@ -421,6 +450,8 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     another process holds the directory.
     """
     directory = Path(view.location)
+    failpoints.reach("view.open", f"view.open/{view.view_id}", f"view.open/{view.namespace_id}")
+    _require_room(view, LITTLE_ROOM_BYTES)
     translator = Translator(qdrant_edge)
     standing = _read_standing(view, directory)
     fresh = standing is None
@@ -435,6 +466,8 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
         engine = EdgeEngine(shard, translator)
         count = engine.count(None)
     except Panic as panic:
+        if _is_short_of_room(panic):
+            raise QdrantError(f"The vector engine failed: {panic}") from panic
         raise ViewDamaged(view.view_id, f"the engine panics on its files ({panic})") from panic
     if clean and count != standing.document_count:
         raise ViewDamaged(
@@ -540,6 +573,7 @@ def _load_or_create(
     if not directory.exists():
         if not may_create:
             raise ViewDamaged(view.view_id, "its files are missing")
+        _require_room(view)
         return _create(view, directory, translator, graph=graph)
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
@@ -554,6 +588,8 @@ def _load_or_create(
                         retry_after_s=5,
                     ) from error
                 time.sleep(0.05)
+            elif _is_short_of_room(error):
+                raise
             elif may_create:
                 # Killed while it was being made: nothing that was in it was ever called durable.
                 shutil.rmtree(directory)
@@ -735,11 +771,16 @@ class Host:
             outcome = pipe.LOST, str(error)
         elif isinstance(error, Panic):
             outcome = pipe.PANIC, f"The vector engine panicked: {error}"
+        elif isinstance(error, EngineFullError) or storage_trouble(error) in (errno.ENOSPC, errno.EDQUOT):
+            outcome = pipe.FULL, error.message if isinstance(error, EngineFullError) else _FULL_MESSAGE
         elif isinstance(error, QdrantError):
             outcome = pipe.FAILED, error.message
         else:
             outcome = pipe.FAILED, f"The vector host failed: {type(error).__name__}: {_first_line(error)}"
-            logger.error("request failed", exc_info=error)
+            # A failing disk is named in the message; anything else is a defect of ours.
+            logger.error(
+                "request failed: %s", error, exc_info=error if storage_trouble(error) is None else None
+            )
         for request_id in request_ids:
             self._reply(request_id, *outcome)
 
@@ -760,7 +801,7 @@ class Host:
     def _start_read(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
             live = self._live(view)
-        except (_NotOpen, ViewDamaged, QdrantError) as error:
+        except (_NotOpen, ViewDamaged, QdrantError, OSError) as error:
             self._fail([request_id], error)
             return
         steps, answer = self._read_steps(live, operation, arguments)
@@ -771,7 +812,7 @@ class Host:
         view = waiting[0][1]
         try:
             live = self._live(view)
-        except (_NotOpen, ViewDamaged, QdrantError) as error:
+        except (_NotOpen, ViewDamaged, QdrantError, OSError) as error:
             self._fail(request_ids, error)
             return
         lengths = [len(searches) for _, _, searches in waiting]
@@ -822,7 +863,7 @@ class Host:
         Requests are checked before they reach the engine, so an engine error is rare enough to read the
         whole view once.
         """
-        if not isinstance(error, QdrantError) or view_id not in self._views:
+        if not isinstance(error, QdrantError) or view_id not in self._views or _is_short_of_room(error):
             return error
         engine = self._views[view_id].engine
         try:
@@ -862,11 +903,14 @@ class Host:
             self._die(job.request_ids, panic)
         except Exception as error:  # noqa: BLE001 - one entry's error must not end the host
             self._applied(view_id)
+            if isinstance(error, QdrantError | OSError):
+                self._let_go(view_id)
             self._fail(job.request_ids, error)
 
     def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
             if operation == "apply":
+                _require_room(view)
                 live = self._live(view)
                 steps = live.apply(arguments)
                 if any(entry.seq > live.standing.seq for entry in arguments):
@@ -895,7 +939,13 @@ class Host:
         opened = self._views.get(view.view_id)
         if opened is None:  # closed to make room, which flushed it
             opened = self._reopen(view)
-        opened.flush()
+        try:
+            opened.flush()
+        except EngineFullError:
+            raise  # nothing was tried
+        except (QdrantError, OSError):
+            self._let_go(view.view_id)
+            raise
         return opened.mark(durable=True)
 
     def _optimize(self, view: View) -> Mark:
@@ -951,6 +1001,19 @@ class Host:
                 opened.engine.close()
         drop_directory(Path(view.location))
 
+    def _let_go(self, view_id: str) -> None:
+        """Close a view whose engine failed to write; whoever uses it next opens it at its mark and replays.
+
+        Qdrant's segments refuse every write after one that failed until they are loaded again, and what a flush
+        that failed would have written is not kept for the next one.
+        """
+        self._end_reads(view_id)
+        self._end_sealing(view_id)
+        opened = self._views.pop(view_id, None)
+        if opened is not None:
+            with contextlib.suppress(QdrantError):
+                opened.engine.close()
+
     def _end_sealing(self, view_id: str) -> None:
         if self._sealing is not None and self._sealing[0] == view_id:
             self._sealing = None
@@ -976,10 +1039,12 @@ class Host:
                 opened.flush()
             except Panic as panic:
                 self._die([], panic)
-            except (QdrantError, OSError) as error:
-                # The mark stays where it was; nothing is lost, and the next flush tries again.
-                logger.warning("view %s could not be flushed: %s", view_id, error)
+            except EngineFullError:
                 opened.flush_at = now + FLUSH_AFTER_S
+            except (QdrantError, OSError) as error:
+                # The mark stays where it was, and nothing is lost: what follows it is in the log.
+                logger.warning("view %s could not be flushed: %s", view_id, error)
+                self._let_go(view_id)
 
     # --- open views --------------------------------------------------------------------------------
 
