@@ -291,17 +291,22 @@ def _answering(call: Callable[..., Any], model: Any, status: int) -> Callable[..
     @functools.wraps(call)
     def answer(*args: Any, **kwargs: Any) -> Any:
         result = call(*args, **kwargs)
-        if isinstance(result, BaseModel) and type(result) is model:
-            content = result.__pydantic_serializer__.to_json(result, by_alias=True)
-        elif isinstance(result, dict | list) and not (
-            isinstance(model, type) and issubclass(model, BaseModel)
-        ):
-            content = orjson.dumps(result, default=_plain)
-        else:
-            return result
-        return Response(content, status, media_type="application/json")
+        content = _as_json(result, model)
+        return (
+            result if content is None else Response(content, status, media_type="application/json")
+        )
 
     return answer
+
+
+def _as_json(result: object, model: Any) -> bytes | None:
+    """Return the body that a route's result is, None for what the framework has to turn into one."""
+    if isinstance(result, BaseModel) and type(result) is model:
+        content: bytes = result.__pydantic_serializer__.to_json(result, by_alias=True)
+        return content
+    if isinstance(result, dict | list) and not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return orjson.dumps(result, default=_plain)
+    return None
 
 
 def _plain(value: object) -> Any:

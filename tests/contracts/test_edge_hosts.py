@@ -25,6 +25,7 @@ import pytest
 from tessera import artifact
 from tessera.adapters.qdrant import edge, edge_host
 from tessera.adapters.qdrant.edge import EdgeVectors
+from tessera.filters import Condition
 from tessera.log import State, fold
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 from tessera.ports import (
@@ -241,6 +242,27 @@ def test_readers_of_many_threads_survive_a_kill(start: Callable[..., EdgeVectors
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_a_view_opened_again_knows_its_collections(
+    start: Callable[..., EdgeVectors], tmp_path: Path, end: str
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    documents = [document(n, collection_id=f"col_{n % 2}") for n in range(10)]
+    vectors.apply(where, [Entry(1, "indexes", indexes=(index("collection_id", "keyword"),))])
+    vectors.apply(where, [Entry(2, "edit", upserts=tuple(documents[:5]))])
+    vectors.flush(where)
+    vectors.apply(where, [Entry(3, "edit", upserts=tuple(documents[5:]))])
+    if end == "close":
+        vectors.close()
+        vectors = start()
+    else:
+        kill_hosts(vectors)
+    vectors.open(where)
+    for chosen, count in ((["col_0"], 5), (["col_0", "col_1"], 10), (["col_2"], 0)):
+        assert vectors.count(where, Condition("collection_id", "in", chosen, True)) == count
 
 
 def test_a_view_that_was_never_opened_is_lost(start: Callable[..., EdgeVectors], tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ _LASTING = (
     "*/*/*/chunk_*.mmap",
 )
 _PLACEHOLDER = "_none"
+#: With more collections than this in one view, each search filters by collection.
+_MOST_VALUES = 10_000
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
@@ -180,6 +182,18 @@ class EdgeEngine:
             type_name, params = self._translator.index_report(stated.data_type, stated.params)
             indexes[path] = EngineIndex(type_name, params, stated.points)
         return indexes
+
+    def values(self, path: str, documents: int) -> set[str] | None:
+        """Return the values at the keyword-indexed `path`; None unless each of `documents` has exactly one."""
+        if not documents:
+            return set()
+        try:
+            with _edge_call():
+                found = self._shard.facet(qdrant_edge.FacetRequest(path, limit=_MOST_VALUES, exact=True)).hits
+        except QdrantError:
+            return None  # there is no index on it (yet)
+        complete = len(found) < _MOST_VALUES and sum(value.count for value in found) == documents
+        return {str(value.value) for value in found} if complete else None
 
     def flush(self) -> None:
         with _edge_call():
@@ -322,6 +336,7 @@ def open_view(view: View, *, max_scan_documents: int) -> OpenView:
         shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0)
         engine = EdgeEngine(shard, translator)
         count = engine.count(None)
+        collections = engine.values("collection_id", count)
     except Panic as panic:
         raise ViewDamaged(view.view_id, f"the engine panics on its files ({panic})") from panic
     if clean and count != standing.document_count:
@@ -330,7 +345,14 @@ def open_view(view: View, *, max_scan_documents: int) -> OpenView:
         )
     # After a kill the shard may be ahead of its mark; every change keeps this number exact from here.
     standing.document_count = count
-    live = LiveView(view, engine, translator, standing, max_scan_documents=max_scan_documents)
+    live = LiveView(
+        view,
+        engine,
+        translator,
+        standing,
+        max_scan_documents=max_scan_documents,
+        collections=collections,
+    )
     return OpenView(directory, live, engine)
 
 
