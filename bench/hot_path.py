@@ -194,13 +194,17 @@ def _print(rounds: list[dict[str, float]], engine: float) -> None:
     print(f"   auth       {part(lambda r: r['auth'])}  the key is looked up")
     print(f"   parse      {part(lambda r: r['parse'])}  the body, with a vector in it")
     print(f"   namespace  {part(lambda r: r['namespace'])}  its row, by X-Namespace")
-    print(f"   plan       {part(lambda r: r['execute'] - r['search'])}  retriever, inputs, stage; documents as answered")
+    print(
+        f"   plan       {part(lambda r: r['execute'] - r['search'])}  retriever, inputs, stage; documents as answered"
+    )
     print(f"   hop        {part(lambda r: r['search'] - engine)}  to the vector host and back")
     print(f"   engine     {engine:7.0f} us")
     print(f"   json       {part(lambda r: r['json'])}  the answer's bytes")
     print(
         "   rest       "
-        + part(lambda r: r["total"] - sum(r[name] for name in ("auth", "parse", "namespace", "execute", "json")))
+        + part(
+            lambda r: r["total"] - sum(r[name] for name in ("auth", "parse", "namespace", "execute", "json"))
+        )
         + "  routing, framework, threads"
     )
 

@@ -25,7 +25,8 @@ class Place:
         body = {"namespace_name": name, "feature_extractors": [EXTRACTOR], **fields}
         self.namespace_id: str = self._post("/v1/namespaces", body)["namespace_id"]
         bucket = self._post(
-            "/v1/buckets", {"bucket_name": "bucket", "bucket_schema": {"properties": {"note": {"type": "text"}}}}
+            "/v1/buckets",
+            {"bucket_name": "bucket", "bucket_schema": {"properties": {"note": {"type": "text"}}}},
         )
         self.collection_id: str = self._post(
             "/v1/collections",

@@ -479,9 +479,7 @@ def _run(
     ]
     elapsed_ms = round((time.perf_counter() - started) * 1000, 3)
     more = offset + limit < total
-    cursor = (
-        encode_cursor(wh, {"o": offset + limit, "r": _asked(plan, inputs, request)}) if more else None
-    )
+    cursor = encode_cursor(wh, {"o": offset + limit, "r": _asked(plan, inputs, request)}) if more else None
     return {
         "execution_id": new_id("exec"),
         "retriever_id": plan.retriever_id,
@@ -724,9 +722,7 @@ def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], .
 
 
 @lru_cache(maxsize=1024)
-def _features_of(
-    registry: Registry, extractors: bytes, running: bytes
-) -> tuple[tuple[str, Any, Any], ...]:
+def _features_of(registry: Registry, extractors: bytes, running: bytes) -> tuple[tuple[str, Any, Any], ...]:
     # A namespace's extractors and models are fixed when it is made; asking for them looks for files.
     found = []
     models = orjson.loads(running)

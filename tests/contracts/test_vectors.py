@@ -318,6 +318,18 @@ def test_the_choice_of_all_collections_lets_no_other_in(log: Log) -> None:
     assert of("col_0") == {0, 2, 4, 6, 8}
 
 
+@pytest.mark.parametrize("spelling", ["col_a", "COL_A"])
+def test_ids_of_ours_are_compared_without_case_too(log: Log, spelling: str) -> None:
+    """They have no case-folded copy; one that is not lower case must be found all the same."""
+    log.index(index("collection_id", "keyword"))
+    log.upsert(document(1, collection_id="col_a"), document(2, collection_id="col_b"))
+    assert log.numbers(Condition("collection_id", "eq", spelling)) == {1}
+    assert log.numbers(Condition("collection_id", "in", [spelling])) == {1}
+    log.upsert(document(3, collection_id="Col_A"))
+    assert log.numbers(Condition("collection_id", "eq", spelling)) == {1, 3}
+    assert log.numbers(Condition("collection_id", "starts_with", spelling[:4])) == {1, 2, 3}
+
+
 def test_searches_name_what_is_wrong(log: Log) -> None:
     log.upsert(document(1))
     with pytest.raises(BadRequestError, match=r"no vector 'pictures'.*text"):

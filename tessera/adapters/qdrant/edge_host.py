@@ -34,6 +34,7 @@ from typing import Any, Final
 import orjson
 import qdrant_edge
 
+from tessera import collector
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps
@@ -905,6 +906,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_scan_documents=options.max_scan_documents,
         max_mappings=most_mappings(),
     )
+    collector.calm()
     host.serve()
 
 

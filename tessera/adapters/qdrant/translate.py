@@ -26,6 +26,9 @@ from tessera.ports import DenseVector
 
 #: Root key of a stored point under which case-folded copies of keyword fields lie; users never see it.
 SHADOW_KEY = "_s"
+#: Fields of every document that hold ids of ours, lower case as they are: a copy would only cost time. A value
+#: that is not lower case counts as one that the index does not see.
+FOLDED_FIELDS = frozenset({"internal_id", "collection_id"})
 #: A document's own field of that name is kept under this key of it: no field name is a single blank.
 DISPLACED_KEY = " "
 #: Whole numbers beyond this are not exact as float64, in which the engine compares ranges.
@@ -98,8 +101,8 @@ def engine_path(path: str) -> str:
 
 
 def shadow_path(field_name: str) -> str:
-    """Return the engine's path of the case-folded copy of `field_name`."""
-    return f'{SHADOW_KEY}."{field_name}"'
+    """Return the engine's path of the case-folded copy of `field_name`; of ids of ours, their own."""
+    return engine_path(field_name) if field_name in FOLDED_FIELDS else f'{SHADOW_KEY}."{field_name}"'
 
 
 def path_segments(path: str) -> tuple[str, ...]:

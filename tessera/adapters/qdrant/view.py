@@ -23,6 +23,7 @@ import orjson
 from tessera import failpoints, ids
 from tessera.adapters.qdrant.translate import (
     DISPLACED_KEY,
+    FOLDED_FIELDS,
     INT64_MAX,
     INT64_MIN,
     SHADOW_KEY,
@@ -180,6 +181,10 @@ def _is_float(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_folded(value: object) -> bool:
+    return isinstance(value, str) and value == value.casefold()
+
+
 _SEES: dict[IndexType, Callable[[Any], bool]] = {
     IndexType.KEYWORD: lambda value: isinstance(value, str),
     IndexType.TEXT: lambda value: isinstance(value, str),
@@ -200,8 +205,9 @@ class _Field:
     def __init__(self, index: PayloadIndex) -> None:
         self.name = index.field_name
         self.segments = tuple(index.field_name.split("."))
-        self.sees = _SEES[index.type]
-        self.folds = index.type == IndexType.KEYWORD
+        is_folded = index.type == IndexType.KEYWORD and index.field_name in FOLDED_FIELDS
+        self.sees = _is_folded if is_folded else _SEES[index.type]
+        self.folds = index.type == IndexType.KEYWORD and not is_folded
 
     def look(self, payload: Payload) -> tuple[Shadow | None, bool]:
         """Return the case-folded strings at the path (None when there are none), and if all is regular.
@@ -460,7 +466,7 @@ class LiveView:
         if not can_be_addressed(index.field_name):
             return
         yield engine_path(index.field_name), self._translator.index_params(index)
-        if index.type == IndexType.KEYWORD:
+        if index.type == IndexType.KEYWORD and index.field_name not in FOLDED_FIELDS:
             yield shadow_path(index.field_name), self._translator.shadow_params()
 
     def _look_back(self, fresh: Sequence[PayloadIndex]) -> Steps[None]:
