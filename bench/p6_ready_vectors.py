@@ -1,6 +1,6 @@
 """P6: ready-made vectors in, durable and findable, beside Qdrant Edge in this process and chromadb's server.
 
-All three get the same vectors, ids and fields, a thousand at once; the two servers as JSON over two
+All three get the same vectors, ids and fields, a thousand at once; the two servers as JSON over four
 connections, and over their second way in, vectors as base64. Edge flushes each thousand, as an answered
 upsert is durable. Floor: 0.6 times Edge's rate and 3 times chromadb's. Record: 0.85 times Edge's.
 """
@@ -25,9 +25,9 @@ from bench.place import BATCH, VECTOR, Place
 from bench.servers import chroma, tessera
 from bench.wire import Wire, in_parallel
 
-ROUNDS = 5
+ROUNDS = 7
 DOCUMENTS = 10_000
-CONNECTIONS = 2
+CONNECTIONS = 4
 _COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
 
 

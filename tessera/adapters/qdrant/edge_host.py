@@ -43,9 +43,10 @@ from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
-#: The durable mark moves after so many entries, or so long after the first of them.
+#: The durable mark moves after so many entries, or so long after the first of them. The server asks for it every
+#: second: this is for when it does not, and later, for a flush holds everything up that comes behind it.
 FLUSH_ENTRIES: Final = 50
-FLUSH_AFTER_S: Final = 1.0
+FLUSH_AFTER_S: Final = 1.5
 #: Below this size vectors are searched without a graph, exactly: 100,000 of 384 dimensions are 150 MB.
 INDEXING_THRESHOLD_KB: Final = 200_000
 #: A directory that another process still holds is tried again for this long.
@@ -472,7 +473,7 @@ class Job:
 
 Request = tuple[int, str, View, Any]
 
-_WRITES = frozenset({"open", "apply", "flush", "drop"})
+_WRITES = frozenset({"open", "apply", "flush", "release", "drop"})
 
 
 class _NotOpen(Exception):
@@ -499,6 +500,37 @@ def most_mappings() -> int | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process holds, mapped files included; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_mapped_pages(folder: str) -> None:
+    """Let go of the pages of every shared mapping of a file below a folder of that name.
+
+    What is in them stays in the file and in the system's cache, from which they come back when they are touched
+    (Linux: MADV_DONTNEED on a shared mapping); elsewhere nothing happens.
+    """
+    dont_need: Final = 4
+    try:
+        lines = Path("/proc/self/maps").read_bytes().splitlines()
+    except OSError:
+        return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    part = f"/{folder}/".encode()
+    for line in lines:
+        if part in line:
+            addresses, permissions, _ = line.split(b" ", 2)
+            if permissions.endswith(b"s"):
+                start, end = (int(address, 16) for address in addresses.split(b"-"))
+                advise(start, end - start, dont_need)
+
+
 class Host:
     """The loop: what arrives, what is under way, which views are open."""
 
@@ -509,12 +541,14 @@ class Host:
         max_open_views: int,
         max_scan_documents: int,
         max_mappings: int | None = None,
+        max_resident_bytes: int | None = None,
     ) -> None:
         self._connection = connection
         self._incoming = pipe.Incoming()
         self._max_open = max_open_views
         self._max_scan = max_scan_documents
         self._max_mappings = max_mappings
+        self._max_resident = max_resident_bytes
         self._openings = 0
         self._views: OrderedDict[str, OpenView] = OrderedDict()
         #: Where each view stood when it was closed to make room; it may be opened again without asking.
@@ -722,6 +756,9 @@ class Host:
                 answer: Mark | None = self._open(view).live.mark()
             elif operation == "flush":
                 answer = self._flush(view)
+            elif operation == "release":
+                self._release(view)
+                answer = None
             else:
                 self._drop(view)
                 answer = None
@@ -736,8 +773,15 @@ class Host:
         opened = self._views.get(view.view_id)
         if opened is None:  # closed to make room, which flushed it
             opened = self._reopen(view)
-        opened.flush()
+        if opened.live.unflushed_entries:
+            opened.flush()
         return opened.live.mark(durable=True)
+
+    def _release(self, view: View) -> None:
+        self._end_reads(view.view_id)
+        if view.view_id in self._views:
+            self._close(view.view_id)
+        self._closed_at.pop(view.view_id, None)
 
     def _drop(self, view: View) -> None:
         self._end_reads(view.view_id)
@@ -751,7 +795,7 @@ class Host:
     def _end_reads(self, view_id: str) -> None:
         for job in [job for job in self._reading if job.view_id == view_id]:
             self._reading.remove(job)
-            self._fail(job.request_ids, _NotOpen("the view was dropped"))
+            self._fail(job.request_ids, _NotOpen("the view was closed"))
 
     def _applied(self, view_id: str) -> None:
         opened = self._views.get(view_id)
@@ -789,6 +833,7 @@ class Host:
             opened = open_view(view, max_scan_documents=self._max_scan)
             self._views[view.view_id] = opened
             self._closed_at.pop(view.view_id, None)
+            self._give_memory_back(view.view_id)
         self._views.move_to_end(view.view_id)
         return opened
 
@@ -818,6 +863,21 @@ class Host:
         if self._max_mappings is None or self._openings % COUNT_MAPPINGS_EVERY:
             return
         while idle and count_mappings() > self._max_mappings:
+            for _ in range(1 + len(idle) // 4):
+                self._close(idle.pop(0))
+
+    def _give_memory_back(self, fresh: str) -> None:
+        """Stay below the bound: let go of pages first, which come back from the system's cache, then of views.
+
+        Edge reads the files of payload indexes whole when it loads a view, some 30 MiB of which a small one
+        needs little. All views but `fresh` and those at work may be closed, the least recently used first.
+        """
+        if self._max_resident is None or resident_bytes() <= self._max_resident:
+            return
+        forget_mapped_pages(_SHARD)
+        busy = {job.view_id for job in self._reading} | set(self._writing) | {fresh}
+        idle = [view_id for view_id in self._views if view_id not in busy]
+        while idle and resident_bytes() > self._max_resident:
             for _ in range(1 + len(idle) // 4):
                 self._close(idle.pop(0))
 
@@ -893,6 +953,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True, help="process id to die with")
     parser.add_argument("--max-open-views", type=int, required=True)
     parser.add_argument("--max-scan-documents", type=int, required=True)
+    parser.add_argument("--max-resident-mib", type=int, required=True)
     options = parser.parse_args(arguments)
     # Ctrl-C and a service manager's SIGTERM reach every process; the server decides when hosts end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -905,6 +966,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_open_views=options.max_open_views,
         max_scan_documents=options.max_scan_documents,
         max_mappings=most_mappings(),
+        max_resident_bytes=options.max_resident_mib * 2**20,
     )
     collector.calm()
     host.serve()

@@ -466,8 +466,11 @@ class Translator:
     def vector_params(self, vectors: Sequence[DenseVector]) -> dict[str, Any]:
         """Return the engine's parameters of the named vectors."""
         make = self._m.EdgeVectorParams if self._edge else self._m.VectorParams
+        # Edge would read whole files into memory when it loads, 32 MiB for a view of twenty documents. Without that
+        # pages come as they are needed, and searches of what was searched before take no longer.
+        placed = {"memory": self._m.Memory.Cold} if self._edge else {}
         return {
-            vector.name: make(size=vector.dimensions, distance=self._distance(vector.distance))
+            vector.name: make(size=vector.dimensions, distance=self._distance(vector.distance), **placed)
             for vector in vectors
         }
 
