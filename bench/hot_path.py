@@ -23,7 +23,7 @@ from bench import raw_edge
 from bench.clustered import K, clustered
 from bench.place import BATCH, Place
 from tessera import retrieve
-from tessera.api import routing, scope
+from tessera.api import routing
 from tessera.api.app import make_app
 from tessera.config import Settings
 from tessera.organizations import Keys, bootstrap
@@ -72,7 +72,6 @@ def main() -> None:
         clock = Clock()
         clock.on(Keys, "check", "auth")
         clock.on(routing.JsonRequest, "load", "parse")
-        clock.on(scope, "_resolve", "namespace")
         clock.on(retrieve, "execute", "execute")
         clock.on(wh.views, "search", "search")
         clock.on(routing, "_as_json", "json")
@@ -193,7 +192,6 @@ def _print(rounds: list[dict[str, float]], engine: float) -> None:
     print(f"   total      {part(lambda r: r['total'])}")
     print(f"   auth       {part(lambda r: r['auth'])}  the key is looked up")
     print(f"   parse      {part(lambda r: r['parse'])}  the body, with a vector in it")
-    print(f"   namespace  {part(lambda r: r['namespace'])}  its row, by X-Namespace")
     print(
         f"   plan       {part(lambda r: r['execute'] - r['search'])}  retriever, inputs, stage; documents as answered"
     )
@@ -202,9 +200,7 @@ def _print(rounds: list[dict[str, float]], engine: float) -> None:
     print(f"   json       {part(lambda r: r['json'])}  the answer's bytes")
     print(
         "   rest       "
-        + part(
-            lambda r: r["total"] - sum(r[name] for name in ("auth", "parse", "namespace", "execute", "json"))
-        )
+        + part(lambda r: r["total"] - sum(r[name] for name in ("auth", "parse", "execute", "json")))
         + "  routing, framework, threads"
     )
 

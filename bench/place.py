@@ -68,16 +68,16 @@ class Place:
         )
         return f"/v1/retrievers/{made['retriever_id']}/execute"
 
-    def upserts(self, vectors: Floats) -> Iterator[Any]:
-        """Yield the bodies that put `vectors` in."""
+    def upserts(self, vectors: Floats, first: int = 0) -> Iterator[Any]:
+        """Yield the bodies that put `vectors` in, as documents number `first` and following."""
         for start in range(0, len(vectors), BATCH):
             yield {
                 "collection_id": self.collection_id,
                 "documents": [
                     {
-                        "document_id": document_id(number),
+                        "document_id": document_id(first + number),
                         "vectors": {VECTOR: vectors[number]},
-                        "payload": payload(number),
+                        "payload": payload(first + number),
                     }
                     for number in range(start, min(start + BATCH, len(vectors)))
                 ],

@@ -23,11 +23,11 @@ class Wire:
             lines["Authorization"] = client.headers["authorization"]
         self._head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
 
-    def post(self, path: str, body: Any) -> Any:
+    def post(self, path: str, body: Any, method: str = "POST") -> Any:
         """Send `body` as JSON and return the parsed answer."""
         data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         head = (
-            f"POST {path} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
             f"Content-Length: {len(data)}\r\n\r\n"
         ).encode()
         return orjson.loads(self._exchange(head + data))
