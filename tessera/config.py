@@ -259,11 +259,23 @@ def failpoint() -> tuple[str, int, str] | None:
     return (name, int(count or 1), whom or "self") if name else None
 
 
+def forget_secrets() -> None:
+    """Take the secrets, which have been read, out of this process's environment: children would inherit them."""
+    for name in _secret_variables():
+        os.environ.pop(name, None)
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment for child processes: ours without its secrets, one thread a numeric library."""
-    secret = {f"{PREFIX}{name.upper()}" for name in _secret_names()} | {"TESSERA_API_KEY"}
+    secret = _secret_variables()
     ours = {name: value for name, value in os.environ.items() if name not in secret}
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **ours}
+
+
+def _secret_variables() -> set[str]:
+    # The URL of a database may hold a password.
+    names = [*_secret_names(), "database_url", "api_key"]
+    return {f"{PREFIX}{name.upper()}" for name in names}
 
 
 def _secret_names() -> list[str]:

@@ -53,6 +53,8 @@ class Principal:
     `permissions` are of ``read``, ``write``, ``delete``, ``admin``, expanded: a key with ``write``
     carries ``read`` too. `internal_id` is the organization's secret id and never leaves the server.
     `asks` is the permission that the request at hand needs; a scope may allow less than the key.
+    `through` is the kind of the resource for whose sake alone a narrow key was let into a namespace (see
+    ``confinement.py``): the rest of that namespace is none of its business.
     `account_type`, `rate_limits` (requests a minute by class, of the organization) and `key_limit` (of the
     key, for each class) bound what may be asked; `reads_audited` says whether reads are written down.
     `actor_type` is ``user``, or ``operator`` for who holds the server itself; `caller` is where the request
@@ -66,6 +68,7 @@ class Principal:
     permissions: frozenset[str]
     scopes: tuple[dict[str, object], ...] = ()
     asks: str = "read"
+    through: str | None = None
     account_type: str = "enterprise"
     rate_limits: Mapping[str, int] | None = None
     key_limit: int | None = None

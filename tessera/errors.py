@@ -111,6 +111,12 @@ class HeadersTooLargeError(TesseraError):
     type, status = "RequestHeaderFieldsTooLargeError", 431
 
 
+class RequestTimeoutError(TesseraError):
+    """The client took too long to send its request."""
+
+    type, status = "RequestTimeoutError", 408
+
+
 class UnsupportedMediaTypeError(TesseraError):
     type, status = "UnsupportedMediaTypeError", 415
 

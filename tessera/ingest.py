@@ -170,12 +170,19 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
             .join(organizations, organizations.c.organization_id == namespaces.c.organization_id)
             .where(namespaces.c.namespace_id == row["namespace_id"])
         ).one()
-        if row["task_id"]:
-            connection.execute(
-                sa.update(tasks)
-                .where(tasks.c.task_id == row["task_id"])
-                .values(status="IN_PROGRESS", updated_at=now())
+        # Work that was under way when the server ended waits for a cluster that may come back with it.
+        compute = replace(
+            _compute(wh, row["namespace_id"], place.infrastructure, place.place), is_patient=bool(begun)
+        )
+        this = tasks.c.task_id == row["task_id"]
+        told = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar()
+        connection.execute(
+            sa.update(tasks)
+            .where(this)
+            .values(
+                status="IN_PROGRESS", additional_data={**(told or {}), **_links(compute)}, updated_at=now()
             )
+        )
     attempt = _Attempt(
         batch_id,
         row["attempt"],
@@ -187,8 +194,7 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
         tuple(DenseVector(**vector) for vector in place.vectors),
         {entry["feature_extractor_name"]: entry.get("params") or {} for entry in place.feature_extractors},
         place.vector_inference_map,
-        # Work that was under way when the server ended waits for a cluster that may come back with it.
-        replace(_compute(wh, row["namespace_id"], place.infrastructure, place.place), is_patient=bool(begun)),
+        compute,
     )
     if attempt.number > 1:
         _sweep(wh, attempt)
@@ -228,6 +234,11 @@ def _compute(
         max_workers=asked["max_workers"],
         autoscaling=asked["autoscaling_enabled"],
     )
+
+
+def _links(compute: Compute) -> dict[str, str]:
+    """Return where a batch that is extracted there can be watched, as its task tells it."""
+    return {"ray_dashboard_url": compute.dashboard_url} if compute.dashboard_url else {}
 
 
 def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
@@ -817,7 +828,7 @@ def _record_progress(
                 "total": total,
                 "done": total - counts.get("PENDING", 0),
                 "failed": counts.get("FAILED", 0),
-                **({"ray_dashboard_url": url} if (url := attempt.compute.dashboard_url) else {}),
+                **_links(attempt.compute),
             },
             updated_at=now(),
         )

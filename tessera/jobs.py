@@ -70,6 +70,7 @@ class Jobs:
     def start(self, wh: Warehouse) -> None:
         """Begin: first what an earlier server left unfinished, then what comes."""
         self._wh = wh
+        namespaces.end_provisioning(wh)
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)

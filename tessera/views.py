@@ -316,7 +316,6 @@ class Views:
                     namespaces.c.vectors,
                     namespaces.c.head,
                     namespaces.c.mark_seq,
-                    namespaces.c.generation,
                     namespaces.c.place,
                 ).where(namespaces.c.namespace_id == namespace_id)
             ).one_or_none()
@@ -365,14 +364,21 @@ class Views:
     def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
         """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
         row = self._row(namespace_id)
-        generation = row.generation + 1
         logger.warning("view %s is damaged (%s); rebuilding from the log", row.view_id, damage.reason)
+        this = sa.and_(namespaces.c.namespace_id == namespace_id, namespaces.c.view_id == row.view_id)
         with self._db.write() as connection:
-            connection.execute(
+            generation = connection.execute(
                 sa.update(namespaces)
-                .where(namespaces.c.namespace_id == namespace_id, namespaces.c.view_id == row.view_id)
-                .values(view_id=f"{namespace_id}-{generation}", generation=generation, mark_seq=0)
-            )
+                .where(this)
+                .values(generation=namespaces.c.generation + 1)
+                .returning(namespaces.c.generation)
+            ).scalar_one_or_none()
+            if generation is not None:
+                connection.execute(
+                    sa.update(namespaces)
+                    .where(this)
+                    .values(view_id=f"{namespace_id}-{generation}", mark_seq=0)
+                )
         state.ready = False
         self._vectors.drop(self.view_at(namespace_id, row.view_id, (), row.place))
 

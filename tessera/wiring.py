@@ -33,7 +33,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
     migrate(db)
     blobs = Blobs(settings.blobs_path)
     signing_key = _signing_key(settings.data / "signing.key")
-    vault = open_vault(settings, signing_key)
+    vault = open_vault(settings, db, signing_key)
     vectors, locate = _vectors(settings, vault)
     jobs = Jobs()
     wh = Warehouse(
@@ -111,9 +111,16 @@ def _runner(settings: Settings) -> Runner:
     return RoutedRunner(lambda: LocalRunner(settings.workers), clusters)
 
 
-def open_vault(settings: Settings, signing_key: bytes | None = None) -> Vault:
-    """Return what seals credentials, under the master key that settings state or the data directory keeps."""
-    return sealing.open_vault(settings.data / MASTER_KEY, settings.master_keys, signing_key)
+def open_vault(settings: Settings, db: Database, signing_key: bytes | None = None) -> Vault:
+    """Return what seals credentials, under the master key that settings state or the data directory keeps.
+
+    A key is made only where nothing is sealed yet. Raises `MasterKeyError` when the one in use is not there.
+    """
+    path = settings.data / MASTER_KEY
+    texts = secret_store.sealed_texts(db)
+    vault = sealing.open_vault(path, settings.master_keys, signing_key, make=not texts)
+    sealing.check_opens(vault, texts, path)
+    return vault
 
 
 def rotate_master_key(settings: Settings) -> tuple[int, str]:
@@ -125,12 +132,31 @@ def rotate_master_key(settings: Settings) -> tuple[int, str]:
     db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
     migrate(db)
     try:
+        signing_key = _signing_key(settings.data / "signing.key")
+        # Before anything is written: without the key in use there is nothing that a new one could replace.
+        open_vault(settings, db, signing_key)
         return sealing.rotate(
             settings.data / MASTER_KEY,
             settings.master_keys,
-            _signing_key(settings.data / "signing.key"),
+            signing_key,
             lambda vault: secret_store.reseal_all(db, vault),
         )
+    finally:
+        db.close()
+
+
+def discard_lost_secrets(settings: Settings) -> int:
+    """Remove every credential that the present master key cannot open; return how many. The caller holds the directory.
+
+    Where there is no key at all, one is made.
+    """
+    db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
+    migrate(db)
+    try:
+        vault = sealing.open_vault(
+            settings.data / MASTER_KEY, settings.master_keys, _signing_key(settings.data / "signing.key")
+        )
+        return secret_store.discard_lost(db, vault)
     finally:
         db.close()
 

@@ -74,6 +74,7 @@ def server_on_qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
     assert server.stop() == 0, server.log[-2000:]
     if standin is not None:
         standin.shutdown()
+        standin.server_close()
 
 
 @pytest.fixture(scope="module", params=["edge", "qdrant"])

@@ -29,8 +29,9 @@ from tessera.api import docs, problems
 from tessera.api.auth import Authenticate
 from tessera.api.request_log import RequestLog
 from tessera.api.routing import Exchange, Route, Router, ignored_header
+from tessera.api.wire import head_too_large
 from tessera.context import Warehouse
-from tessera.errors import DeadlineError, HeadersTooLargeError, OutcomeUnknownError, TesseraError
+from tessera.errors import DeadlineError, OutcomeUnknownError, TesseraError
 from tessera.limits import RateLimiter
 from tessera.organizations import Keys
 from tessera.usage import Usage
@@ -299,10 +300,7 @@ class Front:
     def _check_head(self, scope: Scope) -> None:
         size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["query_string"])
         if size > self.settings.max_header_bytes:
-            raise HeadersTooLargeError(
-                f"The head of the request has {size} bytes; this server takes {self.settings.max_header_bytes} "
-                "(setting max_header_bytes). Send long values in the body."
-            )
+            raise head_too_large(size, self.settings.max_header_bytes)
 
     async def _answer_error(self, error: Exception, scope: Scope, answer: Send, exchange: Exchange) -> None:
         if isinstance(error, HTTPException) and error.status_code == 404 and "route" not in scope:

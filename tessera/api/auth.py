@@ -26,6 +26,7 @@ _PUBLIC_PREFIXES = (
 )
 #: Paths that take the operator's secret instead of a key, when the server has one.
 _PRIVATE = "/v1/private/"
+_SHORTEST_KEY = 24
 
 
 def is_public(path: str) -> bool:
@@ -51,7 +52,8 @@ class Authenticate:
                 exchange.is_operator = True
                 exchange.key_prefix = "operator"
             else:
-                if key.startswith("sk_"):
+                # Only of what is long enough for a key: of anything else the beginning may be all of it.
+                if key.startswith("sk_") and len(key) >= _SHORTEST_KEY:
                     exchange.key_prefix = key[:13]
                 caller = caller_of(scope)
                 # On SQLite the look-up takes microseconds, a change of thread takes a hundred.

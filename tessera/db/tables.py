@@ -49,6 +49,8 @@ organizations = Table(
     Column("metadata", JSON),
     #: Requests a minute by class that this organization may make; what is absent is not limited by it.
     Column("rate_limits", JSON),
+    #: The same, stated by the operator: the organization cannot change them.
+    Column("operator_rate_limits", JSON),
     Column("read_auditing", Boolean, nullable=False, default=False, server_default=false()),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),

@@ -434,7 +434,9 @@ class CreateOrganizationRequest(Model):
 class OrganizationAdminUpdateRequest(Model):
     organization_name: str | None = Field(None, min_length=1, max_length=100)
     account_type: Literal["free", "pro", "team", "enterprise"] | None = None
-    rate_limits: RateLimits | None = None
+    rate_limits: RateLimits | None = Field(
+        None, description="Limits that the organization cannot lift; null removes them."
+    )
 
 
 class OrganizationModel(OrganizationModelResponse):

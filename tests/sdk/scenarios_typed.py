@@ -27,9 +27,9 @@ CONFIGURED = mixpeek.__version__ != "0.81.1"
 TEXT_EXTRACTOR = {"feature_extractor_name": "text_extractor", "version": "v1"}
 
 
-def api(kind: Any, key: str | None = KEY, namespace: str | None = None) -> Any:
+def api(kind: Any, key: str | None = KEY, namespace: str | None = None, url: str = URL) -> Any:
     """Return the generated API class `kind`, bound to the server, a key and a namespace."""
-    configuration = mixpeek.Configuration(host=URL)
+    configuration = mixpeek.Configuration(host=url)
     if CONFIGURED:
         configuration.access_token = key
         if namespace is not None:

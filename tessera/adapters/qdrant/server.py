@@ -53,6 +53,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
+#: Questions about collections are small: a server that does not answer one by then is as good as down.
+QUESTION_TIMEOUT_S: Final = 5.0
 #: Building a payload index over many documents is waited for this long.
 INDEX_TIMEOUT_S: Final = 600
 #: The first version that keeps metadata of collections, and those that match prefixes and substrings.
@@ -190,9 +192,11 @@ def _connect(view: View) -> QdrantClient:
     """Return a client; nothing is sent yet."""
     from qdrant_client import QdrantClient
 
-    def limit_connect(request: httpx.Request) -> None:
-        # The client's own limit is one for all parts of a call.
+    def limit(request: httpx.Request) -> None:
+        # The client's own limit is one for all calls and all their parts.
         request.extensions["timeout"]["connect"] = CONNECT_TIMEOUT_S
+        if request.method == "GET":
+            request.extensions["timeout"]["read"] = QUESTION_TIMEOUT_S
 
     with warnings.catch_warnings():
         # A key over plain HTTP is the operator's choice, and a warning would name no remedy.
@@ -206,7 +210,7 @@ def _connect(view: View) -> QdrantClient:
             check_compatibility=False,
             follow_redirects=False,
             trust_env=False,
-            event_hooks={"request": [limit_connect]},
+            event_hooks={"request": [limit]},
         )
 
 
