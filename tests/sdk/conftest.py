@@ -83,7 +83,8 @@ def run_scenarios(
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             told = json.loads(line)
-            outcomes[told.pop("file"), told["name"]] = Outcome(**told)
+            file = told.pop("file")
+            outcomes[file, told["name"]] = Outcome(**told)
     for file in files:
         for name in scenario_names(file):
             report = f"{name} did not run (exit {done.returncode}).\n{done.stdout}{done.stderr}"
