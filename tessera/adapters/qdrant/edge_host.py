@@ -274,18 +274,23 @@ def _all_checksums(directory: Path) -> dict[str, list[int]]:
 
 @dataclass(slots=True)
 class OpenView:
-    """A view whose shard is loaded. `flush_at` is when its mark must move, None while nothing waits."""
+    """A view whose shard is loaded. `flush_at` is when its mark must move, None while nothing waits.
+
+    `is_marked` says that the mark on disk is that of a flushed shard, but for entries applied since.
+    """
 
     directory: Path
     live: LiveView
     engine: EdgeEngine
     flush_at: float | None = None
+    is_marked: bool = False
 
     def flush(self) -> None:
         """Make everything applied durable, then move the mark."""
         self.live.flush()
         self.write_mark()
         self.flush_at = None
+        self.is_marked = True
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
@@ -294,7 +299,8 @@ class OpenView:
 
     def close(self) -> None:
         """Flush, close the shard, and note what its files look like, to be checked when it is opened."""
-        self.flush()
+        if self.live.unflushed_entries or not self.is_marked:
+            self.flush()
         self.engine.close()
         _write_durably(self.directory / _CHECKSUMS, _all_checksums(self.directory))
 
@@ -355,7 +361,7 @@ def open_view(view: View, *, max_scan_documents: int) -> OpenView:
         max_scan_documents=max_scan_documents,
         collections=collections,
     )
-    return OpenView(directory, live, engine)
+    return OpenView(directory, live, engine, is_marked=clean)
 
 
 def _read_standing(view: View, directory: Path) -> Standing | None:
