@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tessera.blobs import Blobs
     from tessera.config import Settings
     from tessera.db.engine import Database
+    from tessera.fetching import Fetcher
     from tessera.ports import Runner, Vectors
     from tessera.registry import Registry
     from tessera.sealing import Vault
@@ -30,7 +31,8 @@ class JobQueue(Protocol):
 class Warehouse:
     """Settings and the parts behind them.
 
-    `signing_key` signs cursors and URLs (32 bytes), `vault` seals credentials of other systems.
+    `fetcher` is the only way to content behind a URL; `signing_key` signs cursors and URLs (32 bytes), `vault`
+    seals credentials of other systems.
     """
 
     settings: Settings
@@ -41,6 +43,7 @@ class Warehouse:
     runner: Runner
     registry: Registry
     jobs: JobQueue
+    fetcher: Fetcher
     signing_key: bytes = field(repr=False)
     vault: Vault = field(repr=False)
     base_url: str = "http://127.0.0.1:8700"

@@ -89,6 +89,8 @@ _AGAIN_S = 10
 _PROVISIONING_S = 120
 #: A view that a namespace has left is dropped when every request that may still read it has ended.
 _GRACE_S = 90
+#: A change of payload indexes over many documents is waited for this long.
+_INDEX_PATIENCE_S = 20
 #: Time to reach a Ray head; nothing more is asked of it while a namespace is created.
 _RAY_CONNECT_S = 2.0
 _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
@@ -822,7 +824,8 @@ def _authorize_infrastructure(wh: Warehouse, principal: Principal, body: object)
 def patch(wh: Warehouse, principal: Principal, identifier: str, body: object) -> JsonObject:
     """Change what `body` names and return the namespace. Repeating it changes nothing more.
 
-    When this returns, the change is durable and a changed index set is in force.
+    When this returns, the change is durable and a changed index set is in force; over many documents it comes
+    into force when the view that is built with it is ready, which this waits for only so long.
     """
     return _change(wh, principal, identifier, body, plan_patch)
 
@@ -944,7 +947,8 @@ def _write_change(
         wh.views.forget(namespace_id)
     if seq is not None and (filled or wh.views.is_open(namespace_id)):
         try:
-            wh.views.apply(namespace_id, seq)
+            if wh.views.apply(namespace_id, seq).behind:
+                wh.views.wait_for_build(namespace_id, _INDEX_PATIENCE_S)
         except QdrantError as error:
             # The log has the change, so the next use of the view applies it.
             logger.warning("index change %s of %s waits for its view: %s", seq, namespace_id, error.message)
@@ -1071,6 +1075,7 @@ def delete(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
         )
         connection.execute(sa.delete(tasks).where(tasks.c.namespace_id == namespace_id))
         connection.execute(sa.delete(namespaces).where(namespaces.c.namespace_id == namespace_id))
+    failpoints.reach("purge.decided")
     wh.jobs.wake()
     return {
         "success": True,
@@ -1134,14 +1139,17 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
                 .where(tasks.c.task_id == row.task_id)
                 .values(status=TaskStatus.COMPLETED, outputs=[namespace_id], updated_at=now())
             )
+    failpoints.reach("purge.recorded")
     wh.db.forget_deleted()
 
 
 def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None:
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
+    failpoints.reach("purge.views")
     wh.blobs.delete_namespace(namespace_id)
     if wh.blobs.path(namespace_id).exists():
         raise StorageError("Some of its files cannot be removed now.")
+    failpoints.reach("purge.blobs")
 
 
 def _in(seconds: float) -> str:

@@ -13,6 +13,7 @@ from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import (
     doomed_views,
+    fetches,
     namespaces,
     organizations,
     purges,
@@ -39,6 +40,7 @@ _SEALED: tuple[tuple[sa.Table, str], ...] = (
     (namespaces, "place"),
     (doomed_views, "place"),
     (purges, "targets"),
+    (fetches, "sealed_url"),
 )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from tessera import data_directory, sealing, secret_store
 from tessera.blobs import Blobs
-from tessera.config import Settings
+from tessera.config import Settings, parse_networks, parse_ports
 from tessera.context import Warehouse
 from tessera.db.engine import Database
 from tessera.db.migrate import migrate
+from tessera.fetching import Fetcher
 from tessera.jobs import Jobs
 from tessera.ports import Runner, Vectors
 from tessera.registry import Registry
@@ -32,6 +33,9 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
     db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
     migrate(db)
     blobs = Blobs(settings.blobs_path)
+    if run_jobs:
+        # Whoever wrote them is gone: the directory is ours alone.
+        blobs.sweep_parts()
     signing_key = _signing_key(settings.data / "signing.key")
     vault = open_vault(settings, db, signing_key)
     vectors, locate = _vectors(settings, vault)
@@ -41,10 +45,11 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         db=db,
         blobs=blobs,
         vectors=vectors,
-        views=Views(db, vectors, blobs, locate),
+        views=Views(db, vectors, blobs, locate, graph_from_bytes=settings.graph_from_mb * 2**20),
         runner=_runner(settings),
         registry=Registry.load(settings.models_path, offline=settings.offline),
         jobs=jobs,
+        fetcher=_fetcher(settings),
         signing_key=signing_key,
         vault=vault,
         base_url=(settings.public_url or base_url or f"http://{settings.host}:{settings.port}").rstrip("/"),
@@ -109,6 +114,15 @@ def _runner(settings: Settings) -> Runner:
         return RayRunner([settings.blobs_path, settings.models_path])
 
     return RoutedRunner(lambda: LocalRunner(settings.workers), clusters)
+
+
+def _fetcher(settings: Settings) -> Fetcher:
+    return Fetcher(
+        max_bytes=settings.max_upload_bytes,
+        allowed_networks=parse_networks(settings.fetch_allowed_networks),
+        ports=parse_ports(settings.fetch_ports),
+        total_s=settings.fetch_timeout_s,
+    )
 
 
 def open_vault(settings: Settings, db: Database, signing_key: bytes | None = None) -> Vault:

@@ -25,8 +25,9 @@ START_TIMEOUT_S = 120.0
 _ASK = """
 import json, sys, ray
 ray.init(sys.argv[1], namespace="tessera", log_to_driver=False, logging_level="ERROR")
-for name in sys.argv[2:]:
-    ray.kill(ray.get_actor(name))
+for word in sys.argv[2:]:
+    for name in [name for name in ray.util.list_named_actors() if word in name][:1]:
+        ray.kill(ray.get_actor(name))
 @ray.remote(num_cpus=0)
 def ask():
     import time
@@ -197,8 +198,11 @@ class RayCluster:
         assert not _is_open(self.client_port)
 
     def ask(self, *kill: str) -> dict[str, Any]:
-        """Return what Ray itself lists, its actors and the calls of their methods, after ending the actors `kill`."""
-        for _ in range(3):
+        """Return what Ray itself lists, its actors and the calls of their methods.
+
+        For each word in `kill` an actor with that word in its name is ended before.
+        """
+        for _ in range(5):
             done = subprocess.run(
                 [sys.executable, "-c", _ASK, self.url, *kill],
                 env=self.environment,
@@ -208,7 +212,9 @@ class RayCluster:
                 check=False,
             )
             # Ray's client server fails to start a session now and then; the next one works.
-            if done.returncode == 0 or "Starting Ray client server failed" not in done.stderr:
+            if done.returncode == 0 or not any(
+                sign in done.stderr for sign in ("client server failed", "Initialization failure from server")
+            ):
                 break
         assert done.returncode == 0, done.stderr[-2000:]
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

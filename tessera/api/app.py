@@ -48,6 +48,7 @@ NOUNS = (
     "buckets",
     "collections",
     "tasks",
+    "uploads",
     "blobs",
     "catalogue",
     "organizations",
@@ -293,6 +294,9 @@ class Front:
                 )
 
     def _limit_s(self, path: str) -> float:
+        if path.startswith("/v1/uploads/"):
+            # A file takes as long as its client's line needs; the route keeps its own time, this is the net below it.
+            return self.settings.upload_timeout_s + self.settings.request_timeout_s
         if path.endswith("/execute") or path == "/v1/documents/search":
             return self.settings.execute_timeout_s
         return self.settings.request_timeout_s

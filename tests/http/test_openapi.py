@@ -134,6 +134,12 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     objects = {"object_ids": [known["object_identifier"]]}
     send("post", f"{bucket}/objects/batch")
     send("post", f"{bucket}/objects/list")
+    upload = send("post", f"{bucket}/uploads")
+    assert httpx.put(upload["presigned_url"], content=b"Headphones that fold.").status_code == 200
+    known["upload_id"] = upload["upload_id"]
+    send("post", f"{bucket}/uploads/{{upload_id}}/confirm")
+    send("post", f"{bucket}/uploads/batch")
+    send("post", f"{bucket}/uploads/list")
     known["batch_id"] = send("post", f"{bucket}/batches", **objects)["batch_id"]
     send("post", f"{bucket}/batches/{{batch_id}}/objects", **objects)
     send("patch", f"{bucket}/batches/{{batch_id}}")

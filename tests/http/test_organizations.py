@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sqlite3
 import time
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from tests.http.loop import TEXT, Loop
-from tests.http.processes import Server
+from tests.http.processes import ROOT, Server
 
 OPERATOR = "operator-secret-of-the-tests-0123456789"
 PRIVATE = "/v1/private/organizations"
@@ -90,7 +91,13 @@ OPERATIONS: list[tuple[str, str, Any, int, set[str]]] = [
     ("DELETE", PERSON, None, 200, {"message", "success"}),
     ("GET", "/v1/organizations", None, 200, ORGANIZATION_FIELDS),
     ("PATCH", "/v1/organizations", {"metadata": {"a": 1}}, 200, ORGANIZATION_FIELDS),
-    ("GET", "/v1/organizations/usage", None, 200, {"organization_id", "start", "end", "total", "by_api"}),
+    (
+        "GET",
+        "/v1/organizations/usage",
+        None,
+        200,
+        {"organization_id", "start", "end", "total", "by_api", "by_key"},
+    ),
     ("GET", "/v1/organizations/audit/logs", None, 200, {"results", "total", "skip", "limit"}),
     ("GET", "/v1/organizations/audit/settings", None, 200, {"read_auditing_enabled"}),
     ("PATCH", "/v1/organizations/audit/settings", {}, 200, {"read_auditing_enabled"}),
@@ -108,6 +115,20 @@ OPERATIONS: list[tuple[str, str, Any, int, set[str]]] = [
 ]
 
 
+def promised() -> list[tuple[str, str, int]]:
+    lines = (ROOT / "tests/operations/organizations.txt").read_text().splitlines()
+    return [(m, p, int(s)) for m, p, s in (line.split() for line in lines if not line.startswith("#"))]
+
+
+def marked(test: Callable[..., None], *, operator: bool) -> Callable[..., None]:
+    """Mark a test with every operation of organizations that is (not) the operator's."""
+    for operation in promised():
+        if operation[1].startswith(PRIVATE) == operator:
+            test = pytest.mark.operation(*operation)(test)
+    return test
+
+
+@functools.partial(marked, operator=False)
 def test_every_operation_has_its_status_and_fields(client: httpx.Client) -> None:
     for method, path, body, status, fields in OPERATIONS:
         answer = client.request(method, path, json=body)
@@ -115,6 +136,15 @@ def test_every_operation_has_its_status_and_fields(client: httpx.Client) -> None
         assert fields <= set(answer.json()), (method, path, answer.text)
         assert answer.headers["content-type"] == "application/json"
         assert "int_" not in answer.text
+    key_id = client.get("/v1/me").json()["key"]["key_id"]
+    event = client.get("/v1/organizations/audit/logs").json()["results"][0]
+    found = client.get(f"/v1/organizations/audit/logs/{event['audit_id']}")
+    assert found.status_code == 200 and found.json() == event
+    assert set(event) >= {"audit_id", "timestamp", "resource_type", "resource_id", "action", "actor_id"}
+    usage = client.get(f"/v1/organizations/api-keys/{key_id}/usage")
+    assert usage.status_code == 200 and usage.json()["key_id"] == key_id
+    routes = client.get(f"/v1/organizations/api-keys/{key_id}/usage/endpoints")
+    assert routes.status_code == 200 and isinstance(routes.json(), list)
 
 
 def test_permissions_by_table(server: Server, key: Callable[..., str]) -> None:
@@ -481,6 +511,7 @@ def test_without_an_operators_secret_there_is_no_such_route(server: Server, clie
     )
 
 
+@functools.partial(marked, operator=True)
 def test_the_operator_makes_a_second_organization(governed: Server) -> None:
     for wrong in (governed.api_key, OPERATOR[:-1], OPERATOR + "0"):
         with governed.client(key=wrong) as client:

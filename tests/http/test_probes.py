@@ -29,6 +29,7 @@ from tests.http.processes import Server
 OPERATOR = "operator-secret-of-the-probes-0123456789"
 CANARY = "canary7f3a"
 USERS = "/v1/organizations/users"
+UPLOAD = {"filename": "note.txt", "content_type": "text/plain"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     object_id = loop.note(bucket, f"The {word} sings.", metadata={"word": word})
     collection = loop.collection(bucket, TEXT, collection_name=f"{word}-collection", description=word)
     batch = loop.run(bucket, [object_id])
+    upload = loop.post(f"/buckets/{bucket}/uploads", {**UPLOAD, "metadata": {"word": word}})
     documents = loop.documents(collection)
     retriever = loop.post(
         "/retrievers",
@@ -81,6 +83,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "object_id": object_id,
         "collection_id": collection,
         "collection_name": f"{word}-collection",
+        "upload_id": upload["upload_id"],
         "batch_id": batch["batch_id"],
         "task_id": batch["task_id"],
         "document_id": documents[0]["document_id"],
@@ -185,6 +188,7 @@ PARAMETERS = {
     "bucket_identifier": ("bucket_id", "bucket_name"),
     "object_identifier": ("object_id",),
     "collection_identifier": ("collection_id", "collection_name"),
+    "upload_id": ("upload_id",),
     "batch_id": ("batch_id",),
     "task_id": ("task_id",),
     "document_id": ("document_id",),
@@ -236,7 +240,12 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         if last == "objects" and "batches" not in template:
             return {"blobs": [{"property": "note", "type": "text", "data": "probe"}]}
         return {"object_ids": [value["object_id"]]}
+    if last == "uploads":
+        return UPLOAD
     if last == "batch":
+        if "uploads" in template:
+            confirmations = [{"upload_id": value["upload_id"]}]
+            return {"confirmations": confirmations} if "confirm" in template else {"uploads": [UPLOAD]}
         if "documents" in template:
             return {"document_ids": [value["document_id"]]}
         return {"objects": [{"blobs": [{"property": "note", "type": "text", "data": "probe"}]}]}
@@ -245,7 +254,7 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
     if last in ("documents", "upsert"):
         document = {"document_id": value["document_id"]}
         return document if last == "documents" else {**value, "documents": [document]}
-    if last in ("list", "execute", "submit", "cancel", "retry", "trigger", "rotate"):
+    if last in ("list", "execute", "submit", "cancel", "retry", "trigger", "rotate", "confirm"):
         return {}
     if "secret_name" in template:
         return {"secret_value": "x"}

@@ -12,6 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -144,6 +145,26 @@ class ServerVectors:
         with self._lock:
             self._views.pop(view.view_id, None)
         ServerEngine(self._client(view), view).drop()
+
+    def builds_apart(self, view: View) -> bool:
+        """Say no: the server builds graphs by itself, and its indexes beside its other work."""
+        return False
+
+    def begin(self, view: View, *, graph: bool, apart: bool) -> Mark:
+        """Make the view's collection, without its alias until `settle`."""
+        self.drop(view)
+        return self.open(replace(view, alias=None))
+
+    def optimize(self, view: View) -> Mark:
+        """Do nothing: the server builds graphs by itself."""
+        with self._using(view) as opened:
+            return opened.live.mark()
+
+    def settle(self, view: View) -> Mark:
+        """Move the durable mark, then let the alias lead here."""
+        mark = self.flush(view)
+        self.open(view)
+        return mark
 
     def close(self) -> None:
         """Move every mark, then close the connections."""
