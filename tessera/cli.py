@@ -243,6 +243,7 @@ def _first_key(data: Path, wh: Warehouse) -> None:
 def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
     import uvicorn
 
+    from tessera import collector
     from tessera.api.app import make_app
     from tessera.api.request_log import RequestLog
     from tessera.api.wire import protocol
@@ -288,6 +289,7 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
+    collector.calm()
     server.run(sockets=[listener])
     log.close()
     return EXIT_INTERRUPTED if server.received == signal.SIGINT else EXIT_OK

@@ -77,6 +77,12 @@ class Settings(BaseModel):
     ray_dashboard_url: str | None = Field(None, description="Dashboard of that cluster; tasks link to it.")
     vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
     max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
+    max_view_memory_mib: int = Field(
+        1024,
+        ge=16,
+        description="Memory of all hosts together, in MiB, above which they give pages back that the system has in "
+        "its cache, then close views.",
+    )
     graph_from_mb: int = Field(
         200,
         ge=1,

@@ -408,6 +408,14 @@ def _remove(
     wh.views.apply(namespace_id, seq)
 
 
+def own_source(document_id: str) -> str:
+    """Return the source id of a document that was sent ready-made: it is a source of its own.
+
+    The colon keeps it apart from the ids of objects, whatever the user calls the document.
+    """
+    return f"ready:{document_id}"
+
+
 def _forget(connection: Connection, collection_id: str, found: Sequence[tuple[str, str]]) -> None:
     """Take documents off their sources.
 
@@ -417,7 +425,9 @@ def _forget(connection: Connection, collection_id: str, found: Sequence[tuple[st
     known = connection.execute(
         sa.select(sources.c.source_id, sources.c.document_ids).where(
             sources.c.collection_id == collection_id,
-            sources.c.source_id.in_({source_id for _, source_id in found}),
+            sources.c.source_id.in_(
+                {source_id for _, source_id in found} | {own_source(document_id) for document_id in gone}
+            ),
         )
     ).all()
     left = {source_id: [d for d in ids if d not in gone] for source_id, ids in known}

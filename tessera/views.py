@@ -54,6 +54,8 @@ REPLAY_ENTRIES = 50
 FLUSH_INTERVAL_S = 1.0
 #: A reader waits so long for a view that somebody else is opening, replaying or rebuilding.
 READ_PATIENCE_S = 25.0
+#: Namespaces about which something is kept in memory; beyond it, what was not used for longest is let go.
+KEPT_STATES = 4096
 #: The flusher passes over a view that is busy for longer; it comes by again.
 _FLUSH_PATIENCE_S = 0.2
 #: Above this many documents a payload index is made in a new view beside (a text index of 20,000: 1.3 s).
@@ -91,7 +93,18 @@ Locate = Callable[[str, Mapping[str, Any] | None], Location]
 class _Open:
     """What is known of one namespace's view in this process. `lock` orders appliers and opening."""
 
-    __slots__ = ("behind", "gone", "known", "lock", "mark", "ready", "rest_until", "view")
+    __slots__ = (
+        "behind",
+        "gone",
+        "known",
+        "lock",
+        "mark",
+        "openings",
+        "ready",
+        "rest_until",
+        "used_at",
+        "view",
+    )
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -101,6 +114,8 @@ class _Open:
         self.gone = False
         #: Whether an entry could not be applied: then every use tries to catch up.
         self.behind = False
+        self.openings = 0
+        self.used_at = time.monotonic()
         #: Whether this process has had the view open before: what it lost since, it lost whole.
         self.known = False
         #: Until when (monotonic) no build is begun, because one failed.
@@ -475,7 +490,31 @@ class Views:
         if state is None:
             with self._open_lock:
                 state = self._open.setdefault(namespace_id, _Open())
+        state.used_at = time.monotonic()
         return state
+
+    def _retire(self) -> None:
+        """Let go of what was not used for longest, but for what is at work or not yet durable.
+
+        Whoever holds such a state still opens the view anew through it, at the position where it was.
+        """
+        with self._open_lock:
+            surplus = len(self._open) - KEPT_STATES * 7 // 8
+            oldest = sorted(self._open.items(), key=lambda item: item[1].used_at)[:surplus]
+        for namespace_id, state in oldest:
+            if namespace_id in self._dirty or not state.lock.acquire(blocking=False):
+                continue
+            try:
+                with self._open_lock:
+                    if self._open.get(namespace_id) is state:
+                        del self._open[namespace_id]
+                state.ready = False
+                if state.view is not None:
+                    self._vectors.release(state.view)
+            except QdrantError as error:
+                logger.warning("view %s was not let go: %s", namespace_id, error)
+            finally:
+                state.lock.release()
 
     @contextmanager
     def _attending(self, namespace_id: str, state: _Open, patience_s: float | None) -> Iterator[None]:
@@ -500,10 +539,12 @@ class Views:
             state.lock.release()
 
     def _reading(self, namespace_id: str, call: Callable[[View], T]) -> T:
-        state = self._state(namespace_id)
         for _ in range(3):
+            state = self._state(namespace_id)
+            openings = state.openings
             if not state.ready:
                 self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
+                openings = state.openings
             elif state.behind:
                 # What is in the view can be read even when it cannot be written to, say on a full disk.
                 with suppress(QdrantError):
@@ -511,7 +552,10 @@ class Views:
             view = state.view
             assert view is not None
             try:
-                return call(view)
+                found = call(view)
+                if state.openings == openings:
+                    return found
+                # Opened again under the call, which may have seen it while it was still being replayed.
             except ViewLost:
                 with state.lock:
                     if state.view is view:
@@ -548,6 +592,7 @@ class Views:
         row = self._row(namespace_id)
         vectors = tuple(DenseVector(**vector) for vector in row.vectors)
         view = self.view_at(namespace_id, row.view_id, vectors, row.place)
+        state.openings += 1
         mark = self._vectors.open(view)
         if mark.seq < row.mark_seq or mark.seq > row.head:
             # A mark is written after the flush it speaks of, so a view behind the database's mark is not the
@@ -667,6 +712,8 @@ class Views:
     def _flush_forever(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
             self._flush_dirty(_FLUSH_PATIENCE_S)
+            if len(self._open) > KEPT_STATES:
+                self._retire()
 
     def _flush_dirty(self, patience_s: float) -> None:
         for namespace_id in list(self._dirty):
