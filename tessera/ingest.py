@@ -245,7 +245,7 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
     mine = f"{prefix}/{attempt.batch_id}-"
     for key in wh.blobs.keys(prefix):
         if key.startswith(mine) and key not in logged and _attempt_of(key, mine) <= attempt.number:
-            wh.blobs.path(key).unlink(missing_ok=True)
+            wh.blobs.remove(key)
 
 
 def _attempt_of(key: str, prefix: str) -> int:
@@ -697,7 +697,13 @@ def _append(
     _record_rows(connection, attempt, chunk.collection_id, result.rows, late)
     seq: int | None = None
     for number, key in enumerate(result.artifact_keys):
-        seq = log.append_artifact(connection, attempt.namespace_id, key, deletes=stale if number == 0 else ())
+        seq = log.append_artifact(
+            connection,
+            attempt.namespace_id,
+            key,
+            deletes=stale if number == 0 else (),
+            documents=result.documents if number == 0 else 0,
+        )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
     return seq

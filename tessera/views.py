@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from tessera import log
 from tessera.blobs import Blobs
 from tessera.db.engine import Database
-from tessera.db.tables import namespaces
+from tessera.db.tables import doomed_views, namespaces
 from tessera.errors import NotFoundError, QdrantError
 from tessera.filters import Filter
 from tessera.models import PayloadIndex
@@ -46,6 +47,8 @@ logger = logging.getLogger("tessera.views")
 REPLAY_ENTRIES = 50
 #: How often applied entries are made durable (rule 8: every 50 entries or 1 s; the host counts entries).
 FLUSH_INTERVAL_S = 1.0
+#: A view that was being built when its server died is dropped after this time.
+ABANDONED_AFTER_S = 24 * 3600.0
 #: A reader waits so long for a view that somebody else is opening, replaying or rebuilding.
 READ_PATIENCE_S = 25.0
 #: The flusher passes over a view that is busy for longer; it comes by again.
@@ -201,6 +204,72 @@ class Views:
         with state.lock:
             state.ready = False
 
+    def renew(self, namespace_id: str) -> tuple[str, str]:
+        """Build the view anew from the log, beside the one that answers, and let it answer; drop the old one.
+
+        Searches go on meanwhile; whoever writes waits for the last entries only. Returns the ids of the old
+        and the new view. A kill leaves the old one in force and the new one in `doomed_views`.
+
+        Raises `QdrantError` when the engine failed under it; what was half built is dropped.
+        """
+        state = self._state(namespace_id)
+        with self._db.write() as connection:
+            row = connection.execute(
+                sa.update(namespaces)
+                .where(namespaces.c.namespace_id == namespace_id)
+                .values(generation=namespaces.c.generation + 1)
+                .returning(
+                    namespaces.c.generation, namespaces.c.vectors, namespaces.c.place, namespaces.c.head
+                )
+            ).one_or_none()
+            if row is None:
+                raise NotFoundError("namespace", namespace_id)
+            vectors = tuple(DenseVector(**vector) for vector in row.vectors)
+            new = self.view_at(namespace_id, f"{namespace_id}-{row.generation}", vectors, row.place)
+            connection.execute(doomed_views.insert().values(_doomed(new.view_id, namespace_id, row.place)))
+        try:
+            mark = self._vectors.open(new)
+            for mark in self._replay(new, mark.seq, row.head):  # noqa: B007  the last one is what counts
+                pass
+            with self._attending(namespace_id, state, None):
+                for mark in self._replay(new, mark.seq, self._head(namespace_id)):  # noqa: B007
+                    pass
+                mark = self._vectors.flush(new)
+                old = self._switch(namespace_id, new, mark)
+                state.view, state.applied, state.count = new, mark.seq, mark.document_count
+                state.ready = True
+                self._dirty.discard(namespace_id)
+        except (ViewLost, ViewDamaged) as error:
+            self._vectors.drop(new)
+            raise QdrantError(
+                f"The index of {namespace_id} could not be built anew; it is tried again.", retry_after_s=5
+            ) from error
+        self._vectors.drop(self.view_at(namespace_id, old, (), row.place))
+        with self._db.write() as connection:
+            connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == old))
+        return old, new.view_id
+
+    def _switch(self, namespace_id: str, new: View, mark: Mark) -> str:
+        """Let `new` answer from now on, in one transaction; return the id of the view that did."""
+        with self._db.write() as connection:
+            this = namespaces.c.namespace_id == namespace_id
+            row = connection.execute(sa.select(namespaces.c.view_id, namespaces.c.place).where(this)).one()
+            connection.execute(
+                sa.update(namespaces)
+                .where(this)
+                .values(view_id=new.view_id, mark_seq=mark.seq, document_count=mark.document_count)
+            )
+            connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == new.view_id))
+            connection.execute(doomed_views.insert().values(_doomed(row.view_id, namespace_id, row.place)))
+        return str(row.view_id)
+
+    @contextmanager
+    def quiet(self, namespace_id: str) -> Iterator[None]:
+        """Let nothing be applied while the block runs: files that entries named until now can be removed."""
+        state = self._state(namespace_id)
+        with self._attending(namespace_id, state, None):
+            yield
+
     # --- ending ------------------------------------------------------------------------------------
 
     def purge(
@@ -282,6 +351,7 @@ class Views:
                     namespaces.c.vectors,
                     namespaces.c.head,
                     namespaces.c.mark_seq,
+                    namespaces.c.checkpoint_seq,
                     namespaces.c.generation,
                     namespaces.c.place,
                 ).where(namespaces.c.namespace_id == namespace_id)
@@ -306,26 +376,41 @@ class Views:
             raise ViewDamaged(
                 view.view_id, f"it stands at entry {mark.seq}, the database says {row.mark_seq}"
             )
+        if 0 < mark.seq < row.checkpoint_seq:
+            raise ViewDamaged(
+                view.view_id, f"it stands at entry {mark.seq}, inside the checkpoint at {row.checkpoint_seq}"
+            )
         state.view, state.applied, state.count = view, mark.seq, mark.document_count
         self._catch_up(namespace_id, state, row.head)
         state.ready = True
 
     def _catch_up(self, namespace_id: str, state: _Open, target: int) -> None:
         assert state.view is not None
-        while state.applied < target:
-            with self._db.read() as connection:
-                entries = log.read(
-                    connection,
-                    namespace_id,
-                    after=state.applied,
-                    limit=REPLAY_ENTRIES,
-                    local_path=self._blobs.path,
-                )
-            if not entries:
-                break  # the log was removed with its namespace
-            mark = self._vectors.apply(state.view, entries)
+        for mark in self._replay(state.view, state.applied, target):
             state.applied, state.count = mark.seq, mark.document_count
             self._dirty.add(namespace_id)
+
+    def _replay(self, view: View, applied: int, target: int) -> Iterator[Mark]:
+        """Apply what lies between entry `applied` and `target`, and tell after each step how far the view is."""
+        while applied < target:
+            with self._db.read() as connection:
+                try:
+                    entries = log.read(
+                        connection,
+                        view.namespace_id,
+                        after=applied,
+                        limit=REPLAY_ENTRIES,
+                        local_path=self._blobs.path,
+                    )
+                except log.Folded as folded:
+                    raise ViewDamaged(view.view_id, str(folded)) from folded
+            if not entries:
+                break  # the log was removed with its namespace
+            # A checkpoint is read as a whole; it is sent in pieces, so that no request takes too long.
+            for start in range(0, len(entries), REPLAY_ENTRIES):
+                mark = self._vectors.apply(view, entries[start : start + REPLAY_ENTRIES])
+                applied = mark.seq
+                yield mark
 
     def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
         """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
@@ -369,6 +454,12 @@ class Views:
             self._dirty.add(namespace_id)
         else:
             self._db.later(_record(namespace_id, mark))
+
+
+def _doomed(view_id: str, namespace_id: str, place: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the row of a view that nobody will need; dropped when whoever made it must have ended."""
+    due_at = (datetime.now(UTC) + timedelta(seconds=ABANDONED_AFTER_S)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return {"view_id": view_id, "namespace_id": namespace_id, "place": place, "due_at": due_at}
 
 
 def _record(namespace_id: str, mark: Mark) -> Callable[[sa.Connection], None]:

@@ -46,7 +46,7 @@ def test_an_older_database_is_copied_first(
     migrate(db)
     with db.write() as connection:
         connection.execute(sa.text("INSERT INTO idempotency VALUES ('o', 'r', 'k', x'00', 'i', 't')"))
-    monkeypatch.setattr("tessera.db.migrate.HEAD", "0003_v0.3.0")
+    monkeypatch.setattr("tessera.db.migrate.HEAD", "0099_v9.9.0")
     migrate(db)
     copy = tmp_path / f"tessera.sqlite3.{HEAD}.backup"
     with sqlite3.connect(copy) as connection:
