@@ -11,8 +11,9 @@ One of `compact` and `tessera.erasure.erase` runs in a namespace at a time; the 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import orjson
@@ -55,7 +56,18 @@ def due(connection: Connection, minimum: int, limit: int) -> list[str]:
     )
 
 
-def compact(wh: Warehouse, namespace_id: str, minimum: int, *, grace_s: float = GRACE_S) -> bool:
+class Interrupted(Exception):
+    """The server ends; what was begun is done anew, or resumed, by the next one."""
+
+
+def compact(
+    wh: Warehouse,
+    namespace_id: str,
+    minimum: int,
+    *,
+    grace_s: float = GRACE_S,
+    stop: threading.Event | None = None,
+) -> bool:
     """Fold the log of a namespace if that is worth it; clear away what earlier foldings left.
 
     Returns whether it was folded. Can be repeated, and run again after a kill anywhere: until the one
@@ -69,13 +81,13 @@ def compact(wh: Warehouse, namespace_id: str, minimum: int, *, grace_s: float = 
         ).one_or_none()
     if row is None:
         return False
-    folded = row.logged_changes > 2 * row.document_count + minimum and fold(wh, namespace_id)
+    folded = row.logged_changes > 2 * row.document_count + minimum and fold(wh, namespace_id, stop)
     _remove_rows(wh, namespace_id)
     _remove_artifacts(wh, namespace_id, grace_s)
     return folded
 
 
-def fold(wh: Warehouse, namespace_id: str) -> bool:
+def fold(wh: Warehouse, namespace_id: str, stop: threading.Event | None = None) -> bool:
     """Fold what the view of a namespace has made durable into a checkpoint; say whether that was done.
 
     It is not when there is nothing new, when a document is being erased, or when the log was rewritten meanwhile.
@@ -112,7 +124,7 @@ def fold(wh: Warehouse, namespace_id: str) -> bool:
         last=last,
         page=_PAGE,
         local_path=wh.blobs.path,
-        pause=_Rest(),
+        pause=_Rest(stop or threading.Event()),
     )
     sizes = {vector["name"]: vector["dimensions"] for vector in place.vectors}
     for part in _parts(log.survivors(entries, set())):
@@ -147,11 +159,13 @@ def fold(wh: Warehouse, namespace_id: str) -> bool:
 class _Rest:
     """Called between two pages: rests for as long as was worked since the last call."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
         self._since = time.monotonic()
 
     def __call__(self) -> None:
-        time.sleep(min(time.monotonic() - self._since, _LONGEST_REST_S))
+        if self._stop.wait(min(time.monotonic() - self._since, _LONGEST_REST_S)):
+            raise Interrupted
         self._since = time.monotonic()
 
 
@@ -264,9 +278,7 @@ def _remove_artifacts(wh: Warehouse, namespace_id: str, grace_s: float) -> None:
     """Remove artifacts that no entry names, `grace_s` after the folding that left them."""
     n = namespaces.c
     with wh.db.read() as connection:
-        folded_at = connection.execute(
-            sa.select(n.folded_at).where(n.namespace_id == namespace_id)
-        ).scalar()
+        folded_at = connection.execute(sa.select(n.folded_at).where(n.namespace_id == namespace_id)).scalar()
     if folded_at is None or folded_at > _ago(grace_s):
         return
     removed = [wh.blobs.remove(key) for key in unnamed_artifacts(wh, namespace_id)]
@@ -279,10 +291,12 @@ def _remove_artifacts(wh: Warehouse, namespace_id: str, grace_s: float) -> None:
             )
 
 
-def unnamed_artifacts(wh: Warehouse, namespace_id: str) -> list[str]:
+def unnamed_artifacts(
+    wh: Warehouse, namespace_id: str, open_states: Sequence[str] = ("PENDING", "IN_PROGRESS")
+) -> list[str]:
     """Return the keys of files among a namespace's artifacts that no entry names and no batch will name.
 
-    Half-written ones count. Those of batches that have not ended stay: their attempt may still be at work.
+    Half-written ones count. Those of batches in one of `open_states` stay: an attempt may still be at work.
     """
     folder = wh.blobs.path(f"{namespace_id}/artifacts")
     # The files first: whoever wrote one of them and is not at work any more has named it by now, or never will.
@@ -299,7 +313,7 @@ def unnamed_artifacts(wh: Warehouse, namespace_id: str) -> list[str]:
             connection.execute(
                 sa.select(batches.c.batch_id).where(
                     batches.c.namespace_id == namespace_id,
-                    batches.c.status.in_(["PENDING", "IN_PROGRESS"]),
+                    batches.c.status.in_(open_states),
                 )
             ).scalars()
         )

@@ -19,10 +19,10 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from tessera import ingest, namespaces
+from tessera import compaction, erasure, ingest, namespaces
 from tessera.context import Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import batches, purges
+from tessera.db.tables import batches, erasures, purges
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.errors import StorageError, TesseraError
 
@@ -38,6 +38,8 @@ FORGIVEN_AFTER_S = 300.0
 REST_S = 5.0
 #: How long an ending server waits for chunks under way before it stops the workers under them.
 PARK_S = 5.0
+#: Logs that have grown long, and artifacts whose grace is over, are looked for so often.
+MAINTENANCE_S = 5.0
 #: Purges have threads of their own, so that a thousand of them hold up no batch, nor the other way round.
 PURGE_THREADS = 2
 
@@ -59,12 +61,16 @@ class Jobs:
         #: Namespace of each batch that runs, and the namespaces that are being purged.
         self._running: dict[str, str] = {}
         self._purging: dict[str, str] = {}
+        #: Namespaces in which documents are being erased or the log folded: one of the two at a time.
+        self._maintaining: dict[str, str] = {}
+        self._maintenance_at = 0.0
         self._rests: dict[str, _Rest] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._dispatcher: threading.Thread | None = None
         self._batch_threads: ThreadPoolExecutor | None = None
         self._purge_threads: ThreadPoolExecutor | None = None
+        self._maintenance_threads: ThreadPoolExecutor | None = None
         self._wh: Warehouse | None = None
 
     def start(self, wh: Warehouse) -> None:
@@ -72,6 +78,7 @@ class Jobs:
         self._wh = wh
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
+        self._maintenance_threads = ThreadPoolExecutor(1, thread_name_prefix="maintenance")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
         self._dispatcher.start()
 
@@ -97,13 +104,14 @@ class Jobs:
             parked = self._idle.wait_for(lambda: not self._running, max(0.0, deadline - time.monotonic()))
         if not parked and self._wh is not None:
             self._wh.runner.close()
-        for threads in (self._batch_threads, self._purge_threads):
+        for threads in (self._batch_threads, self._purge_threads, self._maintenance_threads):
             if threads is not None:
                 threads.shutdown(wait=True, cancel_futures=True)
 
     def _dispatch(self, wh: Warehouse) -> None:
         assert self._batch_threads is not None
         assert self._purge_threads is not None
+        assert self._maintenance_threads is not None
         while not self._stop.is_set():
             self._wake.clear()
             try:
@@ -113,6 +121,10 @@ class Jobs:
                 for view_id in self._due_drops(wh):
                     work = partial(namespaces.drop_doomed, wh, view_id)
                     self._start_one(self._purge_threads, self._purging, view_id, view_id, work)
+                for namespace_id, maintain in self._due_maintenance(wh):
+                    self._start_one(
+                        self._maintenance_threads, self._maintaining, namespace_id, namespace_id, maintain
+                    )
                 for batch_id, namespace_id in self._due_batches(wh):
                     work = partial(self._run_batch, wh, batch_id)
                     self._start_one(self._batch_threads, self._running, batch_id, namespace_id, work)
@@ -158,6 +170,27 @@ class Jobs:
             ]
         return startable[: max(0, free)]
 
+    def _due_maintenance(self, wh: Warehouse) -> list[tuple[str, Callable[[], object]]]:
+        """Return what to do in which namespace: erase documents first, then fold logs that have grown long."""
+        minimum = wh.settings.compact_after_changes
+        looks = time.monotonic() >= self._maintenance_at
+        with wh.db.read() as connection:
+            due: list[tuple[str, Callable[[], object]]] = [
+                (namespace_id, partial(erasure.erase, wh, task_id, self._stop))
+                for task_id, namespace_id in erasure.due(connection)
+            ]
+            if looks:
+                self._maintenance_at = time.monotonic() + MAINTENANCE_S
+                due += [
+                    (namespace_id, partial(compaction.compact, wh, namespace_id, minimum, stop=self._stop))
+                    for namespace_id in compaction.due(connection, minimum, 10)
+                ]
+        with self._lock:
+            passed_over = set(self._maintaining) | self._resting()
+            if self._maintaining:
+                return []
+        return next(([(n, work)] for n, work in due if n not in passed_over), [])
+
     def _due_batches(self, wh: Warehouse) -> list[tuple[str, str]]:
         """Return the batches to start now; of namespaces that wait, the one with the fewest under way is next."""
         with self._lock:
@@ -171,7 +204,14 @@ class Jobs:
         place = sa.func.row_number().over(partition_by=batches.c.namespace_id, order_by=order)
         open_batches = (
             sa.select(batches.c.batch_id, batches.c.namespace_id, place.label("place"), *order[:2])
-            .where(batches.c.status.in_(["PENDING", "IN_PROGRESS"]))
+            .where(
+                batches.c.status.in_(["PENDING", "IN_PROGRESS"]),
+                # Where documents are being erased none is begun, so that the erasing ends.
+                sa.or_(
+                    batches.c.status == "IN_PROGRESS",
+                    batches.c.namespace_id.not_in(sa.select(erasures.c.namespace_id)),
+                ),
+            )
             .subquery()
         )
         with wh.db.read() as connection:
@@ -218,6 +258,8 @@ class Jobs:
         def run() -> None:
             try:
                 work()
+            except compaction.Interrupted:
+                pass  # the next server goes on
             except Exception:
                 # The outermost edge of a job: it stays in its table and is taken up again later.
                 logger.exception("job %s failed", job_id)

@@ -195,9 +195,7 @@ def entry_of(row: Any, local_path: Callable[[str], Path]) -> Entry:
     """Return the entry that a row of `log_entries` holds."""
     value = orjson.loads(row.body)
     if row.kind == "indexes":
-        return Entry(
-            row.seq, "indexes", indexes=tuple(PayloadIndex.model_validate(item) for item in value)
-        )
+        return Entry(row.seq, "indexes", indexes=tuple(PayloadIndex.model_validate(item) for item in value))
     if row.kind == "artifact":
         return Entry(
             row.seq,

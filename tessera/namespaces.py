@@ -1059,7 +1059,7 @@ def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
     wh.blobs.delete_namespace(namespace_id)
     if wh.blobs.path(namespace_id).exists():
-        raise StorageError("Some of its files cannot be removed now.")
+        raise StorageError("Some of its files cannot be removed now; while a backup runs none is.")
 
 
 def _in(seconds: float) -> str:

@@ -103,6 +103,7 @@ def create(
         place = _bucket(connection, principal, namespace, bucket)
     new = _prepare(wh, principal, place, request, idempotency_key)
     with wh.db.write() as connection:
+        _keep_stored(wh, new.draft, new.blobs)
         made = _insert(connection, place, new)
     return _answer(wh, made.row)
 
@@ -135,6 +136,7 @@ def create_batch(
     with wh.db.write() as connection:
         for index, new in prepared:
             try:
+                _keep_stored(wh, new.draft, new.blobs)
                 made.append((index, _insert(connection, place, new)))
             except ConflictError as error:
                 failed.append(_failure(index, error))
@@ -423,6 +425,7 @@ def update(
         "content_hash": _content_hash(draft, stored),
     }
     with wh.db.write() as connection:
+        _keep_stored(wh, draft, stored)
         changed = connection.execute(
             sa.update(objects)
             .where(
@@ -817,6 +820,18 @@ def _store(wh: Warehouse, namespace_id: str, draft: _Draft) -> list[dict[str, An
             entry["blob_key"] = wh.blobs.put(namespace_id, blob.data)
         stored.append(entry)
     return stored
+
+
+def _keep_stored(wh: Warehouse, draft: _Draft, stored: Sequence[Mapping[str, Any]]) -> None:
+    """Write again what was erased with another object since `_store`; within the transaction that refers to it.
+
+    Files are removed within write transactions too, so what is there now stays.
+    """
+    keys = {blob["details"]["hash"]: blob["blob_key"] for blob in stored if blob.get("blob_key")}
+    for blob in draft.blobs:
+        key = keys.get(hashlib.sha256(blob.data).hexdigest())
+        if key is not None and not wh.blobs.path(key).exists():
+            wh.blobs.put(key.partition("/")[0], blob.data)
 
 
 def _content_hash(draft: _Draft, stored: Sequence[Mapping[str, Any]]) -> str:

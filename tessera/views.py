@@ -228,11 +228,11 @@ class Views:
             new = self.view_at(namespace_id, f"{namespace_id}-{row.generation}", vectors, row.place)
             connection.execute(doomed_views.insert().values(_doomed(new.view_id, namespace_id, row.place)))
         try:
-            mark = self._vectors.open(new)
-            for mark in self._replay(new, mark.seq, row.head):  # noqa: B007  the last one is what counts
-                pass
+            applied = self._vectors.open(new).seq
+            for mark in self._replay(new, applied, row.head):
+                applied = mark.seq
             with self._attending(namespace_id, state, None):
-                for mark in self._replay(new, mark.seq, self._head(namespace_id)):  # noqa: B007
+                for _ in self._replay(new, applied, self._head(namespace_id)):
                     pass
                 mark = self._vectors.flush(new)
                 old = self._switch(namespace_id, new, mark)
