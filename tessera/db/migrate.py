@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from tessera import failpoints
 from tessera.errors import TesseraError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def migrate(db: Database) -> None:
         _refuse_newer(current)
         if db.is_sqlite:
             _back_up(db, current)
+            failpoints.reach("migrate.copied")
     from alembic import command
 
     with db.write() as connection:
@@ -54,6 +56,7 @@ def migrate(db: Database) -> None:
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        failpoints.reach("migrate.upgraded")
 
 
 def current_revision(db: Database) -> str | None:

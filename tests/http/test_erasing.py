@@ -142,7 +142,15 @@ def test_what_cannot_be_erased_is_said(
     assert made.status_code in (200, 409)
 
 
-@pytest.mark.parametrize("point", ["erase.artifact:1", "erase.entry:1", "erase.view:1", "erase.files:1"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("erase.artifact:1", marks=pytest.mark.slow),
+        "erase.entry:1",
+        pytest.param("erase.view:1", marks=pytest.mark.slow),
+        pytest.param("erase.files:1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_in_the_middle_is_finished_by_the_next_server(tmp_path: Path, point: str) -> None:
     server = Server.start(tmp_path / "data", environment={"TESSERA_TEST_FAILPOINT": f"{point}:self"})
     try:
