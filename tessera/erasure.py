@@ -30,7 +30,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import artifact, audit, compaction, documents, failpoints, log, namespaces, tasks
+from tessera import artifact, audit, compaction, data_directory, documents, failpoints, log, namespaces, tasks
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import (
@@ -626,19 +626,11 @@ def _head(connection: Connection, namespace_id: str) -> int:
 
 def _clean_database(work: _Work) -> str | None:
     """Remove copies of the database from before an upgrade and empty the write-ahead log."""
-    removed = remove_copies(work.wh)
+    removed = data_directory.remove_database_copies(work.wh.settings.data)
     with work.wh.db.write() as connection:
         work.count(database_copies_removed=removed)
         work.save(connection)
     return None if forget(work.wh) else "readers of the database"
-
-
-def remove_copies(wh: Warehouse) -> int:
-    """Remove the copies that an upgrade made of the database: they hold what was deleted since."""
-    copies = list(wh.settings.data.glob("tessera.sqlite3.*.backup"))
-    for copy in copies:
-        copy.unlink(missing_ok=True)
-    return len(copies)
 
 
 def forget(wh: Warehouse) -> bool:

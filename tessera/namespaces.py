@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, idempotency, limits, listing, log, names
+from tessera import audit, data_directory, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -1058,6 +1058,7 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
 def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None:
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
     wh.blobs.delete_namespace(namespace_id)
+    data_directory.remove_database_copies(wh.settings.data)
     if wh.blobs.path(namespace_id).exists():
         raise StorageError("Some of its files cannot be removed now; while a backup runs none is.")
 
