@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from tessera import audit, limits, listing, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import batch_rows, batches, buckets, collections, objects, tasks
+from tessera.db.tables import batch_rows, batches, buckets, collections, fetches, objects, tasks, uploads
 from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
@@ -238,6 +238,13 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         )
         connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id.in_(own_batches)))
         connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
+        own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)
+        connection.execute(sa.delete(fetches).where(fetches.c.object_id.in_(own_objects)))
+        own_uploads = uploads.c.bucket_id == bucket_id
+        is_open = uploads.c.status == "PENDING"
+        connection.execute(sa.delete(uploads).where(own_uploads, ~is_open))
+        # What came and was not confirmed is removed by the sweep of those that expired.
+        connection.execute(sa.update(uploads).where(own_uploads, is_open).values(expires_at=at))
         connection.execute(sa.delete(objects).where(objects.c.bucket_id == bucket_id))
         connection.execute(sa.delete(buckets).where(buckets.c.bucket_id == bucket_id))
         audit.record(

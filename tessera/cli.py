@@ -100,10 +100,11 @@ def _parser() -> argparse.ArgumentParser:
 
     secrets = commands.add_parser(
         "secrets",
-        help="replace the key that seals stored credentials",
+        help="replace or give up the key that seals stored credentials",
         description="Work on the master key of a data directory that no server uses.",
     )
-    rotate = secrets.add_subparsers(metavar="ACTION", required=True).add_parser(
+    actions = secrets.add_subparsers(metavar="ACTION", required=True)
+    rotate = actions.add_parser(
         "rotate",
         help="seal every stored credential with a new master key",
         description="Seal every stored credential anew: with a new key in DATA/master.key, or with TESSERA_MASTER_KEY "
@@ -111,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data(rotate)
     rotate.set_defaults(run=_secrets_rotate)
+    discard = actions.add_parser(
+        "discard",
+        help="remove stored credentials whose master key is lost",
+        description="Remove every stored credential that the present master key cannot open, so that the server starts "
+        "again. Secrets of organizations go; keys of Qdrant and tokens of Ray become empty, to be set again.",
+    )
+    _add_data(discard)
+    discard.set_defaults(run=_secrets_discard)
 
     backup = commands.add_parser(
         "backup",
@@ -232,10 +241,11 @@ def _load(options: argparse.Namespace) -> Configuration:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from tessera import data_directory
+    from tessera import config, data_directory
     from tessera.db.engine import now
 
     settings = _load(options).settings
+    config.forget_secrets()
     os.umask(0o077)
     signal.signal(signal.SIGTERM, _end_while_starting)
     data_directory.prepare(settings.data)
@@ -278,6 +288,7 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
 
     from tessera.api.app import make_app
     from tessera.api.request_log import RequestLog
+    from tessera.api.wire import protocol
 
     _configure_logging(wh.settings)
     log = RequestLog(sys.stderr, wh.settings.log_format)
@@ -309,6 +320,7 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
     server = Server(
         uvicorn.Config(
             make_app(wh, log=log),
+            http=protocol(wh.settings, log),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -546,6 +558,18 @@ def _secrets_rotate(options: argparse.Namespace) -> int:
     print(f"{count} stored credentials are sealed with the new master key {key_id}.")
     if settings.master_key is not None:
         _note("TESSERA_MASTER_KEY_PREVIOUS is needed no more.")
+    return EXIT_OK
+
+
+def _secrets_discard(options: argparse.Namespace) -> int:
+    from tessera import data_directory
+    from tessera.wiring import discard_lost_secrets
+
+    settings = _load(options).settings
+    _open_database(settings).close()
+    with data_directory.held(settings.data):
+        count = discard_lost_secrets(settings)
+    print(f"{count} stored credentials are discarded. Set them again.")
     return EXIT_OK
 
 

@@ -7,6 +7,7 @@ the default. An unknown key in either place is refused with the nearest known na
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -76,6 +77,11 @@ class Settings(BaseModel):
     ray_dashboard_url: str | None = Field(None, description="Dashboard of that cluster; tasks link to it.")
     vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
     max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
+    graph_from_mb: int = Field(
+        200,
+        ge=1,
+        description="Vectors of a view are scanned, exactly, up to this size; above, a graph is built for them.",
+    )
     max_scan_documents: int = Field(
         100_000, ge=1, description="Most documents a filter or sort without an index may read."
     )
@@ -94,6 +100,12 @@ class Settings(BaseModel):
         10, ge=1, le=1000, description="Batches in progress per shared namespace."
     )
     job_threads: int = Field(4, ge=1, le=256, description="Batches in progress in this server.")
+    job_lease_s: float = Field(
+        15,
+        ge=1,
+        le=3600,
+        description="Several servers on one database: one that is not heard for so long loses its batches.",
+    )
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
 
@@ -106,6 +118,34 @@ class Settings(BaseModel):
     request_timeout_s: float = Field(60, gt=0, description="Longest time until a request is answered.")
     execute_timeout_s: float = Field(30, gt=0, description="The same for the execution of a retriever.")
     max_header_bytes: int = Field(64 * 2**10, ge=1024, description="Largest head of a request.")
+
+    max_upload_bytes: int = Field(
+        5 * 2**30, ge=1, description="Largest file, uploaded or fetched by URL; it is streamed to disk."
+    )
+    upload_timeout_s: float = Field(3600, gt=0, description="Longest time for the PUT of one upload.")
+    upload_idle_s: float = Field(60, gt=0, description="Longest pause of a client inside that PUT.")
+
+    fetch_allowed_networks: str | None = Field(
+        None,
+        description="Networks that are fetched from although they are not public, on any port, separated by commas "
+        "(`10.1.0.0/16,fd00::/8`); default: none.",
+    )
+    fetch_ports: str = Field(
+        "80,443,8080,8443", description="Ports that are fetched from in public networks; `*` for all."
+    )
+    fetch_timeout_s: float = Field(
+        600, gt=0, description="Longest time to fetch one URL, redirects included."
+    )
+    fetch_threads: int = Field(4, ge=1, le=64, description="URLs that one batch fetches at a time.")
+    s3_endpoint_url: str | None = Field(
+        None, description="Store that `s3://` URLs are read from; default: AWS."
+    )
+    s3_region: str = Field("us-east-1", description="Region of that store.")
+    s3_access_key_id: str | None = Field(
+        None,
+        description="Key for it, used for every organization without one of its own; default: anonymous.",
+    )
+    s3_secret_access_key: SecretStr | None = Field(None, description="Secret of `s3_access_key_id`.")
 
     master_key: SecretStr | None = Field(
         None,
@@ -139,6 +179,18 @@ class Settings(BaseModel):
     allow_dedicated: bool = Field(
         True, description="Whether namespaces may ask for dedicated infrastructure."
     )
+
+    @field_validator("fetch_allowed_networks")
+    @classmethod
+    def _check_networks(cls, value: str | None) -> str | None:
+        parse_networks(value)
+        return value
+
+    @field_validator("fetch_ports")
+    @classmethod
+    def _check_ports(cls, value: str) -> str:
+        parse_ports(value)
+        return value
 
     @field_validator("rate_limits")
     @classmethod
@@ -193,6 +245,21 @@ def parse_numbers(text: str | None, known: Collection[str]) -> dict[str, int] | 
             raise ValueError(f"{quote(part.strip())} is not one of {', '.join(known)} with a number from 1")
         numbers[name] = int(number)
     return numbers
+
+
+def parse_networks(text: str | None) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Return the networks of ``10.0.0.0/8,fd00::/8``. Raises `ValueError` that names the one that is none."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in (text or "").split(",") if part.strip())
+
+
+def parse_ports(text: str) -> frozenset[int] | None:
+    """Return the ports of ``80,443``, or None for ``*``. Raises `ValueError`."""
+    if text.strip() == "*":
+        return None
+    ports = frozenset(int(part) for part in text.split(",") if part.strip())
+    if not ports or not all(1 <= port <= 65535 for port in ports):
+        raise ValueError("ports are numbers from 1 to 65535, separated by commas, or *")
+    return ports
 
 
 @dataclass(frozen=True)
@@ -259,11 +326,23 @@ def failpoint() -> tuple[str, int, str] | None:
     return (name, int(count or 1), whom or "self") if name else None
 
 
+def forget_secrets() -> None:
+    """Take the secrets, which have been read, out of this process's environment: children would inherit them."""
+    for name in _secret_variables():
+        os.environ.pop(name, None)
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment for child processes: ours without its secrets, one thread a numeric library."""
-    secret = {f"{PREFIX}{name.upper()}" for name in _secret_names()} | {"TESSERA_API_KEY"}
+    secret = _secret_variables()
     ours = {name: value for name, value in os.environ.items() if name not in secret}
     return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **ours}
+
+
+def _secret_variables() -> set[str]:
+    # The URL of a database may hold a password.
+    names = [*_secret_names(), "database_url", "api_key"]
+    return {f"{PREFIX}{name.upper()}" for name in names}
 
 
 def _secret_names() -> list[str]:

@@ -63,7 +63,7 @@ def admit(
             details={"required": principal.asks},
         )
     inside = {"resource_type": "namespace", "resource_id": place["namespace_id"]}
-    return replace(principal, scopes=(*principal.scopes, inside))
+    return replace(principal, scopes=(*principal.scopes, inside), through=kind)
 
 
 def _names(connection: Connection, kind: str, namespace_id: str, identifier: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tessera.blobs import Blobs
     from tessera.config import Settings
     from tessera.db.engine import Database
+    from tessera.fetching import Fetcher
     from tessera.ports import Runner, Vectors
     from tessera.registry import Registry
     from tessera.sealing import Vault
@@ -30,7 +31,8 @@ class JobQueue(Protocol):
 class Warehouse:
     """Settings and the parts behind them.
 
-    `signing_key` signs cursors and URLs (32 bytes), `vault` seals credentials of other systems.
+    `fetcher` is the only way to content behind a URL; `signing_key` signs cursors and URLs (32 bytes), `vault`
+    seals credentials of other systems.
     """
 
     settings: Settings
@@ -41,6 +43,7 @@ class Warehouse:
     runner: Runner
     registry: Registry
     jobs: JobQueue
+    fetcher: Fetcher
     signing_key: bytes = field(repr=False)
     vault: Vault = field(repr=False)
     base_url: str = "http://127.0.0.1:8700"
@@ -53,6 +56,8 @@ class Principal:
     `permissions` are of ``read``, ``write``, ``delete``, ``admin``, expanded: a key with ``write``
     carries ``read`` too. `internal_id` is the organization's secret id and never leaves the server.
     `asks` is the permission that the request at hand needs; a scope may allow less than the key.
+    `through` is the kind of the resource for whose sake alone a narrow key was let into a namespace (see
+    ``confinement.py``): the rest of that namespace is none of its business.
     `account_type`, `rate_limits` (requests a minute by class, of the organization) and `key_limit` (of the
     key, for each class) bound what may be asked; `reads_audited` says whether reads are written down.
     `actor_type` is ``user``, or ``operator`` for who holds the server itself; `caller` is where the request
@@ -66,6 +71,7 @@ class Principal:
     permissions: frozenset[str]
     scopes: tuple[dict[str, object], ...] = ()
     asks: str = "read"
+    through: str | None = None
     account_type: str = "enterprise"
     rate_limits: Mapping[str, int] | None = None
     key_limit: int | None = None

@@ -38,11 +38,13 @@ from tessera.db.tables import (
     batches,
     doomed_views,
     erasures,
+    fetches,
     idempotency,
     log_entries,
     metadata,
     objects,
     sources,
+    uploads,
 )
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
@@ -171,6 +173,10 @@ def _take_objects(
                 updated_at=now(),
             )
         )
+        for table in (uploads, fetches):
+            connection.execute(
+                sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
+            )
         connection.execute(sa.delete(objects).where(mine))
     return blob_keys, document_ids
 

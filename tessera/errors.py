@@ -111,6 +111,19 @@ class HeadersTooLargeError(TesseraError):
     type, status = "RequestHeaderFieldsTooLargeError", 431
 
 
+class RangeNotSatisfiableError(TesseraError):
+    """The file is shorter than the range that was asked for."""
+
+    type, status = "RangeNotSatisfiableError", 416
+    size_bytes: int = 0
+
+
+class RequestTimeoutError(TesseraError):
+    """The client took too long to send its request."""
+
+    type, status, retryable = "RequestTimeoutError", 408, True
+
+
 class UnsupportedMediaTypeError(TesseraError):
     type, status = "UnsupportedMediaTypeError", 415
 

@@ -83,15 +83,20 @@ def allowed(settings: Settings, principal: Principal) -> dict[str, int]:
     stated = _stated(settings.rate_limits, principal.account_type)
     if not stated and not principal.rate_limits and principal.key_limit is None:
         return {}
+    of_key = dict.fromkeys(RATE_CLASSES, principal.key_limit) if principal.key_limit is not None else None
+    return strictest(stated, principal.rate_limits, of_key)
+
+
+def strictest(*stated: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the lowest of the limits of each class that are stated; classes that none states are absent.
+
+    >>> strictest({"data": 5}, None, {"data": 7, "search": 3})
+    {'data': 5, 'search': 3}
+    """
     found: dict[str, int] = {}
-    for name in RATE_CLASSES:
-        numbers = [
-            number
-            for number in (stated.get(name), (principal.rate_limits or {}).get(name), principal.key_limit)
-            if number is not None
-        ]
-        if numbers:
-            found[name] = min(numbers)
+    for limits in stated:
+        for name, number in (limits or {}).items():
+            found[name] = min(number, found.get(name, number))
     return found
 
 

@@ -156,6 +156,23 @@ def read(
     return [entry_of(row, local_path) for row in rows]
 
 
+def last_indexes(connection: Connection, namespace_id: str, up_to: int) -> tuple[PayloadIndex, ...] | None:
+    """Return the index set in force at entry `up_to`, None when none was ever logged."""
+    body = connection.execute(
+        sa.select(log_entries.c.body)
+        .where(
+            log_entries.c.namespace_id == namespace_id,
+            log_entries.c.kind == "indexes",
+            log_entries.c.seq <= up_to,
+        )
+        .order_by(log_entries.c.seq.desc())
+        .limit(1)
+    ).scalar()
+    if body is None:
+        return None
+    return tuple(PayloadIndex.model_validate(item) for item in orjson.loads(body))
+
+
 def newest_first(
     db: Database,
     namespace_id: str,

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, data_directory, idempotency, limits, listing, log, names
+from tessera import audit, data_directory, failpoints, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -89,6 +89,8 @@ _AGAIN_S = 10
 _PROVISIONING_S = 120
 #: A view that a namespace has left is dropped when every request that may still read it has ended.
 _GRACE_S = 90
+#: A change of payload indexes over many documents is waited for this long.
+_INDEX_PATIENCE_S = 20
 #: Time to reach a Ray head; nothing more is asked of it while a namespace is created.
 _RAY_CONNECT_S = 2.0
 _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
@@ -614,6 +616,8 @@ def _provisioned(
     # The first contact makes nothing: a server that is not there or refuses the key leaves nothing to undo.
     wh.views.drop(view)
     with wh.db.write() as connection:
+        _check_alias(connection, view.namespace_id, place)
+        _check_alone(connection, view.namespace_id)
         connection.execute(
             doomed_views.insert().values(
                 view_id=view.view_id,
@@ -624,14 +628,76 @@ def _provisioned(
         )
     try:
         wh.views.provision(view, indexes, seq)
+        failpoints.reach("namespaces.provisioned")
         yield
-    except BaseException:
+    except BaseException as error:
         with wh.db.write() as connection:
             connection.execute(
                 sa.update(doomed_views).where(doomed_views.c.view_id == view.view_id).values(due_at=now())
             )
-        drop_doomed(wh, view.view_id)
+        if isinstance(error, QdrantError) and error.retryable:
+            # A server that went away in the middle would only keep the caller waiting once more.
+            wh.jobs.wake()
+        else:
+            drop_doomed(wh, view.view_id)
         raise
+
+
+def _check_alias(connection: Connection, namespace_id: str, place: JsonObject) -> None:
+    """Refuse the collection of another namespace, be it that one is only just being made.
+
+    A Qdrant server would let the later of two requests at once take the alias from the earlier.
+    """
+    if place["alias"] is None:
+        return
+    for table in (namespaces, doomed_views):
+        taken = connection.execute(
+            sa.select(table.c.namespace_id)
+            .where(
+                table.c.namespace_id != namespace_id,
+                table.c.place["alias"].as_string() == place["alias"],
+                table.c.place["qdrant_url"].as_string() == place["qdrant_url"],
+            )
+            .limit(1)
+        ).scalar()
+        if taken is not None:
+            raise AlreadyExistsError(
+                f"The collection {quote(place['alias'])} at {place['qdrant_url']} belongs to another namespace. It is "
+                "left as it is; choose another qdrant_collection.",
+                details={"resource": "collection", "id": place["alias"]},
+            )
+
+
+def _check_alone(connection: Connection, namespace_id: str) -> None:
+    """Refuse a second move while a first is under way: they would take the alias from each other."""
+    used = connection.execute(
+        sa.select(namespaces.c.view_id).where(namespaces.c.namespace_id == namespace_id)
+    ).scalar()
+    doomed = connection.execute(
+        sa.select(doomed_views.c.view_id).where(
+            doomed_views.c.namespace_id == namespace_id, doomed_views.c.due_at > now()
+        )
+    ).scalars()
+    # Views that were left behind are doomed too, and older than the one in use.
+    if used is not None and any(_generation(view_id) > _generation(used) for view_id in doomed):
+        raise ConflictError(
+            "Another request is changing the infrastructure of this namespace. Send this one again when it has ended.",
+            details={"namespace_id": namespace_id},
+        )
+
+
+def _generation(view_id: str) -> int:
+    return int(view_id.rpartition("-")[2])
+
+
+def end_provisioning(wh: Warehouse) -> None:
+    """Let every doomed view be dropped now: those who were making it or reading it ended with an earlier server."""
+    waits = doomed_views.c.due_at > now()
+    with wh.db.read() as connection:
+        if connection.execute(sa.select(doomed_views.c.view_id).where(waits).limit(1)).scalar() is None:
+            return
+    with wh.db.write() as connection:
+        connection.execute(sa.update(doomed_views).where(waits).values(due_at=now()))
 
 
 def drop_doomed(wh: Warehouse, view_id: str) -> None:
@@ -758,7 +824,8 @@ def _authorize_infrastructure(wh: Warehouse, principal: Principal, body: object)
 def patch(wh: Warehouse, principal: Principal, identifier: str, body: object) -> JsonObject:
     """Change what `body` names and return the namespace. Repeating it changes nothing more.
 
-    When this returns, the change is durable and a changed index set is in force.
+    When this returns, the change is durable and a changed index set is in force; over many documents it comes
+    into force when the view that is built with it is ready, which this waits for only so long.
     """
     return _change(wh, principal, identifier, body, plan_patch)
 
@@ -773,7 +840,8 @@ def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, 
         _authorize_infrastructure(wh, principal, body)
     with wh.db.read() as connection:
         current = _find(connection, principal, identifier, _SHOWN_BY_ID, _SHOWN_BY_NAME)
-        move = _planned_move(wh, connection, current, plan(body, current))
+        moves, place = _planned_place(wh, connection, current, plan(body, current))
+    move = _begun_move(wh, current, place) if moves else None
     if move is None or move.place is None:
         return _write_change(wh, principal, current["namespace_id"], body, plan, move)
     with _provisioned(wh, move.view, move.indexes, move.head, move.place):
@@ -782,28 +850,31 @@ def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """A change of place of an empty namespace: the view that it will use, as of log entry `head`."""
+    """A change of place of an empty namespace: the view that it leaves, and the one that it will use.
 
+    Of the latter's indexes, those of log entry `head` are made.
+    """
+
+    leaves: str
     view: View
-    generation: int
     place: JsonObject | None
     indexes: tuple[PayloadIndex, ...]
     head: int
 
 
-def _planned_move(
+def _planned_place(
     wh: Warehouse, connection: Connection, current: RowMapping, change: NamespaceChange
-) -> _Move | None:
-    """Return the move that a change of infrastructure means; None when the view stays where it is.
+) -> tuple[bool, JsonObject | None]:
+    """Say whether a change of infrastructure moves the view, and where it is to be.
 
     Raises `ConflictError` when there is something to move.
     """
     if "infrastructure" not in change.values:
-        return None
+        return False, current["place"]
     stored = _stored_infrastructure(wh, change.values["infrastructure"], current["infrastructure"])
     place = place_of(stored, current["organization_infrastructure"])
     if _same_store(place, current["place"]):
-        return None
+        return False, place
     if _has_documents(connection, current["namespace_id"]):
         raise ConflictError(
             f"Namespace {quote(current['namespace_name'])} holds documents, and moving them to another Qdrant is "
@@ -811,17 +882,31 @@ def _planned_move(
             "there and ingest again.",
             details={"namespace_id": current["namespace_id"]},
         )
-    generation = current["generation"] + 1
+    return True, place
+
+
+def _begun_move(wh: Warehouse, current: RowMapping, place: JsonObject | None) -> _Move:
+    """Return a move under a generation of its own: views of two moves at once, or of one that failed, never meet."""
+    namespace_id = current["namespace_id"]
+    with wh.db.write() as connection:
+        generation = connection.execute(
+            sa.update(namespaces)
+            .where(namespaces.c.namespace_id == namespace_id)
+            .values(generation=namespaces.c.generation + 1)
+            .returning(namespaces.c.generation)
+        ).scalar_one_or_none()
+    if generation is None:
+        raise NotFoundError("namespace", current["namespace_name"])
     view = wh.views.view_at(
-        current["namespace_id"],
-        f"{current['namespace_id']}-{generation}",
+        namespace_id,
+        f"{namespace_id}-{generation}",
         tuple(DenseVector(**vector) for vector in current["vectors"]),
         place,
     )
     indexes = effective_indexes(
         stored_indexes(current["user_indexes"]), stored_indexes(current["added_indexes"])
     )
-    return _Move(view, generation, place, indexes, current["head"])
+    return _Move(current["view_id"], view, place, indexes, current["head"])
 
 
 def _write_change(
@@ -862,7 +947,8 @@ def _write_change(
         wh.views.forget(namespace_id)
     if seq is not None and (filled or wh.views.is_open(namespace_id)):
         try:
-            wh.views.apply(namespace_id, seq)
+            if wh.views.apply(namespace_id, seq).behind:
+                wh.views.wait_for_build(namespace_id, _INDEX_PATIENCE_S)
         except QdrantError as error:
             # The log has the change, so the next use of the view applies it.
             logger.warning("index change %s of %s waits for its view: %s", seq, namespace_id, error.message)
@@ -896,6 +982,7 @@ def _column_values(
     if (
         move is None
         or not _same_store(place, move.place)
+        or current["view_id"] != move.leaves
         or current["head"] != move.head
         or _has_documents(connection, current["namespace_id"])
     ):
@@ -915,7 +1002,6 @@ def _column_values(
     )
     return values | {
         "view_id": move.view.view_id,
-        "generation": move.generation,
         "mark_seq": move.head if move.place is not None else 0,
     }
 
@@ -989,6 +1075,7 @@ def delete(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
         )
         connection.execute(sa.delete(tasks).where(tasks.c.namespace_id == namespace_id))
         connection.execute(sa.delete(namespaces).where(namespaces.c.namespace_id == namespace_id))
+    failpoints.reach("purge.decided")
     wh.jobs.wake()
     return {
         "success": True,
@@ -1052,15 +1139,18 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
                 .where(tasks.c.task_id == row.task_id)
                 .values(status=TaskStatus.COMPLETED, outputs=[namespace_id], updated_at=now())
             )
+    failpoints.reach("purge.recorded")
     wh.db.forget_deleted()
 
 
 def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None:
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
+    failpoints.reach("purge.views")
     wh.blobs.delete_namespace(namespace_id)
     data_directory.remove_database_copies(wh.settings.data)
     if wh.blobs.path(namespace_id).exists():
         raise StorageError("Some of its files cannot be removed now; while a backup runs none is.")
+    failpoints.reach("purge.blobs")
 
 
 def _in(seconds: float) -> str:

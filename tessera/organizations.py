@@ -84,6 +84,7 @@ _BY_DIGEST = (
         api_keys.c.allowed_origins,
         organizations.c.account_type,
         organizations.c.rate_limits,
+        organizations.c.operator_rate_limits,
         organizations.c.read_auditing,
     )
     .join(organizations, organizations.c.organization_id == api_keys.c.organization_id)
@@ -129,6 +130,7 @@ class Keys:
             origins,
             account_type,
             rate_limits,
+            operator_limits,
             reads_audited,
         ) = row
         if status == "revoked":
@@ -148,7 +150,9 @@ class Keys:
             permissions=expand(_json(permissions)),
             scopes=tuple(_json(scopes)),
             account_type=account_type,
-            rate_limits=_json(rate_limits),
+            rate_limits=_json(rate_limits)
+            if operator_limits is None
+            else limits.strictest(_json(rate_limits), _json(operator_limits)),
             key_limit=key_limit,
             reads_audited=bool(reads_audited),
             allowed_origins=tuple(_json(origins) or ()),
@@ -265,7 +269,7 @@ def create_key(
 
     Not repeatable: a second call with the same name is an `AlreadyExistsError`.
     """
-    check_administers(principal, "api_key")
+    check_administers(principal)
     raise_problems(names.check(request.name, ("body", "name"), id_prefix="key"))
     secret = new_key()
     with wh.db.write() as connection:
@@ -311,7 +315,7 @@ def update_key(
     wh: Warehouse, principal: Principal, email: str, name: str, request: APIKeyUpdateRequest
 ) -> APIKeyModel:
     """Change a key. It is in force with the next request that uses it."""
-    check_administers(principal, "api_key")
+    check_administers(principal)
     if request.name is not None:
         raise_problems(names.check(request.name, ("body", "name"), id_prefix="key"))
     sent = request.model_fields_set
@@ -330,9 +334,13 @@ def update_key(
     with wh.db.write() as connection:
         user = _user(connection, principal.organization_id, email)
         row = _key(connection, user, name)
-        if request.status is not None and request.status != row["status"]:
-            if row["status"] != "active":
-                raise BadRequestError(f"Key {quote(name)} is {row['status']}; that is final. Make a new key.")
+        status = _status(row)
+        if status != "active" and (
+            values.keys() & {"permissions", "scopes", "expires_at", "allowed_origins", "rate_limit_override"}
+            or request.status not in (None, status)
+        ):
+            raise _final(name, status)
+        if request.status is not None and request.status != status:
             values["status"] = str(request.status)
             if request.status == "revoked":
                 values |= {"revoked_at": now(), "revoked_by": principal.user_id}
@@ -370,13 +378,13 @@ def revoke_key(wh: Warehouse, principal: Principal, email: str, name: str) -> Su
 
 def rotate_key(wh: Warehouse, principal: Principal, email: str, name: str) -> APIKeyCreateResponse:
     """Give a key a new secret; the old one dies with this call."""
-    check_administers(principal, "api_key")
+    check_administers(principal)
     secret = new_key()
     with wh.db.write() as connection:
         user = _user(connection, principal.organization_id, email)
         row = _key(connection, user, name)
-        if row["status"] != "active":
-            raise BadRequestError(f"Key {quote(name)} is {row['status']}; that is final. Make a new key.")
+        if (status := _status(row)) != "active":
+            raise _final(name, status)
         fresh = {"key_hash": hashlib.sha256(secret.encode()).digest(), "key_prefix": secret[:_PREFIX_LENGTH]}
         connection.execute(api_keys.update().where(api_keys.c.key_id == row["key_id"]).values(**fresh))
         audit.record(
@@ -385,18 +393,27 @@ def rotate_key(wh: Warehouse, principal: Principal, email: str, name: str) -> AP
     return APIKeyCreateResponse(**key_answer(wh, {**row, **fresh}).model_dump(), key=secret)
 
 
-def key_answer(wh: Warehouse, row: RowMapping | dict[Any, Any]) -> APIKeyModel:
+def key_answer(wh: Warehouse, row: Mapping[Any, Any]) -> APIKeyModel:
     """Return a key's row as answers show it."""
     shown = hmac.new(wh.signing_key, b"key_hash:" + bytes(row["key_hash"]), hashlib.sha256).hexdigest()
-    expired = row["status"] == "active" and row["expires_at"] is not None and row["expires_at"] <= now()
     return APIKeyModel(
         **{
             **{name: row[name] for name in row if name in APIKeyModel.model_fields},
             "key_hash": shown,
             "internal_id": row["organization_id"],
-            "status": "expired" if expired else row["status"],
+            "status": _status(row),
         }
     )
+
+
+def _status(row: Mapping[Any, Any]) -> str:
+    """Return what a key is now: one whose end has come is expired, though nobody has written that down."""
+    ended = row["status"] == "active" and row["expires_at"] is not None and row["expires_at"] <= now()
+    return "expired" if ended else str(row["status"])
+
+
+def _final(name: str, status: str) -> BadRequestError:
+    return BadRequestError(f"Key {quote(name)} is {status}; that is final. Make a new key.")
 
 
 # --- keys on the data directory, without a server ------------------------------------------------------
@@ -530,6 +547,8 @@ def update_user(wh: Warehouse, principal: Principal, email: str, request: UserUp
     }
     with wh.db.write() as connection:
         row = dict(_user(connection, principal.organization_id, email))
+        if row["user_id"] == principal.user_id and values.get("status", "active") != "active":
+            raise BadRequestError("A key cannot suspend its own user; use the key of another admin.")
         if values:
             row |= {**values, "updated_at": now()}
             connection.execute(
@@ -585,7 +604,7 @@ def update_organization(
         if name in request.model_fields_set:
             values[name] = getattr(request, name)
     if "rate_limits" in request.model_fields_set:
-        values["rate_limits"] = _stated_limits(request.rate_limits)
+        values["rate_limits"] = stated_limits(request.rate_limits)
     with wh.db.write() as connection:
         row = _organization(connection, principal.organization_id)
         if "infrastructure" in request.model_fields_set:
@@ -786,7 +805,7 @@ def organization_answer(connection: Connection, organization_id: str) -> Organiz
             )
         },
         metadata=row["metadata"] or {},
-        rate_limits=RateLimits(**(row["rate_limits"] or {})),
+        rate_limits=RateLimits(**limits.strictest(row["rate_limits"], row["operator_rate_limits"])),
         current_month_usage=int(used),
         infrastructure=None
         if infrastructure is None
@@ -796,7 +815,8 @@ def organization_answer(connection: Connection, organization_id: str) -> Organiz
     )
 
 
-def _stated_limits(limits_given: RateLimits | None) -> Any:
+def stated_limits(limits_given: RateLimits | None) -> Any:
+    """Return limits as their column holds them: what is stated, null when nothing is."""
     stated = limits_given.model_dump(exclude_none=True) if limits_given is not None else {}
     return stated or sa.null()
 

@@ -63,7 +63,8 @@ class Entry:
 
     An `artifact` entry names a local Arrow file (see ``tessera/log.py`` for its columns); `deletes`
     may accompany it. An `indexes` entry is the complete set from then on. A missing id to delete is
-    as good as deleted.
+    as good as deleted. A view passes over an index change that is `deferrable` when making the indexes
+    would hold others up, and says so (`Mark.behind`).
     """
 
     seq: int
@@ -72,19 +73,25 @@ class Entry:
     deletes: tuple[str, ...] = ()
     artifact_path: str | None = None
     indexes: tuple[PayloadIndex, ...] | None = None
+    deferrable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """How far a view has come: every entry up to `seq` is in it, `document_count` documents exactly.
 
-    `durable` says whether this position is flushed to disk (survives power loss).
+    `durable` says whether this position is flushed to disk (survives power loss), `checked` whether all the
+    view's files were compared with their checksums when it was opened. `behind` tells that an index change
+    was passed over, `tail` how many documents at most lie outside the vector graphs (all, without a graph).
     """
 
     view_id: str
     seq: int
     document_count: int
     durable: bool = False
+    checked: bool = True
+    behind: bool = False
+    tail: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,19 @@ class Vectors(Protocol):
         """Ask the engine which payload indexes it has. Our own shadow indexes are left out."""
 
     def drop(self, view: View) -> None:
-        """Remove the view and all its files. Done already is as good as done."""
+        """Remove the view and all its files. Done already is as good as done; a build in it ends."""
+
+    def builds_apart(self, view: View) -> bool:
+        """Say whether a view of this kind is better built beside the one that answers than changed in place."""
+
+    def begin(self, view: View, *, graph: bool, apart: bool) -> Mark:
+        """Make `view` from nothing, to be filled: `apart` where that holds nobody up, with `graph` for `optimize`."""
+
+    def optimize(self, view: View) -> Mark:
+        """Build the vector graphs of a view that was begun for them; takes minutes and holds nobody up."""
+
+    def settle(self, view: View) -> Mark:
+        """End what `begin` began: the view, durable from here on, is opened where it is to answer."""
 
     def close(self) -> None:
         """Flush and close everything; the port cannot be used afterwards."""
@@ -254,7 +273,8 @@ class Runner(Protocol):
 
         `function` must be importable (a top-level function); items and values are pickled. An item that
         goes again because its cluster or its node was lost (the first run may still be going on there) is
-        first replaced by ``again(item, number of the run)``. Once `stop` is set the iteration may end early.
+        first replaced by ``again(item, number of the run)``. Once `stop` is set the iteration ends soon, and what
+        is under way is given up; the server's own workers are stopped under it.
 
         Raises `ClusterError` when the place that `compute` names cannot be used at all.
         """

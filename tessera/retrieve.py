@@ -355,7 +355,8 @@ def execute(
             # A collection deleted since then simply has no documents any more.
             found = definition["collection_ids"] or _all_collections(connection, place["namespace_id"])
         else:
-            found, problems = _collections(connection, place["namespace_id"], wanted)
+            own = definition["collection_ids"] if principal.through is not None else None
+            found, problems = _collections(connection, place["namespace_id"], wanted, own)
             raise_problems(problems)
     fields = {name: InputField.model_validate(value) for name, value in definition["input_schema"].items()}
     plan = _Plan(place, row["retriever_id"], found, definition["stages"], fields)
@@ -821,9 +822,9 @@ def _name_problems(name: str) -> list[Problem]:
 
 
 def _collections(
-    connection: Connection, namespace_id: str, identifiers: Sequence[str]
+    connection: Connection, namespace_id: str, identifiers: Sequence[str], among: Sequence[str] | None = None
 ) -> tuple[list[str], list[Problem]]:
-    """Resolve collection ids or names, in order; a problem for each that does not exist here."""
+    """Resolve collection ids or names, in order; a problem for each that does not exist here, or not `among` these."""
     if not identifiers:
         return [], []
     rows = connection.execute(
@@ -840,7 +841,7 @@ def _collections(
     problems: list[Problem] = []
     for index, identifier in enumerate(identifiers):
         known = by_id.get(identifier) or by_name.get(identifier)
-        if known is None:
+        if known is None or (among and known not in among):
             problems.append(
                 Problem(
                     ("body", "collection_identifiers", index),

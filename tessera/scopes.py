@@ -48,8 +48,12 @@ def strength(scope: Mapping[str, object]) -> int:
     return max((RANK.get(str(word).partition("_")[0], 1) for word in operations), default=0)
 
 
-def check_administers(principal: Principal, resource: str) -> None:
-    """Refuse a key that is confined to other resources: it could make itself a key without a scope."""
+def check_administers(principal: Principal, resource: str = "organization") -> None:
+    """Refuse a key that is confined to other resources: it could make itself a key without a scope.
+
+    A scope on all of `resource` is enough where that lets nobody out of a scope; making, changing and
+    rotating keys does, so for these only one on the organization is.
+    """
     if not principal.scopes:
         return
     for kind in {"organization", resource}:

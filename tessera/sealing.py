@@ -13,10 +13,11 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tessera import failpoints
 from tessera.data_directory import write_private
 from tessera.errors import StorageError, TesseraError
 
@@ -37,6 +38,12 @@ _WHAT_TO_DO = (
 )
 
 
+_RESTORE = (
+    "Restore {path} from a backup, or set TESSERA_MASTER_KEY to the key that was in use. Is it lost for good: "
+    "tessera secrets discard --data {path.parent} removes what it sealed, to be set again."
+)
+
+
 class MasterKeyError(TesseraError):
     """The master key is missing, malformed, or readable by others; the message says what to do."""
 
@@ -46,21 +53,22 @@ class MasterKeyError(TesseraError):
 class Vault:
     """Seals with the first of `keys` and opens what any of them sealed.
 
-    `signing_key` opens what the first release sealed. Nothing of a key is ever shown.
+    `signing_key` opens what the first release sealed. `current` is the public id of the key that seals now;
+    nothing else of a key is ever shown.
     """
 
     def __init__(self, keys: Sequence[bytes], signing_key: bytes | None = None) -> None:
         if not keys:
             raise ValueError("a vault needs a key")
-        self._current = key_id(keys[0])
+        self.current = key_id(keys[0])
         self._keys = {key_id(key): key for key in keys}
         self._signing_key = signing_key
 
     def seal(self, secret: str) -> str:
         """Return `secret` encrypted and authenticated, as text for a column."""
-        mark = f"{_FORM}{self._current}:"
+        mark = f"{_FORM}{self.current}:"
         nonce = os.urandom(_NONCE_BYTES)
-        box = _cipher(self._keys[self._current]).encrypt(nonce, secret.encode(), mark.encode())
+        box = _cipher(self._keys[self.current]).encrypt(nonce, secret.encode(), mark.encode())
         return mark + base64.b64encode(nonce + box).decode()
 
     def unseal(self, sealed: str) -> str:
@@ -87,7 +95,14 @@ class Vault:
 
     def is_current(self, sealed: str) -> bool:
         """Whether `sealed` was made with the key that seals now."""
-        return sealed.startswith(f"{_FORM}{self._current}:")
+        return sealed.startswith(f"{_FORM}{self.current}:")
+
+    def lacks(self, sealed: str) -> str | None:
+        """Return the id of the key that sealed `sealed` if it is not here; None when it is."""
+        if sealed.startswith(_FIRST_FORM):
+            return None if self._signing_key is not None else "signing.key"
+        name = sealed.removeprefix(_FORM)[:_KEY_ID_LENGTH]
+        return None if name in self._keys else name
 
     def reseal(self, value: Any) -> Any:
         """Return `value` (any JSON) with every sealed text in it sealed by the present key.
@@ -106,6 +121,16 @@ class Vault:
 
 
 _KEY_ID_LENGTH = 8
+
+
+def sealed_in(value: Any) -> Iterator[str]:
+    """Yield every sealed text inside `value` (any JSON)."""
+    if isinstance(value, str):
+        if value.startswith(MARK):
+            yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from sealed_in(item)
 
 
 def key_id(key: bytes) -> str:
@@ -156,8 +181,21 @@ def open_vault(
         keys = [secrets.token_bytes(KEY_BYTES)]
         write_keys(path, keys)
     if not keys:
-        raise MasterKeyError(f"There is no master key: {path} is missing, and master_key is not set.")
+        raise MasterKeyError(
+            f"There is no master key: {path} is missing, and the setting master_key is not set, but credentials are "
+            f"stored that one sealed. {_RESTORE.format(path=path)}"
+        )
     return Vault(keys, signing_key)
+
+
+def check_opens(vault: Vault, texts: Iterable[str], path: Path) -> None:
+    """Raise `MasterKeyError` when `vault` lacks a key that sealed one of `texts`; `path` names the file of keys."""
+    lost = [name for text in texts if (name := vault.lacks(text)) is not None]
+    if lost:
+        raise MasterKeyError(
+            f"This is not the master key that sealed {len(lost)} of the stored credentials: they need "
+            f"{', '.join(sorted(set(lost)))}, here is {vault.current}. {_RESTORE.format(path=path)}"
+        )
 
 
 def write_keys(path: Path, keys: Sequence[bytes]) -> None:
@@ -183,7 +221,9 @@ def rotate(
         return count, key_id(parse_key(stated[0], "The setting master_key"))
     new = secrets.token_bytes(KEY_BYTES)
     write_keys(path, [new, *kept])
+    failpoints.reach("rotate.key_written")
     count = reseal_all(Vault([new, *kept], signing_key))
+    failpoints.reach("rotate.resealed")
     write_keys(path, [new])
     return count, key_id(new)
 

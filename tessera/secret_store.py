@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import audit
+from tessera import audit, names, sealing
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import (
     doomed_views,
+    fetches,
     namespaces,
     organizations,
     purges,
     secrets,
 )
-from tessera.errors import AlreadyExistsError, NotFoundError, Problem, ValidationError, quote
+from tessera.errors import AlreadyExistsError, NotFoundError, quote, raise_problems
 from tessera.models.organizations import (
     CreateSecretRequest,
     SecretResponse,
@@ -39,13 +40,15 @@ _SEALED: tuple[tuple[sa.Table, str], ...] = (
     (namespaces, "place"),
     (doomed_views, "place"),
     (purges, "targets"),
+    (fetches, "sealed_url"),
 )
 
 
 def create(wh: Warehouse, principal: Principal, request: CreateSecretRequest) -> SecretResponse:
     """Keep a secret, sealed. Durable when it returns; a taken name is an `AlreadyExistsError`."""
     check_administers(principal, "organization")
-    name = _name(request.secret_name)
+    name = request.secret_name
+    raise_problems(names.check(name, ("body", "secret_name"), id_prefix="secret"))
     at = now()
     with wh.db.write() as connection:
         if _exists(connection, principal, name):
@@ -118,6 +121,17 @@ def value_of(wh: Warehouse, organization_id: str, name: str) -> str:
     return wh.vault.unseal(sealed)
 
 
+def sealed_texts(db: Database) -> list[str]:
+    """Return every sealed text of the database."""
+    with db.read() as connection:
+        return [
+            text
+            for table, column in _SEALED
+            for _, value in _rows(connection, table, column)
+            for text in sealing.sealed_in(value)
+        ]
+
+
 def reseal_all(db: Database, vault: Vault) -> int:
     """Seal whatever is sealed anew with the vault's present key, in one transaction; return how many texts."""
     count = 0
@@ -133,12 +147,39 @@ def reseal_all(db: Database, vault: Vault) -> int:
     return count
 
 
+def discard_lost(db: Database, vault: Vault) -> int:
+    """Remove what `vault` cannot open: secrets altogether, other credentials become empty. Return how many texts."""
+
+    def emptied(value: Any) -> Any:
+        if isinstance(value, str):
+            return vault.seal("") if value.startswith(sealing.MARK) and vault.lacks(value) else value
+        if isinstance(value, dict):
+            return {name: emptied(item) for name, item in value.items()}
+        return [emptied(item) for item in value] if isinstance(value, list) else value
+
+    count = 0
+    with db.write() as connection:
+        for table, column in _SEALED:
+            for key, value in list(_rows(connection, table, column)):
+                fresh = emptied(value)
+                if fresh == value:
+                    continue
+                count += _difference(value, fresh)
+                statement = (
+                    table.delete() if table is secrets else table.update().values({column: fresh})
+                ).where(key)
+                connection.execute(statement)
+    db.forget_deleted()
+    return count
+
+
 def _rows(
     connection: Connection, table: sa.Table, column: str
 ) -> Iterator[tuple[sa.ColumnElement[bool], Any]]:
     keys = list(table.primary_key)
+    # Of thousands of namespaces few hold a credential: the database looks first.
     for *identity, value in connection.execute(
-        sa.select(*keys, table.c[column]).where(table.c[column].is_not(None))
+        sa.select(*keys, table.c[column]).where(sa.cast(table.c[column], sa.String).contains(sealing.MARK))
     ):
         yield sa.and_(*(key == part for key, part in zip(keys, identity, strict=True))), value
 
@@ -159,14 +200,3 @@ def _exists(connection: Connection, principal: Principal, name: str) -> bool:
     return (
         connection.execute(sa.select(secrets.c.secret_name).where(_mine(principal, name))).first() is not None
     )
-
-
-def _name(name: str) -> str:
-    if "/" in name or not name.isprintable() or name != name.strip():
-        problem = Problem(
-            ("body", "secret_name"),
-            f"secret_name is {quote(name)}; it may not hold a slash, control characters or blanks at its ends.",
-            "secret_name",
-        )
-        raise ValidationError([problem])
-    return name

@@ -38,7 +38,14 @@ from tessera.models.organizations import (
     SuccessResponse,
     UserModel,
 )
-from tessera.organizations import find_user, insert_key, key_answer, new_key, organization_answer
+from tessera.organizations import (
+    find_user,
+    insert_key,
+    key_answer,
+    new_key,
+    organization_answer,
+    stated_limits,
+)
 
 OPERATOR = "operator"
 
@@ -55,13 +62,7 @@ def create(wh: Warehouse, caller: Caller, request: CreateOrganizationRequest) ->
         raise ValidationError(problems)
     organization_id, at = new_id("org"), now()
     with wh.db.write() as connection:
-        taken = sa.select(organizations.c.organization_id).where(
-            organizations.c.organization_name == request.organization_name
-        )
-        if connection.execute(taken).first() is not None:
-            raise AlreadyExistsError(
-                f"There is an organization named {quote(request.organization_name)} already."
-            )
+        _refuse_taken(connection, request.organization_name)
         connection.execute(
             organizations.insert().values(
                 organization_id=organization_id,
@@ -117,14 +118,20 @@ def get(wh: Warehouse, identifier: str) -> OrganizationModel:
 def update(
     wh: Warehouse, caller: Caller, identifier: str, request: OrganizationAdminUpdateRequest
 ) -> OrganizationModelResponse:
-    """Change name, account type or limits of an organization; in force with its next request. Repeatable."""
+    """Change name, account type or limits of an organization; in force with its next request. Repeatable.
+
+    Limits are the operator's own: the organization can set lower ones beside them, but not lift them. Null
+    removes them.
+    """
     values: dict[str, Any] = request.model_dump(
         include={"organization_name", "account_type"}, exclude_none=True
     )
-    if request.rate_limits is not None:
-        values["rate_limits"] = request.rate_limits.model_dump(exclude_none=True)
+    if "rate_limits" in request.model_fields_set:
+        values["operator_rate_limits"] = stated_limits(request.rate_limits)
     with wh.db.write() as connection:
         organization_id = _find(connection, identifier)
+        if request.organization_name is not None:
+            _refuse_taken(connection, request.organization_name, organization_id)
         if values:
             connection.execute(
                 organizations.update()
@@ -159,24 +166,28 @@ def delete(wh: Warehouse, caller: Caller, identifier: str) -> SuccessResponse:
             raise BadRequestError("This is the only organization of this server; make another one first.")
         connection.execute(api_keys.delete().where(api_keys.c.organization_id == organization_id))
         connection.execute(secrets.delete().where(secrets.c.organization_id == organization_id))
-        ids = list(
-            connection.execute(
-                sa.select(namespace_rows.c.namespace_id).where(
-                    namespace_rows.c.organization_id == organization_id
-                )
-            ).scalars()
-        )
-    for namespace_id in ids:
-        try:
-            namespaces.delete(wh, _operator(organization_id, caller), namespace_id)
-        except NotFoundError:
-            continue
-    with wh.db.write() as connection:
-        for table in (users, usage_counts, idempotency, audit_events, organizations):
-            connection.execute(table.delete().where(table.c.organization_id == organization_id))
-    return SuccessResponse(
-        message=f"Organization {organization_id} and its {len(ids)} namespaces are deleted."
-    )
+    count = 0
+    while True:
+        with wh.db.write() as connection:
+            ids = list(
+                connection.execute(
+                    sa.select(namespace_rows.c.namespace_id).where(
+                        namespace_rows.c.organization_id == organization_id
+                    )
+                ).scalars()
+            )
+            if not ids:
+                for table in (users, usage_counts, idempotency, audit_events, organizations):
+                    connection.execute(table.delete().where(table.c.organization_id == organization_id))
+                break
+        # A request that was under way when the keys went may have made one more in the meantime.
+        for namespace_id in ids:
+            try:
+                namespaces.delete(wh, _operator(organization_id, caller), namespace_id)
+            except NotFoundError:
+                continue
+            count += 1
+    return SuccessResponse(message=f"Organization {organization_id} and its {count} namespaces are deleted.")
 
 
 def bootstrap_key(wh: Warehouse, caller: Caller, identifier: str, email: str) -> APIKeyCreateResponse:
@@ -221,19 +232,38 @@ def _operator(organization_id: str, caller: Caller) -> Principal:
 
 
 def _find(connection: Connection, identifier: str) -> str:
-    found = connection.execute(
-        sa.select(organizations.c.organization_id)
-        .where(
-            sa.or_(
-                organizations.c.organization_id == identifier,
-                organizations.c.organization_name == identifier,
+    """Return the id of an organization by id or name.
+
+    Organizations name themselves, and cannot be told that another has the name: so a name may be ambiguous,
+    and then it stands for none of them.
+    """
+    ids = list(
+        connection.execute(
+            sa.select(organizations.c.organization_id).where(
+                sa.or_(
+                    organizations.c.organization_id == identifier,
+                    organizations.c.organization_name == identifier,
+                )
             )
-        )
-        .order_by(organizations.c.organization_id != identifier)
-    ).scalar()
-    if found is None:
+        ).scalars()
+    )
+    if not ids:
         raise NotFoundError("organization", identifier)
-    return str(found)
+    if identifier in ids:
+        return identifier
+    if len(ids) > 1:
+        raise BadRequestError(
+            f"{len(ids)} organizations are called {quote(identifier)}: {', '.join(sorted(ids))}. Say which by its id."
+        )
+    return str(ids[0])
+
+
+def _refuse_taken(connection: Connection, name: str, but: str | None = None) -> None:
+    taken = sa.select(organizations.c.organization_id).where(
+        organizations.c.organization_name == name, organizations.c.organization_id != (but or "")
+    )
+    if connection.execute(taken).first() is not None:
+        raise AlreadyExistsError(f"There is an organization named {quote(name)} already.")
 
 
 def _with_users(connection: Connection, organization_id: str) -> OrganizationModel:

@@ -9,10 +9,11 @@ from typing import Any
 
 from tessera import data_directory, sealing, secret_store
 from tessera.blobs import Blobs
-from tessera.config import Settings
+from tessera.config import Settings, parse_networks, parse_ports
 from tessera.context import Warehouse
 from tessera.db.engine import Database
 from tessera.db.migrate import migrate
+from tessera.fetching import Fetcher
 from tessera.jobs import Jobs
 from tessera.ports import Runner, Vectors
 from tessera.registry import Registry
@@ -32,8 +33,11 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
     db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
     migrate(db)
     blobs = Blobs(settings.blobs_path)
+    if run_jobs:
+        # Whoever wrote them is gone: the directory is ours alone.
+        blobs.sweep_parts()
     signing_key = _signing_key(settings.data / "signing.key")
-    vault = open_vault(settings, signing_key)
+    vault = open_vault(settings, db, signing_key)
     vectors, locate = _vectors(settings, vault)
     jobs = Jobs()
     wh = Warehouse(
@@ -41,10 +45,11 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         db=db,
         blobs=blobs,
         vectors=vectors,
-        views=Views(db, vectors, blobs, locate),
+        views=Views(db, vectors, blobs, locate, graph_from_bytes=settings.graph_from_mb * 2**20),
         runner=_runner(settings),
         registry=Registry.load(settings.models_path, offline=settings.offline),
         jobs=jobs,
+        fetcher=_fetcher(settings),
         signing_key=signing_key,
         vault=vault,
         base_url=(settings.public_url or base_url or f"http://{settings.host}:{settings.port}").rstrip("/"),
@@ -110,9 +115,25 @@ def _runner(settings: Settings) -> Runner:
     return RoutedRunner(lambda: LocalRunner(settings.workers), clusters)
 
 
-def open_vault(settings: Settings, signing_key: bytes | None = None) -> Vault:
-    """Return what seals credentials, under the master key that settings state or the data directory keeps."""
-    return sealing.open_vault(settings.data / MASTER_KEY, settings.master_keys, signing_key)
+def _fetcher(settings: Settings) -> Fetcher:
+    return Fetcher(
+        max_bytes=settings.max_upload_bytes,
+        allowed_networks=parse_networks(settings.fetch_allowed_networks),
+        ports=parse_ports(settings.fetch_ports),
+        total_s=settings.fetch_timeout_s,
+    )
+
+
+def open_vault(settings: Settings, db: Database, signing_key: bytes | None = None) -> Vault:
+    """Return what seals credentials, under the master key that settings state or the data directory keeps.
+
+    A key is made only where nothing is sealed yet. Raises `MasterKeyError` when the one in use is not there.
+    """
+    path = settings.data / MASTER_KEY
+    texts = secret_store.sealed_texts(db)
+    vault = sealing.open_vault(path, settings.master_keys, signing_key, make=not texts)
+    sealing.check_opens(vault, texts, path)
+    return vault
 
 
 def rotate_master_key(settings: Settings) -> tuple[int, str]:
@@ -124,12 +145,31 @@ def rotate_master_key(settings: Settings) -> tuple[int, str]:
     db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
     migrate(db)
     try:
+        signing_key = _signing_key(settings.data / "signing.key")
+        # Before anything is written: without the key in use there is nothing that a new one could replace.
+        open_vault(settings, db, signing_key)
         return sealing.rotate(
             settings.data / MASTER_KEY,
             settings.master_keys,
-            _signing_key(settings.data / "signing.key"),
+            signing_key,
             lambda vault: secret_store.reseal_all(db, vault),
         )
+    finally:
+        db.close()
+
+
+def discard_lost_secrets(settings: Settings) -> int:
+    """Remove every credential that the present master key cannot open; return how many. The caller holds the directory.
+
+    Where there is no key at all, one is made.
+    """
+    db = Database(settings.database_url or f"sqlite:///{settings.data / 'tessera.sqlite3'}")
+    migrate(db)
+    try:
+        vault = sealing.open_vault(
+            settings.data / MASTER_KEY, settings.master_keys, _signing_key(settings.data / "signing.key")
+        )
+        return secret_store.discard_lost(db, vault)
     finally:
         db.close()
 

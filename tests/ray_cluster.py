@@ -21,34 +21,53 @@ from typing import Any
 #: Ray takes 7 s on a quiet machine.
 START_TIMEOUT_S = 120.0
 
+#: Reads what `ray list actors` and `ray list tasks` show, where their web server is not needed: on the cluster.
 _ASK = """
 import json, sys, ray
 ray.init(sys.argv[1], namespace="tessera", log_to_driver=False, logging_level="ERROR")
+for word in sys.argv[2:]:
+    for name in [name for name in ray.util.list_named_actors() if word in name][:1]:
+        ray.kill(ray.get_actor(name))
 @ray.remote(num_cpus=0)
-def actors():
-    from ray._private import state
-    return [{"name": a["Name"], "state": a["State"], "pid": a["Pid"]} for a in state.actors().values()]
-calls = [event["name"] for event in ray.timeline() if event["cat"].startswith("task::") or event["name"] == "run"]
-print(json.dumps({"actors": ray.get(actors.remote()), "runs": calls.count("run")}))
+def ask():
+    import time
+    from ray._private.state import state
+    from ray.core.generated import common_pb2, gcs_pb2
+    time.sleep(1.2)  # workers report their tasks once a second
+    table = state._connect_and_get_accessor().get_actor_table(None, None)
+    actors = {a.actor_id: a for a in map(gcs_pb2.ActorTableData.FromString, table)}
+    tasks = []
+    for event in state._get_all_task_events():
+        if event.task_info.actor_id in actors:
+            states = event.state_updates.state_ts_ns
+            ended = common_pb2.TaskStatus.Name(max(states)) if states else ""
+            name = event.task_info.func_or_class_name
+            tasks.append({"name": name, "state": ended, "actor": actors[event.task_info.actor_id].name})
+    told = []
+    for a in actors.values():
+        is_alive = a.state == gcs_pb2.ActorTableData.ALIVE
+        told.append({"name": a.name, "alive": is_alive, "pid": a.pid, "resources": dict(a.required_resources)})
+    return {"actors": told, "tasks": tasks}
+print(json.dumps(ray.get(ask.remote())))
 """
 
 
 class RayCluster:
     """``ray start --head`` in a session of its own; ended by the processes that it started, by nobody's name."""
 
-    def __init__(self, cpus: int = 4) -> None:
+    def __init__(self, cpus: int = 8) -> None:
         self.token = secrets.token_hex(16)
         self.cpus = cpus
-        self.port, self._gcs_port = _free_ports(2)
+        self.client_port, self._gcs_port = _free_ports(2)
         # Sockets lie below it, and their paths must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self._mark = f"TESSERA_TEST_RAY_CLUSTER={self._folder.name}"
-        self._ever: set[int] = set()
+        self._started: list[subprocess.Popen[bytes]] = []
         self.start()
 
     @property
     def url(self) -> str:
-        return f"ray://127.0.0.1:{self.port}"
+        return f"ray://127.0.0.1:{self.client_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,22 +76,44 @@ class RayCluster:
 
     def start(self) -> None:
         """Start the head and wait until it takes clients."""
-        log = self._folder / "start.log"
-        with log.open("w") as out:
-            self._process = subprocess.Popen(
+        self._process = self._launch(
+            "head",
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={self._gcs_port}",
+            f"--ray-client-server-port={self.client_port}",
+            f"--num-cpus={self.cpus}",
+            "--include-dashboard=false",
+            f"--temp-dir={self._folder}",
+        )
+        self._await_start("head")
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _is_open(self.client_port):
+            if time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError("Ray's client server did not start")
+            time.sleep(0.1)
+
+    def add_gpu_nodes(self, count: int, gpu_type: str) -> None:
+        """Start nodes of one CPU and one GPU each. Ray takes their word for what they have."""
+        resources = json.dumps({f"accelerator_type:{gpu_type}": 1})
+        address = f"--address=127.0.0.1:{self._gcs_port}"
+        for number in range(count):
+            self._launch(f"node{number}", address, "--num-cpus=1", "--num-gpus=1", f"--resources={resources}")
+        for number in range(count):
+            self._await_start(f"node{number}")
+
+    def _launch(self, what: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Run ``ray start`` in a session of its own, marked as this cluster's."""
+        with (self._folder / f"{what}.log").open("w") as out:
+            process = subprocess.Popen(
                 [
                     str(Path(sys.executable).with_name("ray")),
                     "start",
-                    "--head",
                     "--block",
-                    "--node-ip-address=127.0.0.1",
-                    f"--port={self._gcs_port}",
-                    f"--ray-client-server-port={self.port}",
-                    f"--num-cpus={self.cpus}",
-                    f"--object-store-memory={80 * 2**20}",
-                    "--include-dashboard=false",
                     "--disable-usage-stats",
-                    f"--temp-dir={self._folder}",
+                    f"--object-store-memory={80 * 2**20}",
+                    *arguments,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -86,16 +127,21 @@ class RayCluster:
                 },
                 start_new_session=True,
             )
+        self._started.append(process)
+        return process
+
+    def _await_start(self, what: str) -> None:
+        log = self._folder / f"{what}.log"
         deadline = time.monotonic() + START_TIMEOUT_S
-        while "Ray runtime started" not in log.read_text() or not _is_open(self.port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        while "Ray runtime started" not in log.read_text():
+            if any(process.poll() is not None for process in self._started) or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"ray start failed:\n{log.read_text()}")
             time.sleep(0.1)
-        self._ever |= set(self.processes())
 
     def processes(self) -> dict[int, str]:
-        """Return the command lines of this cluster's processes by id: its session, and what carries its mark."""
+        """Return the command lines of this cluster's processes by id: its sessions, and what carries its mark."""
+        sessions = {process.pid for process in self._started}
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -109,7 +155,7 @@ class RayCluster:
                 marked = self._mark.encode() in (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if state[0] != "Z" and (marked or int(state[3]) == self._process.pid):
+            if state[0] != "Z" and (marked or int(state[3]) in sessions):
                 found[pid] = command
         return found
 
@@ -117,28 +163,48 @@ class RayCluster:
         """Return the processes that run Tessera's actors."""
         return [pid for pid, command in self.processes().items() if command.startswith("ray::Worker")]
 
+    def kill_node_of(self, pid: int) -> None:
+        """SIGKILL everything on the node on which `pid` runs, as when that machine goes down."""
+        node = os.getsid(pid)
+        assert node != self._process.pid, "that is the head"
+        for each in self.processes():
+            with suppress(ProcessLookupError):
+                if os.getsid(each) == node:
+                    os.kill(each, signal.SIGKILL)
+        for process in [process for process in self._started if process.pid == node]:
+            process.wait(10)
+            self._started.remove(process)
+
     def kill(self) -> None:
-        """SIGKILL the head and everything on its node, as when the machine goes down."""
+        """SIGKILL the head and everything on all nodes, as when the power fails."""
         deadline = time.monotonic() + 20
         while found := self.processes():
             for pid in found:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self._process.poll()
+            for process in self._started:
+                process.poll()
             assert time.monotonic() < deadline, f"processes of Ray do not end: {found}"
             time.sleep(0.05)
-        self._process.wait(10)
+        for process in self._started:
+            process.wait(10)
+        self._started.clear()
 
     def stop(self) -> None:
-        """End the cluster and remove its files."""
+        """End the cluster and remove its files; nothing may be left."""
         self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder)
+        assert not self.processes()
+        assert not _is_open(self.client_port)
 
-    def ask(self) -> dict[str, Any]:
-        """Return what Ray itself lists: its actors, and how many calls of `Worker.run` it has executed."""
-        for _ in range(3):
+    def ask(self, *kill: str) -> dict[str, Any]:
+        """Return what Ray itself lists, its actors and the calls of their methods.
+
+        For each word in `kill` an actor with that word in its name is ended before.
+        """
+        for _ in range(5):
             done = subprocess.run(
-                [sys.executable, "-c", _ASK, self.url],
+                [sys.executable, "-c", _ASK, self.url, *kill],
                 env=self.environment,
                 capture_output=True,
                 text=True,
@@ -146,7 +212,9 @@ class RayCluster:
                 check=False,
             )
             # Ray's client server fails to start a session now and then; the next one works.
-            if done.returncode == 0 or "Starting Ray client server failed" not in done.stderr:
+            if done.returncode == 0 or not any(
+                sign in done.stderr for sign in ("client server failed", "Initialization failure from server")
+            ):
                 break
         assert done.returncode == 0, done.stderr[-2000:]
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

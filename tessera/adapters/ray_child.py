@@ -1,7 +1,7 @@
 """The driver of one Ray cluster, in a process of its own: the only place that imports Ray.
 
 Started by ``tessera/adapters/ray.py`` as ``python -m tessera.adapters.ray_child FD``. Over the socket it gets
-a `Hello`, then `Submit`, `Cancel` and `Configure`; it sends `Refused` or `Unreachable` and ends, or `Ready`, then
+a `Hello`, then `Submit` and `Cancel`, at last `Close`; it sends `Refused` or `Unreachable` and ends, or `Ready`, then
 `Beat` every few seconds and `Done`, `Crashed` or `Impossible` for what was submitted. When the cluster is lost
 (a Ray connection that broke cannot be used again) it says `Lost` and ends. It ends with its server.
 """
@@ -28,8 +28,8 @@ from urllib.parse import urlsplit
 
 from tessera.adapters.ray_worker import Worker
 
-#: A head that does not take a TCP connection within this time counts as unreachable.
-TCP_TIMEOUT_S: Final = 3.0
+#: A head that does not take a TCP connection within this time, or then answer a first question, is unreachable.
+CONTACT_TIMEOUT_S: Final = 3.0
 #: The cluster is asked for its nodes this often; the answer is the sign of life that the server gets.
 BEAT_S: Final = 5.0
 #: Ray's client goes on trying to mend a broken link for so long before it gives up. Its default is 30.
@@ -38,6 +38,8 @@ RECONNECT_GRACE_S: Final = 10
 IDLE_S: Final = 60.0
 #: The same, when another pool waits for a first worker and may need their place.
 WANTED_IDLE_S: Final = 1.0
+#: A pool that had nothing to do for so long keeps not even its minimum: its namespace may be gone.
+KEEP_S: Final = 900.0
 #: So many workers that died in a row before one of them was ready: the cluster cannot run them.
 FRUITLESS_STARTS: Final = 3
 #: Giving back workers may take so long, then the process ends anyhow.
@@ -166,6 +168,8 @@ class _Actor:
     handle: Any
     pool: _Workers
     since: float
+    #: The bounds and resources under which it was started.
+    asked: Pool
     ready: bool = False
     item: Submit | None = None
     pid: int = 0
@@ -182,6 +186,8 @@ class _Workers:
     started: int = 0
     #: Until then no new worker is started: the one before died at once.
     not_before: float = 0.0
+    #: When it last had something to do.
+    used: float = 0.0
 
 
 class _Driver:
@@ -213,11 +219,8 @@ class _Driver:
 
     def _handle(self, event: Any) -> None:
         if isinstance(event, Submit):
-            workers = self._pools.get(event.pool.name)
-            if workers is None:
-                workers = self._pools[event.pool.name] = _Workers(event.pool)
-            elif workers.pool != event.pool:
-                self._reconfigure(workers, event.pool)
+            workers = self._pools.setdefault(event.pool.name, _Workers(event.pool))
+            workers.pool = event.pool
             workers.waiting.append(event)
         elif isinstance(event, Close):
             self._closing = True
@@ -227,17 +230,6 @@ class _Driver:
             kind, actor, value = event
             if actor in actor.pool.actors:
                 (self._started if kind == "check" else self._finished)(actor, value)
-
-    def _reconfigure(self, workers: _Workers, pool: Pool) -> None:
-        """Take over new bounds; workers with other resources are replaced once they have nothing to do."""
-        same_kind = (pool.gpu_type, pool.gpus_per_worker) == (
-            workers.pool.gpu_type,
-            workers.pool.gpus_per_worker,
-        )
-        workers.pool = pool
-        if not same_kind:
-            for actor in [actor for actor in workers.actors if actor.item is None]:
-                self._dismiss(actor)
 
     def _cancel(self, ticket: int) -> None:
         for workers in self._pools.values():
@@ -268,9 +260,12 @@ class _Driver:
         item, actor.item, actor.since = actor.item, None, time.monotonic()
         if item is None:
             return
-        if isinstance(value, Exception):
+        if isinstance(value, self._ray.exceptions.RayError):
             self._dismiss(actor)
             self._send(Crashed(item.ticket, _first_line(value)))
+        elif isinstance(value, Exception):
+            # Not Ray's word on the worker, but the connection's end: no item is to blame.
+            raise value
         else:
             self._send(Done(item.ticket, value))
 
@@ -292,12 +287,25 @@ class _Driver:
                     item = actor.item
                     self._dismiss(actor)
                     self._send(Crashed(item.ticket, "", timed_out=True))
+            self._dismiss_surplus(workers)
             self._hand_out(workers, at)
             self._resize(workers, at)
         if at >= self._next_beat:
             self._ray.nodes()
             self._send(Beat())
             self._next_beat = time.monotonic() + BEAT_S
+
+    def _dismiss_surplus(self, workers: _Workers) -> None:
+        """Part with workers that new bounds or resources leave no place for, each once its item is done."""
+        pool = workers.pool
+        most = pool.max_workers if pool.autoscaling else max(1, pool.min_workers)
+        for actor in list(workers.actors):
+            is_other = (actor.asked.gpu_type, actor.asked.gpus_per_worker) != (
+                pool.gpu_type,
+                pool.gpus_per_worker,
+            )
+            if actor.item is None and (is_other or len(workers.actors) > most):
+                self._dismiss(actor)
 
     def _hand_out(self, workers: _Workers, at: float) -> None:
         for actor in workers.actors:
@@ -310,7 +318,11 @@ class _Driver:
     def _resize(self, workers: _Workers, at: float) -> None:
         pool = workers.pool
         busy = sum(actor.item is not None for actor in workers.actors)
-        if pool.autoscaling:
+        if busy or workers.waiting:
+            workers.used = at
+        if at - workers.used > KEEP_S:
+            wanted = 0
+        elif pool.autoscaling:
             wanted = max(pool.min_workers, min(pool.max_workers, busy + len(workers.waiting)))
         else:
             wanted = max(1, pool.min_workers)
@@ -333,7 +345,7 @@ class _Driver:
             workers.started += 1
             name = f"tessera-{pool.name}-{os.getpid()}-{workers.started}"
             handle = self._ray.remote(Worker).options(name=name, **options).remote()
-            actor = _Actor(handle, workers, at)
+            actor = _Actor(handle, workers, at, pool)
             workers.actors.append(actor)
             self._when_done("check", actor, handle.check.remote(self._hello.probes, self._modules))
 
@@ -448,7 +460,7 @@ def _environment(hello: Hello) -> dict[str, str]:
 def _check_reachable(hello: Hello) -> None:
     parts = urlsplit(hello.url)
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 10001), TCP_TIMEOUT_S).close()
+        socket.create_connection((parts.hostname or "", parts.port or 10001), CONTACT_TIMEOUT_S).close()
     except OSError as error:
         raise UnreachableError(
             f"The Ray head at {hello.url} cannot be reached: {error.strerror or error}. Check ray_head_node_url, and "
@@ -469,7 +481,7 @@ def _check_token(hello: Hello) -> None:
             "/ray.rpc.RayletDriver/ClusterInfo", request_serializer=bytes, response_deserializer=bytes
         )
         try:
-            ask(b"", timeout=5, metadata=metadata)
+            ask(b"", timeout=CONTACT_TIMEOUT_S, metadata=metadata)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 raise RefusedError(

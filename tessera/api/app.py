@@ -29,8 +29,9 @@ from tessera.api import docs, problems
 from tessera.api.auth import Authenticate
 from tessera.api.request_log import RequestLog
 from tessera.api.routing import Exchange, Route, Router, ignored_header
+from tessera.api.wire import head_too_large
 from tessera.context import Warehouse
-from tessera.errors import DeadlineError, HeadersTooLargeError, OutcomeUnknownError, TesseraError
+from tessera.errors import DeadlineError, OutcomeUnknownError, TesseraError
 from tessera.limits import RateLimiter
 from tessera.organizations import Keys
 from tessera.usage import Usage
@@ -47,6 +48,7 @@ NOUNS = (
     "buckets",
     "collections",
     "tasks",
+    "uploads",
     "blobs",
     "catalogue",
     "organizations",
@@ -292,6 +294,9 @@ class Front:
                 )
 
     def _limit_s(self, path: str) -> float:
+        if path.startswith("/v1/uploads/"):
+            # A file takes as long as its client's line needs; the route keeps its own time, this is the net below it.
+            return self.settings.upload_timeout_s + self.settings.request_timeout_s
         if path.endswith("/execute") or path == "/v1/documents/search":
             return self.settings.execute_timeout_s
         return self.settings.request_timeout_s
@@ -299,10 +304,7 @@ class Front:
     def _check_head(self, scope: Scope) -> None:
         size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["query_string"])
         if size > self.settings.max_header_bytes:
-            raise HeadersTooLargeError(
-                f"The head of the request has {size} bytes; this server takes {self.settings.max_header_bytes} "
-                "(setting max_header_bytes). Send long values in the body."
-            )
+            raise head_too_large(size, self.settings.max_header_bytes)
 
     async def _answer_error(self, error: Exception, scope: Scope, answer: Send, exchange: Exchange) -> None:
         if isinstance(error, HTTPException) and error.status_code == 404 and "route" not in scope:

@@ -15,7 +15,7 @@ from tessera.organizations import Keys
 
 __all__ = ["Asking", "Authenticate", "is_public", "principal", "require"]
 
-#: Paths that answer without a key. Below ``/v1/blobs/`` the URL itself is signed.
+#: Paths that answer without a key. Below ``/v1/blobs/`` and ``/v1/uploads/`` the URL itself is signed.
 _PUBLIC_PATHS = frozenset({"/v1/health", "/v1/retrievers/stages", "/v1/collections/features/extractors"})
 _PUBLIC_PREFIXES = (
     "/v1/health/",
@@ -23,9 +23,11 @@ _PUBLIC_PREFIXES = (
     "/v1/discovery",
     "/v1/public/",
     "/v1/blobs/",
+    "/v1/uploads/",
 )
 #: Paths that take the operator's secret instead of a key, when the server has one.
 _PRIVATE = "/v1/private/"
+_SHORTEST_KEY = 24
 
 
 def is_public(path: str) -> bool:
@@ -51,7 +53,8 @@ class Authenticate:
                 exchange.is_operator = True
                 exchange.key_prefix = "operator"
             else:
-                if key.startswith("sk_"):
+                # Only of what is long enough for a key: of anything else the beginning may be all of it.
+                if key.startswith("sk_") and len(key) >= _SHORTEST_KEY:
                     exchange.key_prefix = key[:13]
                 caller = caller_of(scope)
                 # On SQLite the look-up takes microseconds, a change of thread takes a hundred.

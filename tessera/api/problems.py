@@ -15,7 +15,14 @@ import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from tessera.errors import NotFoundError, TesseraError, TooManyRequestsError, ValidationError, quote
+from tessera.errors import (
+    NotFoundError,
+    RangeNotSatisfiableError,
+    TesseraError,
+    TooManyRequestsError,
+    ValidationError,
+    quote,
+)
 from tessera.validation import schema_problems
 
 _RETRY_STATUSES = frozenset({429, 503, 507})
@@ -77,6 +84,8 @@ def _known(error: TesseraError, request_id: str) -> tuple[int, bytes, list[tuple
             headers.append((b"retry-after", str(math.ceil(seconds)).encode()))
     if isinstance(error, TooManyRequestsError):
         headers += error.headers
+    if isinstance(error, RangeNotSatisfiableError):
+        headers.append((b"content-range", f"bytes */{error.size_bytes}".encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status >= 500:

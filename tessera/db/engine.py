@@ -33,10 +33,13 @@ def now() -> str:
 
 
 class Database:
-    """Connections to the metadata database at `url` (``sqlite:///…`` or ``postgresql+…``)."""
+    """Connections to the metadata database at `url` (``sqlite:///…`` or ``postgresql+…``).
 
-    def __init__(self, url: str) -> None:
-        self.engine = _make_engine(url)
+    Without `durable` SQLite does not wait for the disk: for what is worth nothing after a loss of power.
+    """
+
+    def __init__(self, url: str, *, durable: bool = True) -> None:
+        self.engine = _make_engine(url, durable=durable)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._write_lock = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._later: queue.SimpleQueue[Callable[[Connection], None] | None] = queue.SimpleQueue()
@@ -161,7 +164,7 @@ def _storage_errors() -> Iterator[None]:
         raise
 
 
-def _make_engine(url: str) -> Engine:
+def _make_engine(url: str, *, durable: bool) -> Engine:
     def dumps(value: object) -> str:
         return orjson.dumps(value).decode()
 
@@ -183,7 +186,7 @@ def _make_engine(url: str) -> Engine:
         cursor = connection.cursor()
         for pragma in (
             "journal_mode=WAL",
-            "synchronous=FULL",
+            f"synchronous={'FULL' if durable else 'OFF'}",
             "foreign_keys=ON",
             "temp_store=MEMORY",
             "mmap_size=268435456",

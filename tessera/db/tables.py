@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -49,6 +51,8 @@ organizations = Table(
     Column("metadata", JSON),
     #: Requests a minute by class that this organization may make; what is absent is not limited by it.
     Column("rate_limits", JSON),
+    #: The same, stated by the operator: the organization cannot change them.
+    Column("operator_rate_limits", JSON),
     Column("read_auditing", Boolean, nullable=False, default=False, server_default=false()),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
@@ -233,7 +237,8 @@ objects = Table(
     Column("blobs", JSON, nullable=False),
     Column("version", Integer, nullable=False, default=1),
     Column("content_hash", String, nullable=False),
-    Column("size_bytes", Integer, nullable=False, default=0),
+    #: Up to a hundred files of some gigabytes.
+    Column("size_bytes", BigInteger().with_variant(Integer, "sqlite"), nullable=False, default=0),
     Column("status", String, nullable=False, default="DRAFT"),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
@@ -241,6 +246,58 @@ objects = Table(
     Index("ix_objects_content", "bucket_id", "content_hash"),
     #: Without it a namespace's objects can only be counted, or go with it, by reading all objects.
     Index("ix_objects_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: Uploads. What was PUT lies below ``<namespace_id>/uploads/<upload_id>.<sha256>`` until it is confirmed, then
+#: under `blob_key`. `etag` (MD5), `sha256` and `size_bytes` are of what came; the declared ones stand beside.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("upload_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("bucket_id", String, nullable=False),
+    Column("filename", String, nullable=False),
+    Column("content_type", String, nullable=False),
+    Column("file_size_bytes", BigInteger),
+    Column("file_hash", String),
+    Column("presigned_url_expiration", Integer, nullable=False),
+    Column("metadata", JSON),
+    Column("create_object_on_confirm", Boolean, nullable=False),
+    Column("object_metadata", JSON),
+    Column("blob_property", String),
+    Column("blob_type", String),
+    Column("skip_duplicates", Boolean, nullable=False),
+    #: PENDING, COMPLETED or FAILED (not confirmed in time)
+    Column("status", String, nullable=False),
+    Column("message", String),
+    Column("sha256", String),
+    Column("etag", String),
+    Column("size_bytes", BigInteger),
+    Column("mime_type", String),
+    Column("blob_key", String),
+    Column("duplicate_of_upload_id", String),
+    Column("object_id", String),
+    Column("created_at", String, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Column("completed_at", String),
+    Index("ix_uploads_bucket", "bucket_id", "created_at", "upload_id"),
+    Index("ix_uploads_content", "bucket_id", "sha256"),
+    Index("ix_uploads_status", "status", "expires_at"),
+    Index("ix_uploads_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: Blobs of objects that are still to be fetched: the URL, sealed, because its query may be a credential. The row
+#: goes when the content is ours.
+fetches = Table(
+    "fetches",
+    metadata,
+    Column("object_id", String, primary_key=True),
+    Column("property", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("sealed_url", String, nullable=False),
+    Index("ix_fetches_namespace", "namespace_id"),
     _in_namespace(),
 )
 
@@ -280,6 +337,8 @@ sources = Table(
 )
 
 #: Batches. `attempt` grows each time a server takes the batch up; what an older attempt brings is dropped.
+#: `holder` names the server that works on it (the token of its slot, see `job_slots`), null while nobody does.
+#: `crashes` counts the servers that ended under it in a row, without a chunk done in between.
 batches = Table(
     "batches",
     metadata,
@@ -291,6 +350,8 @@ batches = Table(
     Column("status", String, nullable=False, default="DRAFT"),
     Column("task_id", String),
     Column("attempt", Integer, nullable=False, default=0),
+    Column("holder", String),
+    Column("crashes", Integer, nullable=False, default=0, server_default="0"),
     Column("error", String),
     Column("error_summary", JSON),
     Column("metadata", JSON, nullable=False, default=dict),
@@ -407,4 +468,19 @@ idempotency = Table(
     Column("body_hash", LargeBinary(32), nullable=False),
     Column("resource_id", String, nullable=False),
     Column("created_at", String, nullable=False),
+)
+
+#: Tables of who is alive: beside the others on PostgreSQL, in a SQLite file of their own otherwise. Nothing in
+#: them outlives the servers that wrote it, so they are no part of the schema's revisions nor of a backup.
+job_metadata = MetaData(naming_convention=metadata.naming_convention)
+
+#: Servers that take up work, numbered from 0; a number is used again when its server has ended. `token` is
+#: of one life of one server, `expires_at` (seconds since 1970, by the database's clock) its last heartbeat's.
+job_slots = Table(
+    "job_slots",
+    job_metadata,
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("token", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("expires_at", Float, nullable=False),
 )

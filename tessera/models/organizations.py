@@ -332,6 +332,10 @@ class SuccessResponse(Model):
 
 
 class CreateSecretRequest(Model):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"secret_name": "openai_key", "secret_value": "sk-example"}]}
+    )
+
     secret_name: str = Field(min_length=1, max_length=100, examples=["qdrant_production"])
     secret_value: str = Field(
         min_length=1,
@@ -342,6 +346,8 @@ class CreateSecretRequest(Model):
 
 
 class UpdateSecretRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"secret_value": "sk-renewed"}]})
+
     secret_value: str = Field(
         min_length=1,
         max_length=65_536,
@@ -394,6 +400,8 @@ class AuditSettings(Model):
 
 
 class AuditSettingsUpdateRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"read_auditing_enabled": True}]})
+
     read_auditing_enabled: bool | None = Field(
         None, description="Whether reads and queries are written down too."
     )
@@ -434,7 +442,9 @@ class CreateOrganizationRequest(Model):
 class OrganizationAdminUpdateRequest(Model):
     organization_name: str | None = Field(None, min_length=1, max_length=100)
     account_type: Literal["free", "pro", "team", "enterprise"] | None = None
-    rate_limits: RateLimits | None = None
+    rate_limits: RateLimits | None = Field(
+        None, description="Limits that the organization cannot lift; null removes them."
+    )
 
 
 class OrganizationModel(OrganizationModelResponse):

@@ -42,6 +42,7 @@ class TaskType(StrEnum):
     NAMESPACES_MIGRATIONS_RUN = "api_namespaces_migrations_run"
     BUCKETS_DELETE = "api_buckets_delete"
     BUCKETS_BATCHES_PROCESS = "api_buckets_batches_process"
+    BUCKETS_UPLOADS_BATCH_CONFIRM = "api_buckets_uploads_batch_confirm"
 
 
 class TaskResponse(Model):

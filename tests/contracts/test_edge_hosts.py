@@ -25,6 +25,8 @@ import pytest
 from tessera import artifact
 from tessera.adapters.qdrant import edge, edge_host
 from tessera.adapters.qdrant.edge import EdgeVectors
+from tessera.adapters.qdrant.view import finish
+from tessera.errors import QdrantError
 from tessera.log import State, fold
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 from tessera.ports import (
@@ -387,6 +389,82 @@ def _ignore_lost(vectors: EdgeVectors, where: View) -> None:
         vectors.apply(where, [Entry(1, "edit")])
 
 
+def test_an_artifact_is_counted_back_after_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch must not say COMPLETED because the engine said so."""
+    opened = edge_host.open_view(view(tmp_path), max_scan_documents=100)
+    path = tmp_path / "some.arrow"
+    artifact.write(path, [document(n) for n in range(300)], {"text": DIMENSIONS})
+    upsert = opened.engine.upsert
+    monkeypatch.setattr(opened.engine, "upsert", lambda points: upsert(points[1:]))
+    with pytest.raises(QdrantError, match="298 of the 300 documents of entry 1"):
+        finish(opened.live.apply([Entry(1, "artifact", artifact_path=str(path))]))
+    assert opened.live.mark().seq == 0
+    monkeypatch.undo()
+    finish(opened.live.apply([Entry(1, "artifact", artifact_path=str(path))]))
+    assert opened.live.mark().document_count == 300
+    opened.close()
+
+
+def test_checksums_are_made_when_nothing_is_written_and_taken_back_before_something_is(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=tuple(document(n) for n in range(100)))])
+    sums = Path(where.location, "checksums.json")
+    wait_until(sums.exists, 20)
+    stated = json.loads(sums.read_bytes())
+    assert stated["complete"] is True
+    files = {str(p.relative_to(where.location)) for p in Path(where.location).rglob("*") if p.is_file()}
+    assert set(stated["files"]) == files - {"checksums.json"}
+    vectors.count(where)
+    vectors.search(where, [Search("text", document(1).vectors["text"], 1)])
+    kill_hosts(vectors)
+    assert vectors.open(where).checked
+    wait_until(sums.exists, 20)
+    vectors.apply(where, [Entry(2, "edit", deletes=(document(1).document_id,))])
+    assert not sums.exists()
+    kill_hosts(vectors)
+    mark = vectors.open(where)
+    assert not mark.checked
+    assert vectors.apply(where, [Entry(2, "edit", deletes=(document(1).document_id,))]).document_count == 99
+
+
+def test_what_no_write_changes_is_checked_even_while_something_is_written(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    """Vectors and graphs of a view that was built with graphs keep their checksums whatever is written."""
+    vectors, where = start(), View("ns_1", "ns_1-1", (DenseVector("text", 64),), str(tmp_path / "ns_1-1"))
+    rng = np.random.default_rng(1)
+
+    def some(first: int, count: int) -> tuple[Document, ...]:
+        return tuple(
+            Document(f"doc_{n}", {"k": n}, {"text": rng.standard_normal(64).astype(np.float32)})
+            for n in range(first, first + count)
+        )
+
+    assert vectors.begin(where, graph=True, apart=True).seq == 0
+    vectors.apply(where, [Entry(1, "edit", upserts=some(0, 6000))])
+    assert vectors.optimize(where).tail == 0
+    assert vectors.settle(where).durable
+    sums = Path(where.location, "checksums.json")
+    wait_until(sums.exists, 20)
+    assert vectors.apply(where, [Entry(2, "edit", upserts=some(5990, 20))]).tail == 20
+    stated = json.loads(sums.read_bytes())
+    assert stated["complete"] is False
+    assert any("vector_storage" in name for name in stated["files"])
+    assert any("vector_index" in name for name in stated["files"])
+    vectors.flush(where)
+    kill_hosts(vectors)
+    assert vectors.open(where).document_count == 6010
+    kill_hosts(vectors)
+    _flip(_big(where, "matrix.dat"), 5000)
+    with pytest.raises(ViewDamaged, match="not what they were"):
+        vectors.open(where)
+
+
 # --- processes -----------------------------------------------------------------------------------------
 
 
@@ -492,8 +570,6 @@ def test_large_questions_and_large_answers_may_meet_in_the_pipe(
 def test_a_second_server_cannot_open_what_the_first_holds(
     tmp_path: Path, start: Callable[..., EdgeVectors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tessera.errors import QdrantError
-
     first, where = start(), view(tmp_path)
     first.open(where)
     second = EdgeVectors(1, 8, tmp_path / "run-of-another")

@@ -284,7 +284,7 @@ def test_a_server_that_is_not_there(place: Place) -> None:
 
 
 def test_a_server_that_does_not_answer_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CALL_TIMEOUT_S", 1)
+    monkeypatch.setattr(server_module, "QUESTION_TIMEOUT_S", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

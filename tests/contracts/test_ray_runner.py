@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import version
 
 import pytest
 
@@ -21,7 +20,7 @@ from tessera.adapters.ray import RayRunner
 from tessera.adapters.ray_worker import Worker
 from tessera.errors import ClusterError
 from tessera.ports import Compute, Failed
-from tests.ray_cluster import RayCluster, other_version
+from tests.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -84,61 +83,36 @@ def _kill_the_sleeper(cluster: RayCluster) -> None:
 
 
 def test_workers_stay_within_their_bounds(compute: Compute, ray_cluster: RayCluster) -> None:
-    bounded = replace(compute, pool="bounded", min_workers=1)
+    bounded = replace(compute, pool="bounded", min_workers=1, max_workers=3)
     fixed = replace(compute, pool="fixed", min_workers=1, autoscaling=False)
-    # Of its own: the minimum of each stays until the runner is closed.
     runner = RayRunner([])
-    for asked in (bounded, fixed):
-        assert len(list(runner.map(time.sleep, [0.5] * 10, timeout_s=60, compute=asked))) == 10
+    # Lowered in the last step: it is not exceeded from then on. Nobody waits for a first worker between the two,
+    # for whom others would be given back.
+    for asked in (fixed, bounded, replace(bounded, max_workers=2)):
+        assert len(list(runner.map(time.sleep, [0.3] * 12, timeout_s=60, compute=asked))) == 12
+    actors = ray_cluster.ask()["actors"]
+    ever = [actor["name"].split("-")[1] for actor in actors]
+    alive = [actor["name"].split("-")[1] for actor in actors if actor["alive"]]
     runner.close()
-    names = [actor["name"].split("-")[1] for actor in ray_cluster.ask()["actors"]]
-    assert (names.count("bounded"), names.count("fixed")) == (2, 1)
+    assert (ever.count("bounded"), ever.count("fixed")) == (3, 1)
+    assert (alive.count("bounded"), alive.count("fixed")) == (2, 1)
 
 
-@pytest.mark.parametrize("case", ["wrong token", "no token", "unreachable", "no GPU"])
-def test_what_cannot_work_is_told_within_15_s(
-    runner: RayRunner, compute: Compute, ray_cluster: RayCluster, case: str
+def test_what_cannot_work_is_told_in_seconds(
+    runner: RayRunner, compute: Compute, ray_cluster: RayCluster
 ) -> None:
-    asked, says = {
-        "wrong token": (replace(compute, token="b" * 32), "refused the token"),
-        "no token": (replace(compute, token=None), "wants a token"),
-        "unreachable": (Compute("ray://127.0.0.1:9"), "cannot be reached"),
-        "no GPU": (
-            replace(compute, pool="gpu", gpu_type="A100", gpus_per_worker=1),
-            "1 GPU(s) of type A100 a worker",
-        ),
-    }[case]
-    message = refused(runner, asked)
-    assert says in message
-    assert ray_cluster.url in message or case == "unreachable"
-    assert ray_cluster.token not in message
-
-
-@pytest.mark.parametrize(("ray", "python"), [("2.9.3", None), (None, "3.9.1")])
-def test_other_versions_are_told_within_15_s(runner: RayRunner, ray: str | None, python: str | None) -> None:
-    mine = ".".join(map(str, sys.version_info[:3]))
-    with other_version(ray or version("ray"), python or mine) as url:
-        message = refused(runner, Compute(url))
-    assert "runs other versions than this server" in message
-    assert (ray or python or "") in message
-
-
-def refused(runner: RayRunner, compute: Compute) -> str:
-    begun = time.monotonic()
-    with pytest.raises(ClusterError) as caught:
-        list(runner.map(math.factorial, [1], timeout_s=60, compute=compute))
-    assert time.monotonic() - begun < 15
-    return caught.value.message
-
-
-def test_a_directory_that_the_cluster_does_not_see_is_refused(compute: Compute) -> None:
-    runner = RayRunner([])
-    runner._probes = {"/no/such/place/.seen-by-ray": "x"}
-    try:
-        with pytest.raises(ClusterError, match="does not see the server's directory /no/such/place"):
-            list(runner.map(math.factorial, [1], timeout_s=60, compute=compute))
-    finally:
-        runner.close()
+    for asked, says in (
+        (replace(compute, token="b" * 32), "refused the token"),
+        (replace(compute, token=None), "wants a token"),
+        (replace(compute, pool="gpu", gpu_type="A100", gpus_per_worker=1), "1 GPU(s) of type A100 a worker"),
+    ):
+        begun = time.monotonic()
+        with pytest.raises(ClusterError) as caught:
+            list(runner.map(math.factorial, [1], timeout_s=60, compute=asked))
+        assert time.monotonic() - begun < 15
+        assert says in caught.value.message
+        assert ray_cluster.url in caught.value.message
+        assert ray_cluster.token not in caught.value.message
 
 
 def test_a_package_that_a_node_lacks_is_named() -> None:

@@ -20,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0
 
 
+#: What clients of `Server.client` sent and got: (method, path, status), while a test with operations is running.
+exchanges: list[tuple[str, str, int]] = []
+
+
+def _note(answer: httpx.Response) -> None:
+    exchanges.append((answer.request.method, answer.request.url.path, answer.status_code))
+
+
 class Server:
     """A running server, its URL, its admin key and its data directory."""
 
@@ -73,7 +81,7 @@ class Server:
         headers = {"Authorization": f"Bearer {key or self.api_key}"}
         if namespace is not None:
             headers["X-Namespace"] = namespace
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, event_hooks={"response": [_note]})
 
     def wait_for_task(self, task_id: str, timeout_s: float = 60) -> dict[str, Any]:
         """Poll a task until it has ended and return it."""

@@ -7,6 +7,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qdrant_rest.Ser
     server = qdrant_rest.start(tmp_path_factory.mktemp("own-qdrant"), api_key=KEY)
     yield server
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,110 @@ def test_what_cannot_be_used_is_a_503_that_names_it_and_leaves_nothing(
     assert not [name for name in names(there) if name.startswith("ns_")]
     assert client.get(f"/v1/namespaces/{sent['namespace_name']}").status_code == 404
     assert doomed(server) == []
+
+
+def test_a_qdrant_that_does_not_answer_is_a_503_within_10_s(
+    client: httpx.Client, server: Server, sent: dict[str, Any]
+) -> None:
+    """It takes the connection and stays silent."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        infrastructure = {**sent["infrastructure"], "qdrant_url": url}
+        answer = client.post("/v1/namespaces", json={**sent, "infrastructure": infrastructure})
+        assert time.monotonic() - began < 10
+    assert answer.status_code == 503, answer.text
+    assert (answer.json()["error"]["type"], "Retry-After" in answer.headers) == ("QdrantError", True)
+    assert "did not answer in time" in answer.json()["error"]["message"]
+    assert client.get(f"/v1/namespaces/{sent['namespace_name']}").status_code == 404
+    assert doomed(server) == []
+
+
+def test_of_several_requests_at_once_one_gets_the_collection(
+    client: httpx.Client, server: Server, sent: dict[str, Any], there: QdrantClient
+) -> None:
+    requests = [{**sent, "namespace_name": f"{sent['namespace_name']}_{number}"} for number in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda body: client.post("/v1/namespaces", json=body), requests))
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409, 409]
+    made = next(answer.json() for answer in answers if answer.status_code == 200)
+    alias = sent["infrastructure"]["qdrant_collection"]
+    assert {(a.alias_name, a.collection_name) for a in there.get_aliases().aliases} >= {
+        (alias, f"{made['namespace_id']}-1")
+    }
+    await_names(there, {f"{made['namespace_id']}-1"})
+    assert doomed(server) == []
+    client.delete(f"/v1/namespaces/{made['namespace_id']}")
+
+
+def test_moves_at_once_leave_one_view_and_nothing_else(
+    client: httpx.Client, server: Server, sent: dict[str, Any], there: QdrantClient
+) -> None:
+    shared = {key: value for key, value in sent.items() if key != "infrastructure"}
+    path = f"/v1/namespaces/{client.post('/v1/namespaces', json=shared).raise_for_status().json()['namespace_id']}"
+    change = {"infrastructure": sent["infrastructure"]}
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: client.patch(path, json=change), range(4)))
+    # One that was overtaken says so and is sent again; none breaks what another made.
+    statuses = {answer.status_code for answer in answers}
+    assert 200 in statuses <= {200, 409}, [answer.text for answer in answers]
+    assert client.patch(path, json=change).status_code == 200
+    assert client.get(f"{path}/stats").json()["payload_indexes"]
+    with sqlite3.connect(server.data / "tessera.sqlite3") as connection:
+        (view_id,) = connection.execute(
+            "SELECT view_id FROM namespaces WHERE namespace_id = ?", (path.rpartition("/")[2],)
+        ).fetchone()
+    assert view_id not in doomed(server)
+    await_names(there, {view_id})
+    aliases = {a.alias_name: a.collection_name for a in there.get_aliases().aliases}
+    assert aliases[sent["infrastructure"]["qdrant_collection"]] == view_id
+    client.delete(path)
+
+
+def test_a_server_that_is_killed_while_it_provisions_leaves_nothing(
+    tmp_path: Path, sent: dict[str, Any], there: QdrantClient
+) -> None:
+    """Killed when the collection is there and the namespace is not: creating, and then moving."""
+    await_names(there, set())
+    armed = {"TESSERA_TEST_FAILPOINT": "namespaces.provisioned:1:self"}
+    server = Server.start(tmp_path / "data", environment=armed)
+    try:
+        with server.client() as client, pytest.raises(httpx.TransportError):
+            client.post("/v1/namespaces", json=sent)
+        assert server.wait_until_dead(10)
+        assert len([name for name in names(there) if name.startswith("ns_")]) == 1
+        server = Server.start(tmp_path / "data", environment=armed)
+        await_names(there, set())
+        with server.client() as client:
+            assert client.get(f"/v1/namespaces/{sent['namespace_name']}").status_code == 404
+            shared = {key: value for key, value in sent.items() if key != "infrastructure"}
+            made = client.post("/v1/namespaces", json=shared).raise_for_status().json()
+            path, change = (
+                f"/v1/namespaces/{made['namespace_id']}",
+                {"infrastructure": sent["infrastructure"]},
+            )
+            with pytest.raises(httpx.TransportError):
+                client.patch(path, json=change)
+        assert server.wait_until_dead(10)
+        server = Server.start(tmp_path / "data")
+        await_names(there, set())
+        with server.client() as client:
+            assert client.get(path).raise_for_status().json() == made
+            moved = client.patch(path, json=change)
+            assert moved.status_code == 200, moved.text
+            assert client.get(f"{path}/stats").json()["payload_indexes"]
+            task_id = client.delete(path).json()["task_id"]
+        assert server.wait_for_task(task_id)["status"] == "COMPLETED"
+        await_names(there, set())
+    finally:
+        server.stop()
+
+
+def await_names(there: QdrantClient, wanted: set[str]) -> None:
+    deadline = time.monotonic() + 20
+    while names(there) != wanted:
+        assert time.monotonic() < deadline, names(there)
+        time.sleep(0.1)
 
 
 def test_the_same_request_again_with_its_idempotency_key_makes_nothing_more(

@@ -295,10 +295,10 @@ def test_what_create_refuses(
         error(client.get(f"/v1/namespaces/{sent['namespace_name']}"), 404, "NotFoundError")
 
 
-def test_a_503_for_what_this_version_lacks_is_not_worth_a_retry(client: httpx.Client) -> None:
+def test_a_dedicated_place_that_does_not_answer_may_be_tried_again(client: httpx.Client) -> None:
     answer = client.post("/v1/namespaces", json=body(infrastructure=DEDICATED))
-    assert error(answer, 503, "ServiceUnavailableError")["details"]["retryable"] is False
-    assert "retry-after" not in answer.headers
+    assert error(answer, 503, "ServiceUnavailableError")["details"]["retryable"] is True
+    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_form_and_meaning_are_reported_together(client: httpx.Client) -> None:

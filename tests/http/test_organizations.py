@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sqlite3
 import time
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from tests.http.loop import TEXT, Loop
-from tests.http.processes import Server
+from tests.http.processes import ROOT, Server
 
 OPERATOR = "operator-secret-of-the-tests-0123456789"
 PRIVATE = "/v1/private/organizations"
@@ -90,7 +91,13 @@ OPERATIONS: list[tuple[str, str, Any, int, set[str]]] = [
     ("DELETE", PERSON, None, 200, {"message", "success"}),
     ("GET", "/v1/organizations", None, 200, ORGANIZATION_FIELDS),
     ("PATCH", "/v1/organizations", {"metadata": {"a": 1}}, 200, ORGANIZATION_FIELDS),
-    ("GET", "/v1/organizations/usage", None, 200, {"organization_id", "start", "end", "total", "by_api"}),
+    (
+        "GET",
+        "/v1/organizations/usage",
+        None,
+        200,
+        {"organization_id", "start", "end", "total", "by_api", "by_key"},
+    ),
     ("GET", "/v1/organizations/audit/logs", None, 200, {"results", "total", "skip", "limit"}),
     ("GET", "/v1/organizations/audit/settings", None, 200, {"read_auditing_enabled"}),
     ("PATCH", "/v1/organizations/audit/settings", {}, 200, {"read_auditing_enabled"}),
@@ -108,6 +115,20 @@ OPERATIONS: list[tuple[str, str, Any, int, set[str]]] = [
 ]
 
 
+def promised() -> list[tuple[str, str, int]]:
+    lines = (ROOT / "tests/operations/organizations.txt").read_text().splitlines()
+    return [(m, p, int(s)) for m, p, s in (line.split() for line in lines if not line.startswith("#"))]
+
+
+def marked(test: Callable[..., None], *, operator: bool) -> Callable[..., None]:
+    """Mark a test with every operation of organizations that is (not) the operator's."""
+    for operation in promised():
+        if operation[1].startswith(PRIVATE) == operator:
+            test = pytest.mark.operation(*operation)(test)
+    return test
+
+
+@functools.partial(marked, operator=False)
 def test_every_operation_has_its_status_and_fields(client: httpx.Client) -> None:
     for method, path, body, status, fields in OPERATIONS:
         answer = client.request(method, path, json=body)
@@ -115,6 +136,15 @@ def test_every_operation_has_its_status_and_fields(client: httpx.Client) -> None
         assert fields <= set(answer.json()), (method, path, answer.text)
         assert answer.headers["content-type"] == "application/json"
         assert "int_" not in answer.text
+    key_id = client.get("/v1/me").json()["key"]["key_id"]
+    event = client.get("/v1/organizations/audit/logs").json()["results"][0]
+    found = client.get(f"/v1/organizations/audit/logs/{event['audit_id']}")
+    assert found.status_code == 200 and found.json() == event
+    assert set(event) >= {"audit_id", "timestamp", "resource_type", "resource_id", "action", "actor_id"}
+    usage = client.get(f"/v1/organizations/api-keys/{key_id}/usage")
+    assert usage.status_code == 200 and usage.json()["key_id"] == key_id
+    routes = client.get(f"/v1/organizations/api-keys/{key_id}/usage/endpoints")
+    assert routes.status_code == 200 and isinstance(routes.json(), list)
 
 
 def test_permissions_by_table(server: Server, key: Callable[..., str]) -> None:
@@ -261,7 +291,8 @@ def test_scopes_by_table(
                 for noun, method, template in READS:
                     for header in (place["namespace"], place["name"]):
                         path = template.format(**place)
-                        answer = client.request(method, path, headers={"X-Namespace": header})
+                        body = {} if method == "POST" else None
+                        answer = client.request(method, path, json=body, headers={"X-Namespace": header})
                         expected = 200 if noun in allowed else 404
                         assert answer.status_code == expected, (scopes, method, path, header, answer.text)
                         if expected == 404:
@@ -285,6 +316,127 @@ def test_a_scope_may_allow_less_than_the_key(
                 assert client.get(path, headers=headers).status_code == 200
                 answer = client.patch(path, json={"description": "x"}, headers=headers)
                 assert answer.status_code == status, (kind, operations, answer.text)
+
+
+def test_a_retriever_key_reads_no_more_than_its_retriever(
+    server: Server,
+    client: httpx.Client,
+    key: Callable[..., str],
+    two_places: tuple[dict[str, str], dict[str, str]],
+) -> None:
+    place, _ = two_places
+    loop = Loop(client, {"namespace_id": place["namespace"]})
+    hidden = loop.collection(place["bucket"], TEXT, collection_name="hidden")
+    scope = {"resource_type": "retriever", "resource_id": place["retriever"]}
+    path = f"/v1/retrievers/{place['retriever']}/execute"
+    try:
+        with server.client(
+            key=key(scopes=[scope], permissions=["admin"]), namespace=place["namespace"]
+        ) as narrow:
+            for allowed in (None, ["coll"], [place["collection"]]):
+                answer = narrow.post(path, json={"collection_identifiers": allowed})
+                assert answer.status_code == 200, answer.text
+            texts = []
+            for other in ("hidden", hidden, "absent"):
+                answer = narrow.post(path, json={"collection_identifiers": [other]})
+                assert answer.status_code == 400, answer.text
+                texts.append(answer.text.replace(other, "x"))
+            assert len(set(texts)) == 1
+            assert narrow.post("/v1/retrievers/execute", json={"stages": []}).status_code == 404
+        wide = client.post(path, json={"collection_identifiers": ["hidden"]}, headers=loop.headers)
+        assert wide.status_code == 200
+    finally:
+        loop.delete(f"/collections/{hidden}")
+
+
+def test_a_scope_on_keys_lets_nobody_out_of_a_scope(
+    server: Server, client: httpx.Client, key: Callable[..., str]
+) -> None:
+    scope = {"resource_type": "api_key", "resource_id": "*"}
+    client.post(KEYS, json={"name": "to-revoke"}).raise_for_status()
+    with server.client(key=key(permissions=["admin"], scopes=[scope])) as narrow:
+        assert narrow.get(KEYS).status_code == 200
+        for method, path, body in (
+            ("POST", KEYS, {"name": "escape"}),
+            ("PATCH", f"{KEYS}/to-revoke", {"scopes": []}),
+            ("POST", f"{KEYS}/to-revoke/rotate", None),
+            ("PATCH", "/v1/organizations", {"rate_limits": None}),
+        ):
+            assert narrow.request(method, path, json=body).status_code == 403, (method, path)
+        assert narrow.delete(f"{KEYS}/to-revoke").status_code == 200
+
+
+def test_what_has_ended_stays_ended(client: httpx.Client, server: Server) -> None:
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1.5))
+    made = {}
+    for name, ends in (("ends-by-itself", {"expires_at": soon}), ("is-ended", {}), ("is-revoked", {})):
+        made[name] = client.post(KEYS, json={"name": name, **ends}).raise_for_status().json()["key"]
+    for name, status in (("is-ended", "expired"), ("is-revoked", "revoked")):
+        assert client.patch(f"{KEYS}/{name}", json={"status": status}).json()["status"] == status
+    deadline = time.monotonic() + 20
+    with server.client(key=made["ends-by-itself"]) as other:
+        while other.get("/v1/me").status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    for name, secret in made.items():
+        for change in (
+            {"expires_at": None},
+            {"expires_at": "2999-01-01T00:00:00Z"},
+            {"status": "active"},
+            {"permissions": ["admin"]},
+            {"scopes": []},
+        ):
+            answer = client.patch(f"{KEYS}/{name}", json=change)
+            assert answer.status_code == 400 and "final" in answer.text, (name, change, answer.text)
+        assert client.post(f"{KEYS}/{name}/rotate").status_code == 400
+        assert client.patch(f"{KEYS}/{name}", json={"description": "of old"}).status_code == 200
+        with server.client(key=secret) as other:
+            assert other.get("/v1/me").status_code == 401
+        assert client.delete(f"{KEYS}/{name}").status_code == 200
+
+
+def test_nobody_locks_themselves_out(client: httpx.Client) -> None:
+    for status in ("suspended", "pending"):
+        answer = client.patch(f"{USERS}/admin@localhost", json={"status": status, "user_name": "Gone"})
+        assert answer.status_code == 400 and "another admin" in answer.text
+    assert client.get(f"{USERS}/admin@localhost").json()["user_name"] != "Gone"
+    assert client.patch(f"{USERS}/admin@localhost", json={"status": "active"}).status_code == 200
+
+
+def test_a_pending_user_has_no_working_key_yet(client: httpx.Client, server: Server) -> None:
+    person = {"email": "pending@example.org", "user_name": "Soon", "status": "pending"}
+    client.post(USERS, json=person).raise_for_status()
+    path = f"{USERS}/pending@example.org"
+    made = client.post(f"{path}/api-keys", json={"name": "early"}).json()["key"]
+    with server.client(key=made) as other:
+        assert other.get("/v1/me").status_code == 401
+        client.patch(path, json={"status": "active"}).raise_for_status()
+        assert other.get("/v1/me").status_code == 200
+    client.delete(path).raise_for_status()
+
+
+def test_last_use_is_written_once_a_minute(client: httpx.Client, server: Server) -> None:
+    made = client.post(KEYS, json={"name": "used-often"}).json()
+
+    def last_use() -> str | None:
+        listed = {entry["key_id"]: entry for entry in client.get(KEYS).json()["results"]}
+        found: str | None = listed[made["key_id"]]["last_used_at"]
+        return found
+
+    with server.client(key=made["key"]) as other:
+        other.get("/v1/me").raise_for_status()
+        deadline = time.monotonic() + 20
+        while (first := last_use()) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for _ in range(20):
+            other.get("/v1/me").raise_for_status()
+    # What is queued behind them is written after them: usage of the same requests.
+    path = f"/v1/organizations/api-keys/{made['key_id']}/usage"
+    while client.get(path).json()["total"]["requests"] < 21:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert last_use() == first
 
 
 # --- origins ------------------------------------------------------------------------------------------
@@ -359,6 +511,7 @@ def test_without_an_operators_secret_there_is_no_such_route(server: Server, clie
     )
 
 
+@functools.partial(marked, operator=True)
 def test_the_operator_makes_a_second_organization(governed: Server) -> None:
     for wrong in (governed.api_key, OPERATOR[:-1], OPERATOR + "0"):
         with governed.client(key=wrong) as client:
@@ -390,6 +543,9 @@ def test_the_operator_makes_a_second_organization(governed: Server) -> None:
         assert bootstrap.status_code == 200 and KEY_FIELDS | {"key"} <= set(bootstrap.json())
         assert operator.post(f"{path}/users/nobody@b.example/bootstrap-key").status_code == 404
         assert operator.get(f"{PRIVATE}/org_0000000000000000").status_code == 404
+        taken = operator.patch(path, json={"organization_name": "default"})
+        assert taken.status_code == 409 and taken.json()["error"]["type"] == "AlreadyExistsError"
+        assert operator.patch(path, json={"organization_name": "second"}).status_code == 200
     with governed.client(key=bootstrap.json()["key"]) as eve, governed.client() as admin:
         me = eve.get("/v1/me").json()
         assert (me["user_email"], me["account_type"], me["rate_limits"]) == (
@@ -409,6 +565,13 @@ def test_the_operator_makes_a_second_organization(governed: Server) -> None:
                 own["namespace_id"]
             ]
         assert eve.get(f"{USERS}/admin@localhost").status_code == 404
+        # An organization is not told that another has its name; the operator is not left to guess which is meant.
+        eve.patch("/v1/organizations", json={"organization_name": "default"}).raise_for_status()
+        with governed.client(key=OPERATOR) as operator:
+            for method in ("GET", "DELETE"):
+                ambiguous = operator.request(method, f"{PRIVATE}/default")
+                assert ambiguous.status_code == 400 and organization["organization_id"] in ambiguous.text
+        eve.patch("/v1/organizations", json={"organization_name": "second"}).raise_for_status()
         acts = {event["actor_type"] for event in eve.get("/v1/organizations/audit/logs").json()["results"]}
         assert acts == {"operator", "user"}
         assert operator_removes(governed, organization["organization_id"]) == 200

@@ -40,8 +40,8 @@ class Place(Loop):
 
 
 @pytest.fixture(scope="module")
-def place(server: Server) -> Iterator[Place]:
-    with server.client() as client:
+def place(either_server: Server) -> Iterator[Place]:
+    with either_server.client() as client:
         made = client.post(
             "/v1/namespaces",
             json={
@@ -399,7 +399,7 @@ def test_an_input_is_never_evaluated(place: Place, text: str) -> None:
 # --- apart ---------------------------------------------------------------------------------------------
 
 
-def test_another_namespace_sees_neither_retriever_nor_documents(place: Place, server: Server) -> None:
+def test_another_namespace_sees_neither_retriever_nor_documents(place: Place, either_server: Server) -> None:
     made = place.post(
         "/retrievers",
         {
@@ -409,7 +409,7 @@ def test_another_namespace_sees_neither_retriever_nor_documents(place: Place, se
             "collection_ids": [place.texts],
         },
     )
-    with server.client() as client:
+    with either_server.client() as client:
         sent = {"feature_extractors": [{"feature_extractor_name": "text_extractor", "version": "v1"}]}
         other = Loop(client, client.post("/v1/namespaces", json={"namespace_name": "other", **sent}).json())
         for identifier in (made["retriever_id"], "mine"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import qdrant_rest
+from tests.http.loop import TEXT, Loop
 from tests.http.processes import ROOT, Server
 
 SECRETS = "/v1/organizations/secrets"
 CANARY = "canary-4b1d9e-value-that-must-not-be-seen"
+SEALED = 20
 QDRANT_KEY = "canary-qdrant-key-77aa"
 RAY_TOKEN = "canary-ray-token-88bb"
 INFRASTRUCTURE = {
@@ -73,6 +77,7 @@ def test_a_secret_is_made_replaced_listed_and_removed(client: httpx.Client) -> N
         {"secret_name": "", "secret_value": CANARY},
         {"secret_name": "x" * 101, "secret_value": CANARY},
         {"secret_name": "a/b", "secret_value": CANARY},
+        {"secret_name": "..", "secret_value": CANARY},
         {"secret_name": "x", "secret_value": [CANARY]},
         {"secret_name": "x", "secret_value": {"inner": CANARY}},
         {"secret_name": ["x"], "secret_value": CANARY * 2000},
@@ -96,36 +101,136 @@ def test_secrets_need_admin(server: Server, client: httpx.Client) -> None:
             assert other.request(method, url, json={}).status_code == 403, method
 
 
-def test_nothing_is_anywhere_in_clear(own: Server) -> None:
+def test_nothing_is_anywhere_in_clear(tmp_path: Path) -> None:
+    """Every kind of secret, made at random, is looked for in files, logs, answers, and in all processes of a server."""
+    made = {
+        kind: f"canary{os.urandom(12).hex()}" for kind in ("secret", "qdrant", "ray", "server ray", "own")
+    }
+    operator, master = f"canary{os.urandom(20).hex()}", os.urandom(32).hex()
+    qdrant = qdrant_rest.start(tmp_path / "qdrant", api_key=made["own"])
+    server = Server.start(
+        tmp_path / "data",
+        environment={
+            "TESSERA_OPERATOR_SECRET": operator,
+            "TESSERA_MASTER_KEY": master,
+            "TESSERA_RAY_AUTH_TOKEN": made["server ray"],
+        },
+    )
     path = "/v1/organizations/users/admin@localhost/api-keys"
-    with own.client() as client:
-        made = client.post(path, json={"name": "canary"}).json()["key"]
-        with own.client(key=made) as other:
-            other.get("/v1/me").raise_for_status()
-            other.post("/v1/namespaces", json={"infrastructure": INFRASTRUCTURE})
-            other.request("BREW", "/v1/me")
-        answers = [
-            client.get(url).text
-            for url in (SECRETS, "/v1/organizations", path, "/v1/me", "/v1/organizations/audit/logs")
-        ]
-        client.patch(
-            "/v1/organizations", json={"infrastructure": {**INFRASTRUCTURE, "qdrant_url": "nonsense"}}
-        )
-    words = [made, CANARY, QDRANT_KEY, RAY_TOKEN]
-    forms = {word: [word, base64.b64encode(word.encode()).decode(), word.encode().hex()] for word in words}
-    time.sleep(0.2)  # the log is written together
-    seen: dict[str, bytes] = {f"answer {number}": text.encode() for number, text in enumerate(answers)}
-    seen["log"] = own.log.encode()
-    seen |= {str(file): file.read_bytes() for file in own.data.rglob("*") if file.is_file()}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            seen[f"{process} arguments"] = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
+    answers = []
+    try:
+        with server.client() as client, socket.create_server(("127.0.0.1", 0)) as ray:
+            head = f"ray://127.0.0.1:{ray.getsockname()[1]}"
+            infrastructure = {
+                **INFRASTRUCTURE,
+                "qdrant_api_key": made["qdrant"],
+                "ray_auth_token": made["ray"],
+                "ray_head_node_url": head,
+            }
+            key = client.post(path, json={"name": "canary"}).json()["key"]
+            old, key = key, client.post(f"{path}/canary/rotate").json()["key"]
+            own = {
+                **infrastructure,
+                "qdrant_url": qdrant.url,
+                "qdrant_api_key": made["own"],
+                "qdrant_collection": "own_one",
+            }
+
+            def send(method: str, url: str, body: object = None, key: str | None = None) -> int:
+                headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+                answer = client.request(method, url, json=body, headers=headers)
+                answers.append(f"{answer.headers} {answer.text}")
+                return answer.status_code
+
+            # A document's work starts the processes that extract.
+            made_in = client.post(
+                "/v1/namespaces", json={"namespace_name": "work", "feature_extractors": [TEXT]}
+            )
+            loop = Loop(client, made_in.json())
+            bucket = loop.bucket()
+            loop.collection(bucket, TEXT)
+            loop.run(bucket, [loop.note(bucket, "a word")])
+            body = {"secret_name": "kept", "secret_value": made["secret"]}
+            assert send("POST", SECRETS, body) == 201
+            assert send("POST", SECRETS, body) == 409
+            assert send("PUT", f"{SECRETS}/kept", {"secret_value": [made["secret"]]}) == 422
+            assert send("PUT", f"{SECRETS}/absent", {"secret_value": made["secret"]}) == 404
+            assert send("PATCH", "/v1/organizations", {"infrastructure": infrastructure}) == 200
+            for wrong in ({"qdrant_url": "nonsense"}, {"compute_tier": "huge"}):
+                assert (
+                    send("PATCH", "/v1/organizations", {"infrastructure": {**infrastructure, **wrong}}) == 422
+                )
+            # One namespace that really uses its key, and one whose Qdrant cannot be reached.
+            create = {"namespace_name": "own", "feature_extractors": [TEXT]}
+            assert send("POST", "/v1/namespaces", {**create, "infrastructure": own}) == 200
+            # Its answers speak of it too.
+            assert send("GET", "/v1/namespaces/own") == 200
+            nowhere = {**own, "qdrant_url": "http://127.0.0.1:9", "qdrant_collection": "nowhere"}
+            assert (
+                send("POST", "/v1/namespaces", {**create, "namespace_name": "x", "infrastructure": nowhere})
+                == 503
+            )
+            refused = {**own, "qdrant_api_key": made["secret"], "qdrant_collection": "refused"}
+            assert (
+                send("POST", "/v1/namespaces", {**create, "namespace_name": "y", "infrastructure": refused})
+                == 503
+            )
+            for url in (SECRETS, "/v1/organizations", path, "/v1/me", "/v1/organizations/audit/logs"):
+                assert send("GET", url) == 200
+            assert send("GET", "/v1/me", key=key) == 200
+            assert send("GET", "/v1/me", key=old) == 401
+            assert send("GET", "/v1/me", key=made["secret"]) == 401
+            assert send("POST", "/v1/namespaces", {}, key=key) == 422
+            assert send("GET", "/v1/private/organizations", key=operator) == 200
+            assert send("GET", "/v1/private/organizations", key=operator[:-1]) == 401
+            # The log is written together, a little later.
+            client.get("/v1/me", headers={"X-Request-ID": "the-last-one"})
+            deadline = time.monotonic() + 10
+            while "the-last-one" not in server.log:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        words = [*made.values(), operator, master, key, old]
+        forms = {spelling for word in words for spelling in spellings(word)}
+        children = family(server.process.pid)
+        assert len(children) > 1, "the hosts of vectors and the workers are processes of their own"
+        seen: dict[str, bytes] = {f"answer {number}": text.encode() for number, text in enumerate(answers)}
+        seen["what it printed"] = "\n".join(server.lines).encode()
+        seen["log"] = server.log.encode()
+        for pid in children:
+            seen[f"arguments of {pid}"] = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if pid != server.process.pid:
+                seen[f"environment of {pid}"] = Path(f"/proc/{pid}/environ").read_bytes()
+        look(seen | files(server.data), forms)
+    finally:
+        server.stop()
+        qdrant.shutdown()
+    # Nor in what is left behind, and in what a backup would hold.
+    assert any(name.endswith("tessera.sqlite3") for name in files(server.data))
+    look(files(server.data) | {"log": server.log.encode()}, forms)
+
+
+def spellings(word: str) -> list[bytes]:
+    """Return a secret as it could stand somewhere: plain, in base64 at each offset, in hex."""
+    encoded = [base64.b64encode(b"x" * shift + word.encode())[4:-4] for shift in range(3)]
+    return [word.encode(), *encoded, word.encode().hex().encode()]
+
+
+def look(seen: dict[str, bytes], forms: set[bytes]) -> None:
     for where, content in seen.items():
-        for word, spellings in forms.items():
-            for spelling in spellings:
-                assert spelling.encode() not in content, (where, word)
+        assert not any(form in content for form in forms), where
+
+
+def files(data: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in data.rglob("*") if file.is_file()}
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 def test_files_with_secrets_are_their_owners_alone(own: Server) -> None:
@@ -134,9 +239,9 @@ def test_files_with_secrets_are_their_owners_alone(own: Server) -> None:
         assert (own.data / name).stat().st_mode & 0o077 == 0, name
 
 
-def run(data: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(data: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tessera", "secrets", "rotate", "--data", str(data)],
+        [sys.executable, "-m", "tessera", *(command or ("secrets", "rotate")), "--data", str(data)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -148,7 +253,7 @@ def run(data: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 def sealed_texts(data: Path) -> list[str]:
     with sqlite3.connect(data / "tessera.sqlite3") as connection:
         texts = [text for (text,) in connection.execute("SELECT sealed FROM secrets")]
-        texts += [text for (text,) in connection.execute("SELECT infrastructure FROM organizations")]
+        texts += [text for (text,) in connection.execute("SELECT infrastructure FROM organizations") if text]
     return texts
 
 
@@ -184,31 +289,33 @@ def test_the_master_key_is_rotated_while_no_server_runs(own: Server) -> None:
     assert newer.encode() not in b"".join(f.read_bytes() for f in own.data.rglob("*") if f.is_file())
 
 
-def test_a_rotation_that_is_killed_at_random_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("point", ["rotate.key_written", "rotate.resealed"])
+def test_a_rotation_that_is_killed_loses_nothing_and_is_finished_by_the_next(
+    tmp_path: Path, point: str
+) -> None:
+    """Before and after the one transaction that seals all anew; in between the database itself is all or nothing."""
     server = Server.start(tmp_path / "data")
+    data = server.data
     try:
         with server.client() as client:
-            for number in range(40):
+            for number in range(SEALED):
                 body = {"secret_name": f"s{number}", "secret_value": f"value {number}"}
                 client.post(SECRETS, json=body).raise_for_status()
     finally:
         server.stop()
-    whole = time.monotonic()
-    assert run(server.data).returncode == 0
-    whole = time.monotonic() - whole
-    for fraction in (0.5, 0.7, 0.85, 0.95):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tessera", "secrets", "rotate", "--data", str(server.data)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-        )
-        time.sleep(whole * fraction)
-        process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        check_all_open(server.data)
-    assert run(server.data).returncode == 0
-    check_all_open(server.data)
-    assert (server.data / "master.key").read_text().count("\n") == 1
+    first = (data / "master.key").read_text()
+    before = sealed_texts(data)
+    killed = run(data, TESSERA_TEST_FAILPOINT=f"{point}:1:self")
+    assert killed.returncode == -signal.SIGKILL
+    assert (sealed_texts(data) == before) is (point == "rotate.key_written")
+    assert (data / "master.key").read_text().count("\n") == 2
+    check_all_open(data)
+    done = run(data)
+    assert done.returncode == 0, done.stderr
+    check_all_open(data)
+    last = (data / "master.key").read_text()
+    assert last.count("\n") == 1 and last != first
+    assert not set(before) & set(sealed_texts(data))
 
 
 def check_all_open(data: Path) -> None:
@@ -217,7 +324,7 @@ def check_all_open(data: Path) -> None:
     vault = open_vault(data / "master.key", make=False)
     with sqlite3.connect(data / "tessera.sqlite3") as connection:
         rows = connection.execute("SELECT secret_name, sealed FROM secrets").fetchall()
-    assert len(rows) == 40
+    assert len(rows) == SEALED
     assert all(vault.unseal(sealed) == f"value {name[1:]}" for name, sealed in rows)
 
 
@@ -233,3 +340,50 @@ def test_a_master_key_that_is_none_is_refused_without_showing_it(tmp_path: Path,
     )
     assert done.returncode == 1 and "openssl rand -hex 32" in done.stderr, done.stderr
     assert not value or value not in done.stderr
+
+
+def test_without_its_master_key_a_server_does_not_start_and_says_what_to_do(tmp_path: Path) -> None:
+    server = Server.start(tmp_path / "data")
+    data = server.data
+    with server.client() as client:
+        client.post(SECRETS, json={"secret_name": "kept", "secret_value": "v"}).raise_for_status()
+        client.patch("/v1/organizations", json={"infrastructure": INFRASTRUCTURE}).raise_for_status()
+    server.stop()
+    key = (data / "master.key").read_text()
+    up = ("up", "--port", "0", "--offline")
+
+    def refused(*command: str, **environment: str) -> str:
+        done = run(data, *command, **environment)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        for said in ("master.key", "TESSERA_MASTER_KEY", "tessera secrets discard"):
+            assert said in done.stderr
+        assert not any(value in done.stderr for value in environment.values())
+        return done.stderr
+
+    (data / "master.key").unlink()
+    assert "There is no master key" in refused(*up)
+    assert "There is no master key" in refused("secrets", "rotate")
+    wrong = os.urandom(32).hex()
+    assert "not the master key that sealed 3 of" in refused(*up, TESSERA_MASTER_KEY=wrong)
+    # None of it has made a key, or changed anything.
+    assert not (data / "master.key").exists()
+    (data / "master.key").write_text(key)
+    (data / "master.key").chmod(0o644)
+    assert "chmod 600" in run(data, *up).stderr
+    (data / "master.key").chmod(0o600)
+    again = Server.start(data)
+    with again.client() as client:
+        assert client.get(SECRETS).json()["secrets"] == ["kept"]
+    again.stop()
+    # Lost for good.
+    (data / "master.key").unlink()
+    done = run(data, "secrets", "discard")
+    assert done.returncode == 0 and done.stdout.startswith("3 stored credentials are discarded"), done.stderr
+    again = Server.start(data)
+    try:
+        with again.client() as client:
+            assert client.get(SECRETS).json()["secrets"] == []
+            client.patch("/v1/organizations", json={"infrastructure": INFRASTRUCTURE}).raise_for_status()
+    finally:
+        again.stop()
+    assert run(data, "secrets", "discard").stdout.startswith("0 stored")

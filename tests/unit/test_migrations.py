@@ -46,7 +46,7 @@ def test_an_older_database_is_copied_first(
     migrate(db)
     with db.write() as connection:
         connection.execute(sa.text("INSERT INTO idempotency VALUES ('o', 'r', 'k', x'00', 'i', 't')"))
-    monkeypatch.setattr("tessera.db.migrate.HEAD", "0099_v9.9.0")
+    monkeypatch.setattr("tessera.db.migrate.HEAD", "0099_v9.0.0")
     migrate(db)
     copy = tmp_path / f"tessera.sqlite3.{HEAD}.backup"
     with sqlite3.connect(copy) as connection:
@@ -56,7 +56,7 @@ def test_an_older_database_is_copied_first(
 
 @pytest.mark.parametrize(
     ("found", "needed"),
-    [("0007_v1.4.0", "Install Tessera 1.4.0 or newer"), ("abc", "Install a newer Tessera")],
+    [("0097_v1.4.0", "Install Tessera 1.4.0 or newer"), ("abc", "Install a newer Tessera")],
 )
 def test_a_newer_schema_is_refused(db: Database, tmp_path: Path, found: str, needed: str) -> None:
     migrate(db)

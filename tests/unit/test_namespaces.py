@@ -35,6 +35,7 @@ from tessera.errors import (
     UnavailableError,
     ValidationError,
 )
+from tessera.fetching import Fetcher
 from tessera.models.namespaces import ListNamespacesRequest, NamespaceModel
 from tessera.pagination import read_page
 from tessera.ports import Document
@@ -78,7 +79,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     runner: Any = None
     registry: Any = Toys()
     yield Warehouse(
-        settings, db, blobs, vectors, views, runner, registry, Bell(), b"k" * 32, Vault([b"m" * 32])
+        settings,
+        db,
+        blobs,
+        vectors,
+        views,
+        runner,
+        registry,
+        Bell(),
+        Fetcher(max_bytes=2**20),
+        b"k" * 32,
+        Vault([b"m" * 32]),
     )
     views.close()
     vectors.close()

@@ -64,6 +64,22 @@ class RoutedVectors:
         """See `Vectors.drop`."""
         self._for(view).drop(view)
 
+    def builds_apart(self, view: View) -> bool:
+        """See `Vectors.builds_apart`."""
+        return self._for(view).builds_apart(view)
+
+    def begin(self, view: View, *, graph: bool, apart: bool) -> Mark:
+        """See `Vectors.begin`."""
+        return self._for(view).begin(view, graph=graph, apart=apart)
+
+    def optimize(self, view: View) -> Mark:
+        """See `Vectors.optimize`."""
+        return self._for(view).optimize(view)
+
+    def settle(self, view: View) -> Mark:
+        """See `Vectors.settle`."""
+        return self._for(view).settle(view)
+
     def close(self) -> None:
         """Close both."""
         with self._lock:

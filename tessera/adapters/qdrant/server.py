@@ -12,6 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -53,6 +54,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
+#: Questions about collections are small: a server that does not answer one by then is as good as down.
+QUESTION_TIMEOUT_S: Final = 5.0
 #: Building a payload index over many documents is waited for this long.
 INDEX_TIMEOUT_S: Final = 600
 #: The first version that keeps metadata of collections, and those that match prefixes and substrings.
@@ -135,6 +138,26 @@ class ServerVectors:
             self._views.pop(view.view_id, None)
         ServerEngine(self._client(view), view).drop()
 
+    def builds_apart(self, view: View) -> bool:
+        """Say no: the server builds graphs by itself, and its indexes beside its other work."""
+        return False
+
+    def begin(self, view: View, *, graph: bool, apart: bool) -> Mark:
+        """Make the view's collection, without its alias until `settle`."""
+        self.drop(view)
+        return self.open(replace(view, alias=None))
+
+    def optimize(self, view: View) -> Mark:
+        """Do nothing: the server builds graphs by itself."""
+        with self._using(view) as opened:
+            return opened.live.mark()
+
+    def settle(self, view: View) -> Mark:
+        """Move the durable mark, then let the alias lead here."""
+        mark = self.flush(view)
+        self.open(view)
+        return mark
+
     def close(self) -> None:
         """Move every mark, then close the connections."""
         with self._lock:
@@ -182,9 +205,11 @@ def _connect(view: View) -> QdrantClient:
     """Return a client; nothing is sent yet."""
     from qdrant_client import QdrantClient
 
-    def limit_connect(request: httpx.Request) -> None:
-        # The client's own limit is one for all parts of a call.
+    def limit(request: httpx.Request) -> None:
+        # The client's own limit is one for all calls and all their parts.
         request.extensions["timeout"]["connect"] = CONNECT_TIMEOUT_S
+        if request.method == "GET":
+            request.extensions["timeout"]["read"] = QUESTION_TIMEOUT_S
 
     with warnings.catch_warnings():
         # A key over plain HTTP is the operator's choice, and a warning would name no remedy.
@@ -198,7 +223,7 @@ def _connect(view: View) -> QdrantClient:
             check_compatibility=False,
             follow_redirects=False,
             trust_env=False,
-            event_hooks={"request": [limit_connect]},
+            event_hooks={"request": [limit]},
         )
 
 
