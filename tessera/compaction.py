@@ -105,17 +105,7 @@ def fold(wh: Warehouse, namespace_id: str, stop: threading.Event | None = None) 
             wh.blobs.remove(key)  # of a checkpoint that was not finished: its edition is the present one
     prefix = f"{namespace_id}/artifacts/fold-{last}-{place.log_edition}"
     with wh.db.read() as connection:
-        indexes = connection.execute(
-            sa.select(log_entries.c.body)
-            .where(
-                log_entries.c.namespace_id == namespace_id,
-                log_entries.c.kind == "indexes",
-                log_entries.c.seq <= last,
-                log_entries.c.seq >= place.checkpoint_first,
-            )
-            .order_by(log_entries.c.seq.desc())
-            .limit(1)
-        ).scalar()
+        indexes = log.last_indexes(connection, namespace_id, last)
     keys: list[str] = []
     documents = 0
     entries = log.newest_first(
@@ -139,7 +129,7 @@ def fold(wh: Warehouse, namespace_id: str, stop: threading.Event | None = None) 
         done = False
     else:
         failpoints.reach("fold.switch")
-        done = _switch(wh, namespace_id, place, last, indexes or log.indexes_body(()), keys, documents)
+        done = _switch(wh, namespace_id, place, last, log.indexes_body(indexes or ()), keys, documents)
         failpoints.reach("fold.switched")
     if not done:
         for key in keys:

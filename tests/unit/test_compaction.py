@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -238,6 +241,46 @@ def test_writers_and_readers_go_on_while_a_log_is_folded(wh: Warehouse) -> None:
         writer.join()
     assert row(wh).checkpoint_seq > 0
     assert plain(replayed(wh))["doc_500"][0]["n"] == written[0] == found(wh)["doc_500"][0]["n"]
+
+
+FOLD = """
+import sys
+from pathlib import Path
+from tessera import compaction
+from tessera.config import Settings
+from tessera.wiring import open_warehouse
+wh = open_warehouse(Settings(data=Path(sys.argv[1]), offline=True), run_jobs=False)
+compaction.compact(wh, sys.argv[2], -10**9, grace_s=0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "folded"), [("fold.artifact", False), ("fold.switch", False), ("fold.switched", True)]
+)
+def test_a_kill_anywhere_in_a_folding_changes_nothing(wh: Warehouse, point: str, folded: bool) -> None:
+    fill(wh)
+    make_durable(wh)
+    expected, view_id = plain(replayed(wh)), row(wh).view_id
+    wh.views.close()
+    wh.vectors.close()
+    environment = {**os.environ, "TESSERA_TEST_FAILPOINT": f"{point}:1:self"}
+    killed = subprocess.run(
+        [sys.executable, "-c", FOLD, str(wh.settings.data), NAMESPACE],
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    assert killed.returncode == -9
+    assert (row(wh).checkpoint_seq > 0) == folded
+    again = open_warehouse(Settings(data=wh.settings.data, offline=True), run_jobs=False)
+    try:
+        assert plain(replayed(again)) == expected and found(again) == expected
+        assert row(again).view_id == view_id
+        compaction.compact(again, NAMESPACE, -(10**9), grace_s=0)
+        assert plain(replayed(again)) == expected and row(again).checkpoint_seq > 0
+        assert len(list(again.blobs.path(f"{NAMESPACE}/artifacts").iterdir())) == 1
+    finally:
+        close_warehouse(again)
 
 
 def test_what_is_due(wh: Warehouse) -> None:
