@@ -115,6 +115,12 @@ class Settings(BaseModel):
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
 
+    compact_after_changes: int = Field(
+        10_000,
+        ge=1,
+        description="A namespace's log is folded when it holds so many changes more than twice its documents.",
+    )
+
     request_timeout_s: float = Field(60, gt=0, description="Longest time until a request is answered.")
     execute_timeout_s: float = Field(30, gt=0, description="The same for the execution of a retriever.")
     max_header_bytes: int = Field(64 * 2**10, ge=1024, description="Largest head of a request.")

@@ -328,7 +328,7 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
     mine = f"{prefix}/{attempt.batch_id}-"
     for key in wh.blobs.keys(prefix):
         if key.startswith(mine) and key not in logged and _attempt_of(key, mine) <= attempt.number:
-            wh.blobs.path(key).unlink(missing_ok=True)
+            wh.blobs.remove(key)
 
 
 def _attempt_of(key: str, prefix: str) -> int:
@@ -849,7 +849,13 @@ def _append(
         connection.execute(sa.update(batches).where(batches.c.batch_id == attempt.batch_id).values(crashes=0))
     seq: int | None = None
     for number, key in enumerate(result.artifact_keys):
-        seq = log.append_artifact(connection, attempt.namespace_id, key, deletes=stale if number == 0 else ())
+        seq = log.append_artifact(
+            connection,
+            attempt.namespace_id,
+            key,
+            deletes=stale if number == 0 else (),
+            documents=result.documents if number == 0 else 0,
+        )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
     return seq

@@ -265,6 +265,38 @@ class Views:
                 lambda: namespace_id not in self._wanted or self._stop.is_set(), timeout_s
             )
 
+    def renew(self, namespace_id: str) -> None:
+        """Have the view made of the log as it is now before this returns; whoever searches notices nothing.
+
+        The one that answered until then stays in `doomed_views`. On a server it is dropped first, and readers wait.
+        Raises `QdrantError` when it cannot be made now.
+        """
+        for _ in range(3):
+            self._apply(namespace_id, None, patience_s=None)
+            state = self._state(namespace_id)
+            view = state.view
+            assert view is not None
+            try:
+                if self._vectors.builds_apart(view):
+                    self._build(namespace_id, state)
+                else:
+                    with state.lock:
+                        self._set_aside(
+                            namespace_id, state, ViewDamaged(view.view_id, "its log was rewritten")
+                        )
+                    self._apply(namespace_id, None, patience_s=None)
+            except (_Overtaken, ViewLost, ViewDamaged):
+                continue
+            return
+        raise QdrantError(f"The index of {namespace_id} could not be made anew; try again.", retry_after_s=5)
+
+    @contextmanager
+    def quiet(self, namespace_id: str) -> Iterator[None]:
+        """Let nothing be applied to the view that answers while the block runs."""
+        state = self._state(namespace_id)
+        with self._attending(namespace_id, state, None):
+            yield
+
     def _wants_build(self, state: _Open) -> bool:
         """Say whether the open view should be replaced: an index change waits, or its graphs lag."""
         assert state.view is not None
@@ -576,6 +608,7 @@ class Views:
                     namespaces.c.vectors,
                     namespaces.c.head,
                     namespaces.c.mark_seq,
+                    namespaces.c.checkpoint_seq,
                     namespaces.c.place,
                 ).where(namespaces.c.namespace_id == namespace_id)
             ).one_or_none()
@@ -599,6 +632,10 @@ class Views:
             # one that was flushed: its directory was removed or replaced.
             raise ViewDamaged(
                 view.view_id, f"it stands at entry {mark.seq}, the database says {row.mark_seq}"
+            )
+        if 0 < mark.seq < row.checkpoint_seq:
+            raise ViewDamaged(
+                view.view_id, f"it stands at entry {mark.seq}, inside the checkpoint at {row.checkpoint_seq}"
             )
         state.view, state.mark = view, mark
         unchecked = not (mark.checked or state.known)
@@ -663,13 +700,16 @@ class Views:
             with self._db.read() as connection:
                 if mark.seq == 0:
                     final = log.last_indexes(connection, namespace_id, target)
-                entries = log.read(
-                    connection,
-                    namespace_id,
-                    after=mark.seq,
-                    limit=REPLAY_ENTRIES,
-                    local_path=self._blobs.path,
-                )
+                try:
+                    entries = log.read(
+                        connection,
+                        namespace_id,
+                        after=mark.seq,
+                        limit=REPLAY_ENTRIES,
+                        local_path=self._blobs.path,
+                    )
+                except log.Folded as folded:
+                    raise ViewDamaged(view.view_id, str(folded)) from folded
             if not entries:
                 return  # the log was removed with its namespace
             if final is not None:
@@ -677,8 +717,10 @@ class Views:
                 entries = [_with_indexes(entry, final) for entry in entries if entry.seq <= target]
             elif deferring and mark.document_count > INDEX_IN_PLACE_DOCUMENTS:
                 entries = [replace(e, deferrable=True) if e.indexes is not None else e for e in entries]
-            mark = self._vectors.apply(view, entries)
-            yield mark
+            # A checkpoint is read as a whole; it is sent in pieces, so that no request takes too long.
+            for start in range(0, len(entries), REPLAY_ENTRIES):
+                mark = self._vectors.apply(view, entries[start : start + REPLAY_ENTRIES])
+                yield mark
 
     def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
         """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
