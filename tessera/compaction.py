@@ -11,10 +11,12 @@ One of `compact` and `tessera.erasure.erase` runs in a namespace at a time; the 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import orjson
 import sqlalchemy as sa
@@ -34,6 +36,8 @@ _PAGE = 500
 _ARTIFACT_BYTES = 64 * 2**20
 #: Artifacts that no entry names any more are left so long for whoever is reading them.
 GRACE_S = 600.0
+#: Documents that are sent are written and then named within one request; what is unnamed for longer stays so.
+STORING_S = 60.0
 #: Folding rests as long as it worked, at most this long, so that it takes no more than half a core.
 _LONGEST_REST_S = 0.05
 
@@ -286,11 +290,36 @@ def unnamed_artifacts(
 ) -> list[str]:
     """Return the keys of files among a namespace's artifacts that no entry names and no batch will name.
 
-    Half-written ones count. Those of batches in one of `open_states` stay: an attempt may still be at work.
+    Half-written ones count. Those of batches in one of `open_states` stay: an attempt may still be at work; so do
+    those of a request that may still be at work (see `being_stored`).
     """
+    unnamed = _unnamed(wh, namespace_id, open_states)
+    return [key for key in unnamed if written_at(wh, key) is None]
+
+
+def being_stored(wh: Warehouse, namespace_id: str) -> list[tuple[str, float]]:
+    """Return (key, seconds since 1970) of files that requests may be about to name, and when they were written."""
+    found = [(key, written_at(wh, key)) for key in _unnamed(wh, namespace_id, ())]
+    return [(key, at) for key, at in found if at is not None]
+
+
+def written_at(wh: Warehouse, key: str) -> float | None:
+    """Return when an artifact was written that a request may still be about to name; None when none is."""
+    if "/artifacts/ready/" not in key:
+        return None
+    try:
+        at = wh.blobs.path(key).stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return at if time.time() - at < STORING_S else None
+
+
+def _unnamed(wh: Warehouse, namespace_id: str, open_states: Sequence[str]) -> list[str]:
     folder = wh.blobs.path(f"{namespace_id}/artifacts")
     # The files first: whoever wrote one of them and is not at work any more has named it by now, or never will.
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    names = [
+        str(Path(parent, name).relative_to(folder)) for parent, _, files in os.walk(folder) for name in files
+    ]
     with wh.db.read() as connection:
         named = set(
             connection.execute(

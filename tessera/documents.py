@@ -392,7 +392,7 @@ def all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tupl
 
 
 def _with_source(hit: Hit) -> tuple[str, str]:
-    return hit.document_id, str(hit.payload.get("source_object_id"))
+    return hit.document_id, str(hit.payload.get("source_object_id") or own_source(hit.document_id))
 
 
 def _remove(

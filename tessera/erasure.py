@@ -30,7 +30,18 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import artifact, audit, compaction, data_directory, documents, failpoints, log, namespaces, tasks
+from tessera import (
+    artifact,
+    audit,
+    compaction,
+    data_directory,
+    documents,
+    failpoints,
+    log,
+    namespaces,
+    objects,
+    tasks,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import (
@@ -41,12 +52,11 @@ from tessera.db.tables import (
     fetches,
     idempotency,
     log_entries,
-    metadata,
-    objects,
     sources,
     uploads,
 )
 from tessera.db.tables import namespaces as namespace_rows
+from tessera.db.tables import objects as object_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import parse
@@ -118,9 +128,9 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
         document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
         object_ids = set(body.object_ids or ())
         if body.include_objects:
-            object_ids |= {object_id for _, object_id in found}
-        else:
-            documents.forget(connection, namespace_id, found)
+            # What was sent ready-made is its own source, which no object is.
+            object_ids |= {source for document, source in found if source != documents.own_source(document)}
+        documents.forget(connection, namespace_id, found)
         blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
         document_ids |= more
         task_id, seq = _record(
@@ -152,8 +162,8 @@ def _take_objects(
     blob_keys: set[str] = set()
     document_ids: set[str] = set()
     for ids in _slices(object_ids):
-        mine = sa.and_(objects.c.namespace_id == namespace_id, objects.c.object_id.in_(ids))
-        for blobs in connection.execute(sa.select(objects.c.blobs).where(mine)).scalars():
+        mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
+        for blobs in connection.execute(sa.select(object_rows.c.blobs).where(mine)).scalars():
             blob_keys |= {blob["blob_key"] for blob in blobs if blob.get("blob_key")}
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
@@ -177,7 +187,7 @@ def _take_objects(
             connection.execute(
                 sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
             )
-        connection.execute(sa.delete(objects).where(mine))
+        connection.execute(sa.delete(object_rows).where(mine))
     return blob_keys, document_ids
 
 
@@ -249,14 +259,19 @@ def erase(wh: Warehouse, task_id: str, stop: threading.Event | None = None) -> N
         row = connection.execute(sa.select(erasures).where(erasures.c.task_id == task_id)).one_or_none()
     if row is None or row.due_at > now():
         return
-    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report))
+    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), row.created_at)
     if work.stage in ("queued", "log"):
         work.enter("log")
         _rewrite_log(work, stop or threading.Event())
         _clear_texts(work)
         work.enter("views")
     if work.stage == "views":
-        _renew_view(work)
+        try:
+            _renew_view(work)
+        except QdrantError as error:
+            if stop is not None and stop.is_set():
+                raise compaction.Interrupted from error
+            raise
         failpoints.reach("erase.view")
         work.enter("files")
     if work.stage == "files":
@@ -283,9 +298,10 @@ class _Work:
         namespace_id: str,
         targets: dict[str, Any],
         report: dict[str, Any],
+        created_at: str,
     ) -> None:
         self.wh, self.task_id, self.namespace_id = wh, task_id, namespace_id
-        self.targets, self.report = targets, report
+        self.targets, self.report, self.created_at = targets, report, created_at
         self.documents = frozenset(targets["document_ids"])
 
     @property
@@ -503,20 +519,22 @@ def _renew_view(work: _Work) -> None:
         return  # the namespace was deleted: its purge removes everything
     wh.views.renew(work.namespace_id)
     with wh.db.read() as connection:
-        row = connection.execute(sa.select(n.view_id, n.generation, n.place).where(this)).one()
-    for number in range(1, row.generation + 1):
-        view_id = f"{work.namespace_id}-{number}"
-        if view_id != row.view_id:
-            wh.views.drop(wh.views.view_at(work.namespace_id, view_id, (), row.place))
-    work.report["views_dropped"] = row.generation - 1
+        used = connection.execute(sa.select(n.view_id, n.place).where(this)).one_or_none()
+    if used is None:
+        return
+    # Later ones are built of the rewritten log: one may be under way, or answer by now.
+    older = range(1, int(used.view_id.rpartition("-")[2]))
+    view_ids = [f"{work.namespace_id}-{number}" for number in older]
+    for view_id in view_ids:
+        wh.views.drop(wh.views.view_at(work.namespace_id, view_id, (), used.place))
+    work.report["views_dropped"] = len(view_ids)
     with wh.db.write() as connection:
-        connection.execute(
-            sa.delete(doomed_views).where(
-                doomed_views.c.namespace_id == work.namespace_id,
-                doomed_views.c.view_id != row.view_id,
-                doomed_views.c.place.is_(None) if row.place is None else sa.false(),
-            )
-        )
+        for ids in _slices(view_ids):
+            those = doomed_views.c.view_id.in_(ids)
+            doomed = connection.execute(sa.select(doomed_views.c.view_id, doomed_views.c.place).where(those))
+            # One that the namespace left behind elsewhere is still to be dropped there.
+            here = [row.view_id for row in doomed if row.place == used.place]
+            connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id.in_(here)))
         work.save(connection)
 
 
@@ -528,21 +546,31 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
+    asked_at = datetime.fromisoformat(work.created_at).timestamp()
+    if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):
+        return "documents that are being stored"
     for key in compaction.unnamed_artifacts(wh, work.namespace_id, open_states=("IN_PROGRESS",)):
         if not wh.blobs.remove(key):
             return "a backup"
         work.count(artifacts_removed=1)
     for folder in (work.namespace_id, f"{work.namespace_id}/blobs"):
         _remove_staged(wh.blobs.path(folder), work.targets["blob_keys"])
-    with wh.db.read() as connection:
-        head = _head(connection, work.namespace_id)
-    orphans = _unnamed_by_documents(work, set(work.targets["blob_keys"]))
+    orphans, after, was_full = {key: key.encode() for key in work.targets["blob_keys"]}, -1, True
+    while was_full:
+        with wh.db.read() as connection:
+            orphans, after, was_full = _unnamed_by_documents(
+                wh, connection, work.namespace_id, orphans, after
+            )
     # In one transaction, which no object can be made beside: what it refers to is written, or written again, by then.
     with wh.db.write() as connection:
-        if _head(connection, work.namespace_id) != head or _any_at_work(connection, work.namespace_id):
+        if _any_at_work(connection, work.namespace_id):
+            return "batches that are at work in this namespace"
+        # What was logged since the last page: writers do not wait for us, and a busy namespace is erased from too.
+        orphans, _, was_full = _unnamed_by_documents(wh, connection, work.namespace_id, orphans, after)
+        if was_full:
             return "writes to this namespace"
         for key in sorted(orphans):
-            if _named_by_rows(connection, key):
+            if objects.is_named(connection, key):
                 continue
             path = wh.blobs.path(key)
             size = path.stat().st_size if path.exists() else None
@@ -563,44 +591,30 @@ def _remove_staged(folder: Path, keys: Sequence[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _unnamed_by_documents(work: _Work, keys: set[str]) -> set[str]:
-    """Return those of `keys` that no entry of the log holds in a payload."""
-    left = {key: key.encode() for key in keys}
-    after = -1
-    while left:
-        with work.wh.db.read() as connection:
-            rows = connection.execute(
-                sa.select(log_entries)
-                .where(log_entries.c.namespace_id == work.namespace_id, log_entries.c.seq > after)
-                .order_by(log_entries.c.seq)
-                .limit(_PAGE)
-            ).all()
-        for row in rows:
-            texts = (
-                artifact.payloads(work.wh.blobs.path(row.artifact_key))
-                if row.kind == "artifact"
-                else [bytes(row.body)]
-            )
-            for text in texts:
-                if SCHEME.encode() in text:
-                    left = {key: needle for key, needle in left.items() if needle not in text}
-        if len(rows) < _PAGE:
-            break
-        after = rows[-1].seq
-    return set(left)
+def _unnamed_by_documents(
+    wh: Warehouse, connection: Connection, namespace_id: str, keys: dict[str, bytes], after: int
+) -> tuple[dict[str, bytes], int, bool]:
+    """Look for `keys` in the payloads of a page of the log's entries behind `after`.
 
-
-def _named_by_rows(connection: Connection, key: str) -> bool:
-    """Whether a row of any table names the file; the log's entries and erasures are not asked."""
-    for table in metadata.sorted_tables:
-        if table in (log_entries, erasures) or "namespace_id" not in table.c:
-            continue
-        texts = [column for column in table.c if isinstance(column.type, sa.JSON | sa.String)]
-        named = sa.or_(*(sa.cast(column, sa.String).like(f"%{key}%") for column in texts))
-        mine = table.c.namespace_id == key.partition("/")[0]
-        if connection.execute(sa.select(sa.literal(1)).where(mine, named).limit(1)).scalar():
-            return True
-    return False
+    Return those that are not there, the last entry looked at, and whether there may be more.
+    """
+    rows = connection.execute(
+        sa.select(log_entries)
+        .where(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
+        .order_by(log_entries.c.seq)
+        .limit(_PAGE)
+    ).all()
+    left = keys
+    for row in rows:
+        texts = (
+            artifact.payloads(wh.blobs.path(row.artifact_key))
+            if row.kind == "artifact"
+            else [bytes(row.body)]
+        )
+        for text in texts:
+            if SCHEME.encode() in text:
+                left = {key: needle for key, needle in left.items() if needle not in text}
+    return left, rows[-1].seq if rows else after, len(rows) == _PAGE
 
 
 def _busy_batches(wh: Warehouse, namespace_id: str) -> bool:
@@ -618,13 +632,6 @@ def _any_at_work(connection: Connection, namespace_id: str) -> bool:
         ).scalar()
         is not None
     )
-
-
-def _head(connection: Connection, namespace_id: str) -> int:
-    found = connection.execute(
-        sa.select(namespace_rows.c.head).where(namespace_rows.c.namespace_id == namespace_id)
-    ).scalar()
-    return int(found or 0)
 
 
 # --- the database --------------------------------------------------------------------------------------

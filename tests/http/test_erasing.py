@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,3 +169,28 @@ def test_a_kill_in_the_middle_is_finished_by_the_next_server(tmp_path: Path, poi
         assert until_gone(server.data, CANARY) == []
     finally:
         server.kill(group=True)
+
+
+def test_documents_that_were_sent_ready_made_are_erased_too(server: Server) -> None:
+    with server.client() as client:
+        notes = Notes(client, "ready_made")
+        rows = [{"document_id": f"row-{n}", "vectors": {}, "payload": {"n": n}} for n in range(150)]
+        word = b"nimble-otter-5d1e"
+        rows[7]["payload"] = {"n": 7, "words": word.decode()}
+        body = {"collection_id": notes.collection, "documents": rows}
+        client.post(f"/v1/namespaces/{notes.place}/documents/upsert", json=body).raise_for_status()
+        folder = server.data / "blobs" / notes.place / "artifacts" / "ready" / notes.collection
+        (written,) = folder.iterdir()
+        # What a server leaves that is killed before it names the file.
+        left = folder / f"{'0' * 32}.0.arrow"
+        left.write_bytes(written.read_bytes())
+        os.utime(left, (time.time() - 3600,) * 2)
+        task = notes.erase(document_ids=["row-7"], include_objects=True)
+        ended = server.wait_for_task(task["task_id"])
+        assert ended["status"] == "COMPLETED"
+        report = ended["additional_data"]["report"]
+        assert (report["documents"], report["objects"], report["artifacts_rewritten"]) == (1, 0, 1)
+        assert not left.exists()
+        assert until_gone(server.data, word) == []
+        counted = client.get(f"/v1/collections/{notes.collection}").json()["document_count"]
+        assert counted == 149 + 4, "it is not counted by its source any more"

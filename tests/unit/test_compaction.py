@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +20,12 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tessera import artifact, compaction, log
+from tessera import artifact, backup, compaction, erasure, log
 from tessera.config import Settings
 from tessera.context import Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import log_entries, namespaces
+from tessera.db.tables import batches, doomed_views, erasures, log_entries, namespaces, tasks
+from tessera.links import SCHEME
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Page
 from tessera.wiring import close_warehouse, open_warehouse
@@ -377,3 +381,168 @@ def test_fold_says_what_applying_in_order_says(
     for state in (log.fold(entries), log.fold(entries[cut:], log.fold(entries[:cut]))):
         assert {key: d.payload["n"] for key, d in state.documents.items()} == expected
         assert state.indexes == indexes and state.seq == len(entries)
+
+
+def test_what_was_sent_ready_made_is_cleared_away_when_no_request_can_name_it(wh: Warehouse) -> None:
+    bring(wh, "ready/col_a/1.0", [document(n) for n in range(20)])
+    make_durable(wh)
+    folder = wh.blobs.path(f"{NAMESPACE}/artifacts/ready/col_a")
+    for name, age_s in (("old", 3600), ("young", 0)):
+        artifact.write(folder / f"{name}.0.arrow", [document(1)], {"v": 4})
+        os.utime(folder / f"{name}.0.arrow", (time.time() - age_s,) * 2)
+    compaction.compact(wh, NAMESPACE, 1000, grace_s=0)
+    with wh.db.write() as connection:
+        connection.execute(sa.update(namespaces).values(folded_at=now()))
+    compaction.compact(wh, NAMESPACE, 1000, grace_s=0)
+    assert sorted(path.name for path in folder.iterdir()) == ["1.0.arrow", "young.0.arrow"]
+    assert row(wh).folded_at is None
+    assert len(found(wh)) == 20
+
+
+# --- erasing, beside whatever else goes on ---------------------------------------------------------------
+
+
+def erase_later(wh: Warehouse, document_id: str, *blob_keys: str) -> str:
+    """Log a deletion and leave the rest to be done, as a request does."""
+    at = now()
+    seq = edit(wh, deletes=(document_id,))
+    targets = {"document_ids": [document_id], "object_ids": [], "source_ids": [], "blob_keys": [*blob_keys]}
+    report = {**dict.fromkeys(erasure._COUNTS, 0), "documents": 1, "keys": []}
+    with wh.db.write() as connection:
+        connection.execute(
+            tasks.insert().values(
+                task_id="tsk_1",
+                organization_id="org_1",
+                namespace_id=NAMESPACE,
+                task_type="api_namespaces_migrations_run",
+                status="PENDING",
+                created_at=at,
+                updated_at=at,
+            )
+        )
+        connection.execute(
+            erasures.insert().values(
+                task_id="tsk_1",
+                namespace_id=NAMESPACE,
+                targets={**targets, "seq": seq},
+                report=report,
+                due_at=at,
+                created_at=at,
+            )
+        )
+    return "tsk_1"
+
+
+def erasing_is_done(wh: Warehouse) -> bool:
+    with wh.db.read() as connection:
+        return connection.execute(sa.select(erasures)).one_or_none() is None
+
+
+def test_erasing_ends_although_others_write_all_the_time(
+    wh: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(wh, "btch_a-1", [document(n) for n in range(20)])
+    keys = [wh.blobs.put(NAMESPACE, words) for words in (b"only the erased had it", b"another has it")]
+    task_id = erase_later(wh, "doc_1", *keys)
+    looked = erasure._unnamed_by_documents
+
+    def look(*arguments: Any) -> Any:
+        found = looked(*arguments)
+        if arguments[1].get_execution_options().get("tessera_write") is None:
+            # Between the look at the log and the removal.
+            edit(wh, document(50, f"{SCHEME}{keys[1]}"))
+        return found
+
+    monkeypatch.setattr(erasure, "_unnamed_by_documents", look)
+    erasure.erase(wh, task_id)
+    assert erasing_is_done(wh)
+    assert [wh.blobs.path(key).exists() for key in keys] == [False, True]
+    assert "doc_1" not in found(wh)
+
+
+def test_erasing_leaves_views_alone_that_are_newer_than_its_own(
+    wh: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(wh, "btch_a-1", [document(n) for n in range(20)])
+    task_id = erase_later(wh, "doc_1")
+    renew = wh.views.renew
+
+    def renew_twice(namespace_id: str) -> None:
+        renew(namespace_id)
+        old = wh.views._state(namespace_id).view
+        assert old is not None
+        reserved, view = wh.views._reserve(namespace_id, old)
+        wh.vectors.open(view)
+        assert reserved.generation == 3
+
+    monkeypatch.setattr(wh.views, "renew", renew_twice)
+    erasure.erase(wh, task_id)
+    assert erasing_is_done(wh)
+    assert sorted(path.name for path in wh.settings.views_path.iterdir()) == [
+        f"{NAMESPACE}-2",
+        f"{NAMESPACE}-3",
+    ]
+    with wh.db.read() as connection:
+        assert list(connection.execute(sa.select(doomed_views.c.view_id)).scalars()) == [f"{NAMESPACE}-3"]
+
+
+def test_a_server_that_ends_waits_for_no_view_of_an_erasure(wh: Warehouse) -> None:
+    bring(wh, "btch_a-1", [document(n) for n in range(20)])
+    task_id, stop = erase_later(wh, "doc_1"), threading.Event()
+    wh.views.end_builds()
+    stop.set()
+    with pytest.raises(compaction.Interrupted):
+        erasure.erase(wh, task_id, stop)
+    assert not erasing_is_done(wh), "the next server goes on"
+    assert "doc_1" not in found(wh)
+
+
+# --- backup, beside whatever else goes on ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["confirmed", "given up"])
+def test_an_upload_that_ends_while_a_backup_runs_is_no_damage(
+    wh: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    digest = hashlib.sha256(b"words").hexdigest()
+    staged = wh.blobs.new_path(f"{NAMESPACE}/uploads/upl_1.{digest}")
+    staged.write_bytes(b"words")
+    taken = backup._take
+
+    def take(source: Path, copy: Path) -> None:
+        if source == staged:
+            if end == "confirmed":
+                wh.blobs.move(staged, f"{NAMESPACE}/blobs/{digest}")
+            else:
+                staged.unlink()
+        taken(source, copy)
+
+    monkeypatch.setattr(backup, "_take", take)
+    target = tmp_path / "backup"
+    backup.create(wh.settings.data, target)
+    restored = tmp_path / "restored"
+    backup.restore(target, restored)
+    kept = restored / "blobs" / NAMESPACE / "blobs" / digest
+    assert kept.exists() == (end == "confirmed")
+
+
+def test_a_restored_batch_is_held_by_nobody(wh: Warehouse, tmp_path: Path) -> None:
+    """Else the first server would count a crash that never was, and give up the batch after three."""
+    with wh.db.write() as connection:
+        connection.execute(
+            batches.insert().values(
+                batch_id="btch_1",
+                namespace_id=NAMESPACE,
+                bucket_id="bkt_1",
+                object_ids=[],
+                collection_ids=[],
+                status="IN_PROGRESS",
+                holder="slot_1",
+                created_at=now(),
+                updated_at=now(),
+            )
+        )
+    backup.create(wh.settings.data, tmp_path / "backup")
+    backup.restore(tmp_path / "backup", tmp_path / "restored")
+    with sqlite3.connect(tmp_path / "restored" / "tessera.sqlite3") as connection:
+        assert connection.execute("SELECT status, holder FROM batches").fetchall() == [("IN_PROGRESS", None)]
