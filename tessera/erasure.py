@@ -34,7 +34,6 @@ from tessera import (
     artifact,
     audit,
     compaction,
-    data_directory,
     documents,
     failpoints,
     log,
@@ -44,6 +43,7 @@ from tessera import (
 )
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
+from tessera.db.migrate import remove_copies
 from tessera.db.tables import (
     batch_rows,
     batches,
@@ -67,8 +67,8 @@ from tessera.models.tasks import TaskResponse, TaskStatus, TaskType
 
 logger = logging.getLogger("tessera.erasure")
 
-#: Entries looked at in one transaction.
-_PAGE = 500
+#: Entries looked at in one transaction; each may hold a quarter of a MiB.
+_PAGE = 100
 #: Ids in one statement.
 _IDS = 500
 #: How long until what could not be done now is tried again.
@@ -302,6 +302,7 @@ class _Work:
     ) -> None:
         self.wh, self.task_id, self.namespace_id = wh, task_id, namespace_id
         self.targets, self.report, self.created_at = targets, report, created_at
+        self._saved = dict(targets)
         self.documents = frozenset(targets["document_ids"])
 
     @property
@@ -314,11 +315,13 @@ class _Work:
 
     def save(self, connection: Connection, **values: Any) -> None:
         """Write how far the work is, in the transaction of `connection`."""
+        if self.targets != self._saved:
+            # Ids of a hundred thousand documents are megabytes: not with every entry that is rewritten.
+            values["targets"] = self.targets
         connection.execute(
-            sa.update(erasures)
-            .where(erasures.c.task_id == self.task_id)
-            .values(targets=self.targets, report=self.report, **values)
+            sa.update(erasures).where(erasures.c.task_id == self.task_id).values(report=self.report, **values)
         )
+        self._saved = dict(self.targets)
 
     def tell(self, connection: Connection, status: TaskStatus, **more: Any) -> None:
         connection.execute(
@@ -429,7 +432,8 @@ def _rewrite_artifact(work: _Work, row: Any) -> None:
 
 def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> None:
     """Replace an entry, and remember which files the documents had that it loses."""
-    work.targets["blob_keys"] = sorted({*work.targets["blob_keys"], *_files_in(gone)})
+    if files := set(_files_in(gone)).difference(work.targets["blob_keys"]):
+        work.targets["blob_keys"] = sorted(files.union(work.targets["blob_keys"]))
     with work.wh.db.write() as connection:
         connection.execute(
             sa.update(log_entries)
@@ -570,12 +574,14 @@ def _remove_files(work: _Work) -> str | None:
         if was_full:
             return "writes to this namespace"
         for key in sorted(orphans):
-            if objects.is_named(connection, key):
+            # An upload that no object was made of by itself keeps nothing: it is the very content.
+            if objects.is_named(connection, key, but_for=[uploads]):
                 continue
             path = wh.blobs.path(key)
             size = path.stat().st_size if path.exists() else None
             if not wh.blobs.remove(key):
                 return "a backup"
+            connection.execute(sa.delete(uploads).where(uploads.c.blob_key == key))
             if size is not None:
                 work.count(files_removed=1, bytes_removed=size)
         work.save(connection)
@@ -639,7 +645,7 @@ def _any_at_work(connection: Connection, namespace_id: str) -> bool:
 
 def _clean_database(work: _Work) -> str | None:
     """Remove copies of the database from before an upgrade and empty the write-ahead log."""
-    removed = data_directory.remove_database_copies(work.wh.settings.data)
+    removed = remove_copies(work.wh.db)
     with work.wh.db.write() as connection:
         work.count(database_copies_removed=removed)
         work.save(connection)

@@ -955,13 +955,13 @@ def check_stored(wh: Warehouse, stored: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def is_named(connection: Connection, key: str) -> bool:
-    """Whether a row of any table names the file; the log's entries and erasures are not asked.
+def is_named(connection: Connection, key: str, *, but_for: Sequence[sa.Table] = ()) -> bool:
+    """Whether a row of any table names the file; the log's entries, erasures and `but_for` are not asked.
 
     Called within the write transaction in which it is removed if none does.
     """
     for table in metadata.sorted_tables:
-        if table in (log_entries, erasures) or "namespace_id" not in table.c:
+        if table in (log_entries, erasures, *but_for) or "namespace_id" not in table.c:
             continue
         texts = [column for column in table.c if isinstance(column.type, sa.JSON | sa.String)]
         named = sa.or_(*(sa.cast(column, sa.String).like(f"%{key}%") for column in texts))

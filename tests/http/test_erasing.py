@@ -194,3 +194,21 @@ def test_documents_that_were_sent_ready_made_are_erased_too(server: Server) -> N
         assert until_gone(server.data, word) == []
         counted = client.get(f"/v1/collections/{notes.collection}").json()["document_count"]
         assert counted == 149 + 4, "it is not counted by its source any more"
+
+
+def test_an_upload_that_an_object_was_made_of_goes_with_it(server: Server) -> None:
+    with server.client() as client:
+        notes = Notes(client, "uploaded")
+        word = b"lucid-heron-77c2"
+        long = (b"words " * 200_000) + word  # kept as a file
+        request = {"filename": "n.txt", "content_type": "text/plain", "create_object_on_confirm": False}
+        upload = notes.loop.post(f"/buckets/{notes.bucket}/uploads", request)
+        httpx.put(upload["presigned_url"], content=long).raise_for_status()
+        where = f"/buckets/{notes.bucket}/uploads/{upload['upload_id']}"
+        notes.loop.post(f"{where}/confirm", {})
+        blob = {"property": "note", "upload_id": upload["upload_id"]}
+        made = notes.loop.object(notes.bucket, {"blobs": [blob]})
+        task = notes.erase(object_ids=[made])
+        assert server.wait_for_task(task["task_id"])["status"] == "COMPLETED"
+        assert until_gone(server.data, word) == []
+        assert client.get(f"/v1{where}").status_code == 404

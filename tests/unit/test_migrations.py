@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from tessera import __version__
 from tessera.db.engine import Database
-from tessera.db.migrate import HEAD, SchemaError, alembic_config, current_revision, migrate
+from tessera.db.migrate import HEAD, SchemaError, alembic_config, current_revision, migrate, remove_copies
 from tessera.db.tables import metadata
 
 
@@ -62,6 +62,14 @@ def test_an_older_database_is_copied_first(
     with sqlite3.connect(copy) as connection:
         assert connection.execute("SELECT key FROM idempotency").fetchall() == [("k",)]
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
+
+
+def test_copies_are_removed_where_the_database_lies(tmp_path: Path) -> None:
+    here = Database(f"sqlite:///{tmp_path / 'meta[1].db'}")
+    (tmp_path / "meta[1].db.0001_v0.1.0.backup").touch()
+    (tmp_path / "meta1.db.0001_v0.1.0.backup").touch()
+    assert remove_copies(here) == 1
+    assert [path.name for path in tmp_path.glob("*.backup")] == ["meta1.db.0001_v0.1.0.backup"]
 
 
 @pytest.mark.parametrize(
