@@ -9,6 +9,7 @@ names; a server that starts removes what an earlier one left there.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from obstore.store import LocalStore
 
 
+#: Held by a backup, so that what it is about to copy stays; shared by all who remove.
+_BACKUP_LOCK = "backup.lock"
 #: Not an id of a namespace, and in the same file system as all of them.
 INCOMING = ".incoming"
 
@@ -161,9 +164,48 @@ class Blobs:
         for chunk in obstore.list(self.store, prefix=prefix):
             yield from (item["path"] for item in chunk)
 
+    def remove(self, key: str) -> bool:
+        """Remove a file that nothing refers to; say whether it is gone.
+
+        False while a backup runs: it may be copying that very file. Come again later.
+        """
+        with self._removing() as may_remove:
+            if may_remove:
+                self.path(key).unlink(missing_ok=True)
+        return may_remove
+
     def delete_namespace(self, namespace_id: str) -> None:
-        """Remove everything of a namespace; nothing there is as good as removed."""
-        shutil.rmtree(self.path(namespace_id), ignore_errors=True)
+        """Remove everything of a namespace; nothing there is as good as removed. While a backup runs it stays."""
+        with self._removing() as may_remove:
+            if may_remove:
+                shutil.rmtree(self.path(namespace_id), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[bool]:
+        """Let no process remove anything while the block runs; yields whether that could be had.
+
+        The lock is the operating system's and goes with the process. One backup at a time has it.
+        """
+        with self._locked(fcntl.LOCK_EX) as got:
+            yield got
+
+    @contextlib.contextmanager
+    def _removing(self) -> Iterator[bool]:
+        with self._locked(fcntl.LOCK_SH) as got:
+            yield got
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[bool]:
+        descriptor = os.open(self.root / _BACKUP_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

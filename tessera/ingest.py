@@ -328,7 +328,7 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
     mine = f"{prefix}/{attempt.batch_id}-"
     for key in wh.blobs.keys(prefix):
         if key.startswith(mine) and key not in logged and _attempt_of(key, mine) <= attempt.number:
-            wh.blobs.path(key).unlink(missing_ok=True)
+            wh.blobs.remove(key)
 
 
 def _attempt_of(key: str, prefix: str) -> int:
@@ -776,10 +776,11 @@ def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[st
 
 def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
     """Raise `Superseded` unless the batch is still ours."""
+    # Locked until the transaction ends, so that nobody takes it up or cancels it in between.
     batch = connection.execute(
-        sa.select(batches.c.status, batches.c.attempt, batches.c.holder).where(
-            batches.c.batch_id == attempt.batch_id
-        )
+        sa.select(batches.c.status, batches.c.attempt, batches.c.holder)
+        .where(batches.c.batch_id == attempt.batch_id)
+        .with_for_update()
     ).one_or_none()
     if batch != ("IN_PROGRESS", attempt.number, attempt.holder):
         raise Superseded
@@ -848,7 +849,13 @@ def _append(
         connection.execute(sa.update(batches).where(batches.c.batch_id == attempt.batch_id).values(crashes=0))
     seq: int | None = None
     for number, key in enumerate(result.artifact_keys):
-        seq = log.append_artifact(connection, attempt.namespace_id, key, deletes=stale if number == 0 else ())
+        seq = log.append_artifact(
+            connection,
+            attempt.namespace_id,
+            key,
+            deletes=stale if number == 0 else (),
+            documents=result.documents if number == 0 else 0,
+        )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
     return seq

@@ -78,13 +78,13 @@ class Database:
                 self._writer.start()
         self._later.put(work)
 
-    def forget_deleted(self) -> None:
+    def forget_deleted(self) -> bool:
         """Empty SQLite's write-ahead log, in which rows that were deleted live on; elsewhere nothing to do.
 
-        Best effort: a reader that is under way keeps it until the next time.
+        Returns whether it is empty now: a reader that is under way keeps it until the next time.
         """
         if not self.is_sqlite:
-            return
+            return True
         with _storage_errors(), self._write_lock:
             connection = self.engine.raw_connection()
             try:
@@ -92,14 +92,16 @@ class Database:
                 cursor.execute(f"PRAGMA busy_timeout={_CHECKPOINT_PATIENCE_MS}")
                 try:
                     cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    cursor.fetchall()
+                    ((was_busy, _, _),) = cursor.fetchall()
                 except self.engine.dialect.loaded_dbapi.Error as error:
                     logger.warning("the write-ahead log could not be emptied now: %s", error)
+                    was_busy = True
                 finally:
                     cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_S * 1000}")
                     cursor.close()
             finally:
                 connection.close()
+        return not was_busy
 
     def close(self) -> None:
         """Finish queued writes and close all connections."""

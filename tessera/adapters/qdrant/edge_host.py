@@ -38,7 +38,7 @@ import numpy as np
 import orjson
 import qdrant_edge
 
-from tessera import failpoints
+from tessera import collector, failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps, finish
@@ -47,9 +47,10 @@ from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
-#: The durable mark moves after so many entries, or so long after the first of them.
+#: The durable mark moves after so many entries, or so long after the first of them. The server asks for it every
+#: second: this is for when it does not, and later, for a flush holds everything up that comes behind it.
 FLUSH_ENTRIES: Final = 50
-FLUSH_AFTER_S: Final = 1.0
+FLUSH_AFTER_S: Final = 1.5
 #: Below this size vectors are searched without a graph, exactly: 100,000 of 384 dimensions are 150 MB.
 INDEXING_THRESHOLD_KB: Final = 200_000
 #: A view that was begun for graphs gets one for every vector storage above this size.
@@ -106,6 +107,8 @@ _FULL_MESSAGE = (
     "and is applied then."
 )
 _PLACEHOLDER = "_none"
+#: With more collections than this in one view, each search filters by collection.
+_MOST_VALUES = 10_000
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
@@ -240,6 +243,18 @@ class EdgeEngine:
             indexes[path] = EngineIndex(type_name, params, stated.points)
         return indexes
 
+    def values(self, path: str, documents: int) -> set[str] | None:
+        """Return the values at the keyword-indexed `path`; None unless each of `documents` has exactly one."""
+        if not documents:
+            return set()
+        try:
+            with _edge_call():
+                found = self._shard.facet(qdrant_edge.FacetRequest(path, limit=_MOST_VALUES, exact=True)).hits
+        except QdrantError:
+            return None  # there is no index on it (yet)
+        complete = len(found) < _MOST_VALUES and sum(value.count for value in found) == documents
+        return {str(value.value) for value in found} if complete else None
+
     def flush(self) -> None:
         with _edge_call():
             self._shard.flush()
@@ -333,6 +348,7 @@ def _all_checksums(directory: Path) -> Steps[dict[str, list[int]]]:
 class OpenView:
     """A view whose shard is loaded. `flush_at` is when its mark must move, None while nothing waits.
 
+    `is_marked` says that the mark on disk is that of a flushed shard, but for entries applied since.
     `sealed` says that nothing was written since the checksums of all files were noted, `sums` is what was noted
     last, `seal_at` when that is to be done (again). `checked` is what opening found.
     """
@@ -343,6 +359,7 @@ class OpenView:
     checked: bool
     sums: dict[str, list[int]]
     flush_at: float | None = None
+    is_marked: bool = False
     seal_at: float | None = None
     sealed: bool = False
 
@@ -354,16 +371,22 @@ class OpenView:
         self.seal_at = None
         if not self.sealed:
             return
-        self.sealed = False
         path = self.directory / _CHECKSUMS
         lasting = _finished_files(self.directory)
         kept = {name: sum for name, sum in self.sums.items() if name in lasting}
-        if kept:
-            part = path.with_name(path.name + ".part")
-            part.write_bytes(orjson.dumps({"complete": False, "files": kept}))
-            part.rename(path)
-        else:
+        try:
+            if kept:
+                part = path.with_name(path.name + ".part")
+                part.write_bytes(orjson.dumps({"complete": False, "files": kept}))
+                part.rename(path)
+        except OSError as error:
+            logger.warning(
+                "what no write changes of view %s is checked no more: %s", self.live.view.view_id, error
+            )
+            kept = {}
+        if not kept:
             path.unlink(missing_ok=True)
+        self.sealed = False
 
     def seal(self) -> Steps[None]:
         """Note what all files look like, slice by slice; a write in between makes it void."""
@@ -387,6 +410,7 @@ class OpenView:
         failpoints.reach("flush.files")
         self.write_mark()
         self.flush_at = None
+        self.is_marked = True
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
@@ -395,7 +419,9 @@ class OpenView:
 
     def close(self) -> None:
         """Flush, close the shard, and note what its files look like, to be checked when it is opened."""
-        self.flush()
+        if self.live.unflushed_entries or not self.is_marked:
+            self.flush()
+            self.sealed = False
         self.engine.close()
         if not self.sealed:
             finish(self.seal())
@@ -459,6 +485,7 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
         shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0, graph=graph)
         engine = EdgeEngine(shard, translator)
         count = engine.count(None)
+        collections = engine.values("collection_id", count)
     except Panic as panic:
         if _is_short_of_room(panic):
             raise QdrantError(f"The vector engine failed: {panic}") from panic
@@ -469,8 +496,15 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
         )
     # After a kill the shard may be ahead of its mark; every change keeps this number exact from here.
     standing.document_count = count
-    live = LiveView(view, engine, translator, standing, max_scan_documents=max_scan_documents)
-    opened = OpenView(directory, live, engine, checked=clean or fresh or trusted, sums=sums)
+    live = LiveView(
+        view,
+        engine,
+        translator,
+        standing,
+        max_scan_documents=max_scan_documents,
+        collections=collections,
+    )
+    opened = OpenView(directory, live, engine, checked=clean or fresh or trusted, sums=sums, is_marked=clean)
     opened.seal_at = time.monotonic() + SEAL_AFTER_S
     return opened
 
@@ -642,7 +676,7 @@ class Job:
 
 Request = tuple[int, str, View, Any]
 
-_WRITES = frozenset({"open", "apply", "flush", "drop", "optimize", "hand_over"})
+_WRITES = frozenset({"open", "apply", "flush", "release", "drop", "optimize", "hand_over"})
 
 
 class _NotOpen(Exception):
@@ -669,6 +703,37 @@ def most_mappings() -> int | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process holds, mapped files included; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_mapped_pages(folder: str) -> None:
+    """Let go of the pages of every shared mapping of a file below a folder of that name.
+
+    What is in them stays in the file and in the system's cache, from which they come back when they are touched
+    (Linux: MADV_DONTNEED on a shared mapping); elsewhere nothing happens.
+    """
+    dont_need: Final = 4
+    try:
+        lines = Path("/proc/self/maps").read_bytes().splitlines()
+    except OSError:
+        return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    part = f"/{folder}/".encode()
+    for line in lines:
+        if part in line:
+            addresses, permissions, _ = line.split(b" ", 2)
+            if permissions.endswith(b"s"):
+                start, end = (int(address, 16) for address in addresses.split(b"-"))
+                advise(start, end - start, dont_need)
+
+
 class Host:
     """The loop: what arrives, what is under way, which views are open."""
 
@@ -679,12 +744,14 @@ class Host:
         max_open_views: int,
         max_scan_documents: int,
         max_mappings: int | None = None,
+        max_resident_bytes: int | None = None,
     ) -> None:
         self._connection = connection
         self._incoming = pipe.Incoming()
         self._max_open = max_open_views
         self._max_scan = max_scan_documents
         self._max_mappings = max_mappings
+        self._max_resident = max_resident_bytes
         self._openings = 0
         self._views: OrderedDict[str, OpenView] = OrderedDict()
         #: Where each view stood when it was closed to make room; it may be opened again without asking.
@@ -906,8 +973,10 @@ class Host:
         try:
             if operation == "apply":
                 _require_room(view)
-                steps = self._live(view).apply(arguments)
-                self._unseal(view.view_id)
+                live = self._live(view)
+                steps = live.apply(arguments)
+                if any(entry.seq > live.standing.seq for entry in arguments):
+                    self._unseal(view.view_id)
                 self._writing[view.view_id] = Job([request_id], view.view_id, steps, lambda mark: [mark])
                 return
             if operation == "open":
@@ -918,6 +987,9 @@ class Host:
                 answer = self._hand_over(view)
             elif operation == "flush":
                 answer = self._flush(view)
+            elif operation == "release":
+                self._release(view)
+                answer = None
             else:
                 self._drop(view)
                 answer = None
@@ -932,13 +1004,14 @@ class Host:
         opened = self._views.get(view.view_id)
         if opened is None:  # closed to make room, which flushed it
             opened = self._reopen(view)
-        try:
-            opened.flush()
-        except EngineFullError:
-            raise  # nothing was tried
-        except (QdrantError, OSError):
-            self._let_go(view.view_id)
-            raise
+        if opened.live.unflushed_entries or not opened.is_marked:
+            try:
+                opened.flush()
+            except EngineFullError:
+                raise  # nothing was tried
+            except (QdrantError, OSError):
+                self._let_go(view.view_id)
+                raise
         return opened.mark(durable=True)
 
     def _optimize(self, view: View) -> Mark:
@@ -984,6 +1057,12 @@ class Host:
             self._sealing = None
             logger.warning("the files of view %s could not be read: %s", view_id, error)
 
+    def _release(self, view: View) -> None:
+        self._end_reads(view.view_id)
+        if view.view_id in self._views:
+            self._close(view.view_id)
+        self._closed_at.pop(view.view_id, None)
+
     def _drop(self, view: View) -> None:
         self._end_reads(view.view_id)
         opened = self._views.pop(view.view_id, None)
@@ -1014,14 +1093,13 @@ class Host:
     def _end_reads(self, view_id: str) -> None:
         for job in [job for job in self._reading if job.view_id == view_id]:
             self._reading.remove(job)
-            self._fail(job.request_ids, _NotOpen("the view was dropped"))
+            self._fail(job.request_ids, _NotOpen("the view was closed"))
 
     def _applied(self, view_id: str) -> None:
         opened = self._views.get(view_id)
-        if opened is not None and opened.live.unflushed_entries and opened.flush_at is None:
+        # Also after an entry that failed: the engine keeps the first part of it.
+        if opened is not None and not opened.sealed and opened.flush_at is None:
             opened.flush_at = time.monotonic() + FLUSH_AFTER_S
-        elif opened is not None and not opened.sealed and opened.flush_at is None:
-            opened.seal_at = time.monotonic() + SEAL_AFTER_S  # nothing was new to it
 
     def _flush_due(self) -> None:
         now = time.monotonic()
@@ -1057,6 +1135,7 @@ class Host:
             opened = open_view(view, max_scan_documents=self._max_scan, graph=graph, trusted=trusted)
             self._views[view.view_id] = opened
             self._closed_at.pop(view.view_id, None)
+            self._give_memory_back(view.view_id)
         self._views.move_to_end(view.view_id)
         return opened
 
@@ -1086,6 +1165,21 @@ class Host:
         if self._max_mappings is None or self._openings % COUNT_MAPPINGS_EVERY:
             return
         while idle and count_mappings() > self._max_mappings:
+            for _ in range(1 + len(idle) // 4):
+                self._close(idle.pop(0))
+
+    def _give_memory_back(self, fresh: str) -> None:
+        """Stay below the bound: let go of pages first, which come back from the system's cache, then of views.
+
+        Edge reads the files of payload indexes whole when it loads a view, some 30 MiB of which a small one
+        needs little. All views but `fresh` and those at work may be closed, the least recently used first.
+        """
+        if self._max_resident is None or resident_bytes() <= self._max_resident:
+            return
+        forget_mapped_pages(_SHARD)
+        busy = {job.view_id for job in self._reading} | set(self._writing) | {fresh}
+        idle = [view_id for view_id in self._views if view_id not in busy]
+        while idle and resident_bytes() > self._max_resident:
             for _ in range(1 + len(idle) // 4):
                 self._close(idle.pop(0))
 
@@ -1162,6 +1256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True, help="process id to die with")
     parser.add_argument("--max-open-views", type=int, required=True)
     parser.add_argument("--max-scan-documents", type=int, required=True)
+    parser.add_argument("--max-resident-mib", type=int, required=True)
     parser.add_argument("--builder", action="store_true", help="give way to whoever serves")
     options = parser.parse_args(arguments)
     # Ctrl-C and a service manager's SIGTERM reach every process; the server decides when hosts end.
@@ -1177,7 +1272,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_open_views=options.max_open_views,
         max_scan_documents=options.max_scan_documents,
         max_mappings=most_mappings(),
+        max_resident_bytes=options.max_resident_mib * 2**20,
     )
+    collector.calm()
     host.serve()
 
 
