@@ -48,7 +48,7 @@ from tessera.models.retrievers import (
 )
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import Hit, Page
+from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 from tessera.validation import schema_problems
 
@@ -531,6 +531,7 @@ def _context(
         page=lambda page: wh.views.page(namespace_id, page),
         embed=lambda uri, query: _embed(wh, plan, uri, query),
         text_features=lambda: _text_features(wh, plan.place),
+        vectors=lambda document_ids, uri: _vectors(wh, plan, document_ids, uri),
     )
 
 
@@ -540,8 +541,15 @@ def _indexes(place: RowMapping) -> tuple[PayloadIndex, ...]:
 
 def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
     location: Location = ("stages", index, "parameters")
+    parameters = spec["config"]["parameters"]
+    later = {name: value for name, value in parameters.items() if name in stage.per_document}
     try:
-        filled = templates.render(spec["config"]["parameters"], scope)
+        # Everything in one go: what an input holds is never read as a template itself. What waits for a document
+        # stays, but inputs that it names must be there now.
+        filled = later | templates.render({k: v for k, v in parameters.items() if k not in later}, scope)
+        for root, path in templates.references(later):
+            if root != "DOC":
+                templates.render("{{" + ".".join((root, *path)) + "}}", scope)
     except templates.Unresolved as error:
         raise ValidationError(
             [
@@ -683,6 +691,17 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
         ) from error
 
 
+def _vectors(
+    wh: Warehouse, plan: _Plan, document_ids: Sequence[str], uri: str | None
+) -> dict[str, Mapping[str, Vector]]:
+    """Return the vectors of documents by id and name; only that of the feature `uri` when it is named."""
+    name = _vector_of(wh, plan.place, uri)[0].name if uri else None
+    return {
+        hit.document_id: {key: value for key, value in hit.vectors.items() if name in (None, key)}
+        for hit in wh.views.get(plan.place["namespace_id"], document_ids, True)
+    }
+
+
 def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     """Return the vector output that `uri` names in this namespace, and the extractor that embeds for it."""
     features = _features(wh, place)
@@ -760,23 +779,42 @@ def _checked(
             continue
         stages.append(stage)
         before = [earlier["stage_name"] for earlier in stages[:-1]]
-        problems += _reference_problems(stage["parameters"], fields if declared else None, before, index)
+        problems += _reference_problems(
+            stage["parameters"],
+            fields if declared else None,
+            before,
+            index,
+            wh.registry.stages[stage["config"]["stage_id"]].per_document,
+        )
         if stage["config"]["stage_id"] == "feature_search" and not wrong:
             problems += _feature_problems(wh, place, stage["parameters"], index)
     return stages, fields, problems
 
 
 def _reference_problems(
-    parameters: Mapping[str, Any], fields: Mapping[str, InputField] | None, before: Sequence[str], index: int
+    parameters: Mapping[str, Any],
+    fields: Mapping[str, InputField] | None,
+    before: Sequence[str],
+    index: int,
+    per_document: frozenset[str],
 ) -> list[Problem]:
     """Return a problem for each expression that can never have a value. `fields` is None when none are declared."""
     problems = []
-    for root, path in sorted(templates.references(parameters)):
+    found = {
+        (root, path, name in per_document)
+        for name, value in parameters.items()
+        for root, path in templates.references(value)
+    }
+    for root, path, for_each in sorted(found):
         expression = "{{" + ".".join((root, *path)) + "}}"
         if root == "INPUT":
             if fields is None or path[0] in fields:
                 continue
             why = f"is not in input_schema, which has: {', '.join(fields) or 'nothing'}."
+        elif for_each:
+            if root == "DOC" and path[0] not in HIDDEN_FIELDS:
+                continue
+            why = "has no value here, which sees inputs and the fields that a document shows."
         elif root == "STAGE":
             if path[0] in before and path[1:] == ("count",):
                 continue

@@ -9,19 +9,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from tessera.errors import Problem, ValidationError
-from tessera.filters import And, Filter, parse
+from tessera.errors import BadRequestError, Problem, ValidationError, quote
+from tessera.filters import MAX_PATH_CHARS, And, Filter, parse, values_at
 from tessera.models import PayloadIndex
-from tessera.ports import Hit, Page, PageResult, Search, Vector
+from tessera.ports import HIDDEN_FIELDS, Hit, Page, PageResult, Payload, Search, Vector
 
 Category = Literal["filter", "sort", "reduce", "apply", "enrich"]
 
 #: Most documents that a stage which reads collections itself hands to the next one.
 MAX_CANDIDATES = 10_000
+
+
+def _readable(path: str) -> str:
+    if not all(path.split(".")) or len(path) > MAX_PATH_CHARS:
+        raise ValueError(
+            f"{quote(path)} is no path of a field; write names with dots between them, such as metadata.year"
+        )
+    if path.split(".", maxsplit=1)[0] in HIDDEN_FIELDS:
+        raise ValueError(f"{quote(path)} is the system's own; name a field that documents show")
+    return path
+
+
+#: A path into a document whose values a stage may show: dots between names, no field that is hidden.
+FieldPath = Annotated[str, AfterValidator(_readable)]
 
 
 class StageParams(BaseModel):
@@ -52,6 +66,8 @@ class StageContext:
 
     `within` limits every read to the retriever's collections (and the request's filters). `embed` turns
     a feature URI and an input into a vector; `text_features` lists the URIs that take a text query.
+    `vectors` gives the vectors of documents by document id and vector name, only that of the feature URI
+    when one is named.
     """
 
     within: Filter
@@ -61,6 +77,7 @@ class StageContext:
     page: Callable[[Page], PageResult]
     embed: Callable[[str, QueryInput], QueryVector]
     text_features: Callable[[], list[str]]
+    vectors: Callable[[Sequence[str], str | None], Mapping[str, Mapping[str, Vector]]]
 
 
 class Stage(ABC):
@@ -73,6 +90,8 @@ class Stage(ABC):
     description: ClassVar[str]
     icon: ClassVar[str] = "box"
     Params: ClassVar[type[StageParams]] = StageParams
+    #: Parameters that `run` fills in for each document, with ``{{DOC.…}}`` and ``{{INPUT.…}}``.
+    per_document: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, hits: list[Hit] | None, params: Any, context: StageContext) -> list[Hit]:
@@ -99,6 +118,35 @@ def read_collections(context: StageContext, filter: Filter | None, limit: int = 
     """Return up to `limit` documents of the retriever's collections, exactly those that `filter` lets through."""
     within = context.within if filter is None else And((context.within, filter))
     return list(context.page(Page(limit=limit, filter=within)).hits)
+
+
+def collected(hits: list[Hit] | None, context: StageContext) -> list[Hit]:
+    """Return `hits`, or all documents of the collections for a first stage.
+
+    Raises `BadRequestError` when those are more than `MAX_CANDIDATES`: what sorts, counts or samples only a part
+    of them would be wrong without anybody noticing.
+    """
+    if hits is not None:
+        return hits
+    page = context.page(Page(limit=MAX_CANDIDATES, filter=context.within))
+    if page.next_after is not None:
+        raise BadRequestError(
+            f"The first stage would read more than {MAX_CANDIDATES:,} documents. Put a feature_search, a limit or a "
+            "narrower attribute_filter before it, or send `filters`."
+        )
+    return list(page.hits)
+
+
+def first_value(payload: Payload, path: str) -> Any:
+    """Return the first value at `path`, None without one."""
+    values = values_at(payload, path)
+    return values[0] if values else None
+
+
+def number_at(payload: Payload, path: str) -> float | None:
+    """Return the first value at `path` if it is a number (a boolean is none), else None."""
+    value = first_value(payload, path)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def filter_problems(raw: Any, location: tuple[str | int, ...]) -> list[Problem]:
