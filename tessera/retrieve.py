@@ -150,6 +150,7 @@ def create(
         stages, fields, problems = _checked(
             wh, place, request.stages, request.input_schema, declared=request.input_schema is not None
         )
+        problems += _join_problems(connection, namespace_id, request.stages, stages)
         found, unknown = _collections(connection, namespace_id, request.collection_identifiers)
         problems += unknown + _name_problems(retriever_name)
         taken = connection.execute(
@@ -381,6 +382,7 @@ def execute_adhoc(
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         stages, fields, problems = _checked(wh, place, request.stages, request.input_schema, declared=False)
+        problems += _join_problems(connection, place["namespace_id"], request.stages, stages)
         found, unknown = _collections(connection, place["namespace_id"], wanted)
         raise_problems(problems + unknown)
         if not wanted:
@@ -531,6 +533,7 @@ def _context(
         page=lambda page: wh.views.page(namespace_id, page),
         embed=lambda uri, query: _embed(wh, plan, uri, query),
         text_features=lambda: _text_features(wh, plan.place),
+        collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
         vectors=lambda document_ids, uri: _vectors(wh, plan, document_ids, uri),
     )
 
@@ -689,6 +692,14 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
             f"{uri} cannot take this query: {error.message}",
             details={"feature_uri": uri, "input": query.kind},
         ) from error
+
+
+def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filter:
+    with wh.db.read() as connection:
+        found, problems = _collections(connection, namespace_id, [identifier])
+    if problems:
+        raise BadRequestError(problems[0].message, details={"collection": identifier[:200]})
+    return Condition("collection_id", "in", found, True)
 
 
 def _vectors(
@@ -850,6 +861,25 @@ def _feature_problems(
                     400,
                 )
             )
+    return problems
+
+
+def _join_problems(
+    connection: Connection,
+    namespace_id: str,
+    raw_stages: Sequence[Mapping[str, Any]],
+    stages: Sequence[Mapping[str, Any]],
+) -> list[Problem]:
+    """Return a problem for each collection to join from that is not in this namespace."""
+    if len(stages) != len(raw_stages):
+        return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
+    problems: list[Problem] = []
+    for index, stage in enumerate(stages):
+        target = stage["parameters"].get("target_collection_id")
+        if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
+            location = ("body", "stages", index, "parameters", "target_collection_id")
+            _, unknown = _collections(connection, namespace_id, [target])
+            problems += [replace(problem, location=location) for problem in unknown]
     return problems
 
 

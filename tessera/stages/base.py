@@ -24,6 +24,13 @@ Category = Literal["filter", "sort", "reduce", "apply", "enrich"]
 MAX_CANDIDATES = 10_000
 
 
+#: Fields that say who a document is and where it comes from: every form of it keeps them.
+ORIGIN_FIELDS = frozenset(
+    {"document_id", "collection_id", "root_object_id", "root_bucket_id", "source_object_id"}
+    | {"created_at", "updated_at"}
+)
+
+
 def _readable(path: str) -> str:
     if not all(path.split(".")) or len(path) > MAX_PATH_CHARS:
         raise ValueError(
@@ -66,6 +73,7 @@ class StageContext:
 
     `within` limits every read to the retriever's collections (and the request's filters). `embed` turns
     a feature URI and an input into a vector; `text_features` lists the URIs that take a text query.
+    `collection` gives the filter that limits a read to another collection of the namespace, by its id or name.
     `vectors` gives the vectors of documents by document id and vector name, only that of the feature URI
     when one is named.
     """
@@ -77,6 +85,7 @@ class StageContext:
     page: Callable[[Page], PageResult]
     embed: Callable[[str, QueryInput], QueryVector]
     text_features: Callable[[], list[str]]
+    collection: Callable[[str], Filter]
     vectors: Callable[[Sequence[str], str | None], Mapping[str, Mapping[str, Vector]]]
 
 
@@ -141,6 +150,20 @@ def first_value(payload: Payload, path: str) -> Any:
     """Return the first value at `path`, None without one."""
     values = values_at(payload, path)
     return values[0] if values else None
+
+
+def tree_at(here: Any, path: str) -> Any:
+    """Return what stands at `path`, an array as a whole; None where there is nothing."""
+    for segment in path.split("."):
+        here = here.get(segment) if isinstance(here, Mapping) else None
+    return here
+
+
+def with_tree_at(tree: Any, path: str, value: Any) -> dict[str, Any]:
+    """Return a copy of `tree` with `value` at `path`; what lies beside the path is shared."""
+    beside = dict(tree) if isinstance(tree, Mapping) else {}
+    segment, _, rest = path.partition(".")
+    return {**beside, segment: with_tree_at(beside.get(segment), rest, value) if rest else value}
 
 
 def number_at(payload: Payload, path: str) -> float | None:

@@ -12,17 +12,12 @@ from pydantic import AliasChoices, Field, model_validator
 
 from tessera.filters import values_at
 from tessera.ports import HIDDEN_FIELDS, Hit
-from tessera.stages.base import FieldPath, Stage, StageContext, StageParams, collected
+from tessera.stages.base import ORIGIN_FIELDS, FieldPath, Stage, StageContext, StageParams, collected
 from tessera.stages.group_by import group_key
 
 #: Texts are compared by their runs of this many words.
 SHINGLE_WORDS = 3
 
-#: Fields that say where a document comes from, not what it holds.
-_ORIGIN_FIELDS = frozenset(
-    {"document_id", "collection_id", "root_object_id", "root_bucket_id", "source_object_id"}
-    | {"created_at", "updated_at"}
-)
 _WORD = re.compile(r"\w+")
 
 
@@ -130,7 +125,7 @@ def _text(payload: Mapping[str, Any], fields: Sequence[str]) -> str:
         return "\n".join(value for path in fields for value in values_at(payload, path) if type(value) is str)
     return "\n".join(
         text
-        for name in sorted(payload.keys() - HIDDEN_FIELDS - _ORIGIN_FIELDS)
+        for name in sorted(payload.keys() - HIDDEN_FIELDS - ORIGIN_FIELDS)
         for text in _texts(payload[name])
     )
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pydantic import AliasChoices, Field
 
 from tessera.errors import BadRequestError
 from tessera.ports import Hit
-from tessera.stages.base import MAX_CANDIDATES, FieldPath, Stage, StageContext, StageParams, collected
+from tessera.stages.base import (
+    MAX_CANDIDATES,
+    FieldPath,
+    Stage,
+    StageContext,
+    StageParams,
+    collected,
+    tree_at,
+    with_tree_at,
+)
 
 
 class UnwindParams(StageParams):
@@ -35,13 +42,12 @@ class Unwind(Stage):
         Each says under ``_unwind`` which element it holds, by `index` from 0. A value that is no array counts as
         one element. Raises `BadRequestError` when there would be more than `MAX_CANDIDATES` hits.
         """
-        path = params.field.split(".")
         out: list[Hit] = []
         for hit in collected(hits, context):
-            value = _at(hit.payload, path)
+            value = tree_at(hit.payload, params.field)
             elements = value if isinstance(value, list) else [] if value is None else [value]
             for index, element in enumerate(elements):
-                payload = _with(hit.payload, path, element)
+                payload = with_tree_at(hit.payload, params.field, element)
                 out.append(replace(hit, payload={**payload, "_unwind": {"index": index}}))
             if not elements and params.preserve_empty:
                 out.append(hit)
@@ -51,15 +57,3 @@ class Unwind(Stage):
                     "before it."
                 )
         return out
-
-
-def _at(here: Any, path: Sequence[str]) -> Any:
-    for segment in path:
-        here = here.get(segment) if isinstance(here, Mapping) else None
-    return here
-
-
-def _with(tree: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return a copy of `tree` with `value` at `path`; what lies beside the path is shared."""
-    below = value if len(path) == 1 else _with(tree[path[0]], path[1:], value)
-    return {**tree, path[0]: below}

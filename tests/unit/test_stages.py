@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +14,14 @@ import pydantic
 import pytest
 
 from tessera.errors import BadRequestError
-from tessera.filters import And
+from tessera.filters import And, Condition, Filter, matches
 from tessera.ports import Hit, Page, PageResult, Search, Vector
 from tessera.stages.aggregate import Aggregate
 from tessera.stages.base import MAX_CANDIDATES, QueryInput, QueryVector, Stage, StageContext
 from tessera.stages.deduplicate import Deduplicate
+from tessera.stages.document_enrich import DocumentEnrich
 from tessera.stages.group_by import GroupBy
+from tessera.stages.json_transform import JsonTransform
 from tessera.stages.mmr import Mmr
 from tessera.stages.sample import Sample
 from tessera.stages.score_normalize import ScoreNormalize
@@ -37,7 +40,9 @@ def context(
     """Return a context over `hits`: `page` reads them, `more` says that there are others behind."""
 
     def page(asked: Page) -> PageResult:
-        return PageResult(tuple(hits[: asked.limit]), "next" if more else None)
+        assert asked.filter is not None
+        found = [each for each in hits if matches(asked.filter, each.payload)]
+        return PageResult(tuple(found[: asked.limit]), "next" if more else None)
 
     def search(searches: Sequence[Search]) -> list[list[Hit]]:
         raise AssertionError(searches)
@@ -49,7 +54,10 @@ def context(
         assert uri is None
         return {each.document_id: each.vectors for each in hits if each.document_id in document_ids}
 
-    return StageContext(And(()), {}, inputs or {}, search, page, embed, list, vectors)
+    def collection(identifier: str) -> Filter:
+        return Condition("collection_id", "eq", identifier, True)
+
+    return StageContext(And(()), {}, inputs or {}, search, page, embed, list, collection, vectors)
 
 
 def run(
@@ -393,3 +401,146 @@ def test_a_first_stage_reads_all_or_refuses(stage: type[Stage], parameters: dict
     assert names(made.run(None, params, context(hits))) == "ab"
     with pytest.raises(BadRequestError, match=f"{MAX_CANDIDATES:,}"):
         made.run(None, params, context(hits, more=True))
+
+
+# --- templates -----------------------------------------------------------------------------------------
+
+BLOB = "blob://ns_0123456789abcdef/blobs/" + "0" * 64
+OTHER_BLOB = "blob://ns_0123456789abcdef/blobs/" + "1" * 64
+
+
+def transformed(template: Any, inputs: Mapping[str, Any] | None = None, **parameters: Any) -> dict[str, Any]:
+    document = hit(
+        "a", 0.5, title="T", n=1, pic=BLOB, m={"tags": ["x"]}, internal_id="secret", created_at="t"
+    )
+    (found,) = run(
+        JsonTransform, [document], context([document], inputs=inputs), template=template, **parameters
+    )
+    assert (found.document_id, found.score) == ("a", 0.5)
+    assert {found.payload[name] for name in ("document_id", "collection_id", "created_at")} == {
+        "a",
+        "col",
+        "t",
+    }
+    return {k: v for k, v in found.payload.items() if k not in {"document_id", "collection_id", "created_at"}}
+
+
+def test_a_template_gives_documents_another_form() -> None:
+    template = {"label": "{{DOC.title}} for {{INPUT.q}}", "deep": {"n": "{{DOC.n}}", "l": ["{{DOC.m.tags}}"]}}
+    expected = {"label": "T for me", "deep": {"n": 1, "l": [["x"]]}}
+    assert transformed(template, {"q": "me"}) == expected
+    assert transformed(json.dumps(template), {"q": "me"}) == expected
+    assert transformed({"document_id": "b", "pic": "{{DOC.pic}}"}) == {"pic": BLOB}
+
+
+def test_a_value_is_never_read_as_a_template_or_as_json() -> None:
+    hostile = '"}, "x": "{{DOC.n}}"'
+    assert transformed('{"a": "{{INPUT.q}}!"}', {"q": hostile}) == {"a": hostile + "!"}
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"a": "{{DOC.absent}}"}, "{{DOC.absent}}"),
+        ({"a": "{{DOC.internal_id}}"}, "{{DOC.internal_id}}"),
+        ({"a": "{{INPUT.blob}}"}, "does not hold"),
+        ({"a": "blob://{{INPUT.key}}"}, "does not hold"),
+        ({"a": [{"b": "{{INPUT.tree}}"}]}, "does not hold"),
+        ({"a": "{{DOC.title}}{{INPUT.long}}"}, "longer"),
+    ],
+)
+def test_a_document_that_a_template_does_not_fit_goes_on_or_is_refused(template: Any, words: str) -> None:
+    """What would be signed as the address of a file must be the document's own."""
+    inputs = {"blob": OTHER_BLOB, "key": OTHER_BLOB[7:], "tree": {"c": [OTHER_BLOB]}, "long": "x" * 100_000}
+    found = transformed(template, inputs)
+    assert (found["title"], found["pic"]) == ("T", BLOB)
+    assert words in found["_transform_error"]
+    with pytest.raises(BadRequestError, match="document 'a'") as caught:
+        transformed(template, inputs, fail_on_error=True)
+    assert words in str(caught.value)
+
+
+def test_a_template_is_an_object() -> None:
+    stage = JsonTransform()
+    for template in ("[1]", "{{INPUT.t}}", '{"a": ', "5"):
+        (problem,) = stage.problems(stage.normalise({"template": template}), ("parameters",))
+        assert problem.location == ("parameters", "template")
+    assert "template" in refused(JsonTransform)
+
+
+# --- joins ---------------------------------------------------------------------------------------------
+
+
+def brand(name: str, **fields: Any) -> Hit:
+    return Hit(name, {"document_id": name, "collection_id": "brands", "internal_id": "secret", **fields})
+
+
+BRANDS = [
+    brand("x", code="n", m={"land": "Peru", "year": 1}),
+    brand("y", code=[1, 2], m={"land": "Chad"}),
+    brand("z", code=True, land="Fiji"),
+    hit("w", code="lost", land="Mali"),
+]
+SOLD = [
+    hit("a", 0.5, c="n", m={"land": "here", "n": 1}), hit("b", c=1.0), hit("d", c=True), hit("e", c="lost"),
+    hit("f"), hit("g", c={"n": 1}), hit("h", c=2),
+]  # fmt: skip
+JOIN = {"target_collection_id": "brands", "source_field": "c", "target_field": "code"}
+
+
+def joined(**parameters: Any) -> list[Hit]:
+    return run(DocumentEnrich, SOLD, context(BRANDS), **{**JOIN, **parameters})
+
+
+def test_documents_are_joined_by_a_field_of_another_collection_only() -> None:
+    found = joined(output_field="maker")
+    assert names(found) == "abdefgh"
+    assert found[0].score == 0.5
+    assert [each.payload.get("maker") for each in found] == [
+        {"code": "n", "m": {"land": "Peru", "year": 1}},
+        {"code": [1, 2], "m": {"land": "Chad"}},
+        {"code": True, "land": "Fiji"},
+        None, None, None,
+        {"code": [1, 2], "m": {"land": "Chad"}},
+    ]  # fmt: skip
+    assert names(joined(allow_missing=False)) == "abdh"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "land"), [("enrich", "here"), ("replace", "Peru"), ("append", ["here", "Peru"])]
+)
+def test_a_strategy_decides_between_two_values(strategy: str, land: Any) -> None:
+    found = joined(strategy=strategy, fields_to_merge=["m.land", "m.year", "document_id", "absent"])
+    assert found[0].payload["m"] == {"land": land, "n": 1, "year": 1}
+    assert found[0].payload["document_id"] == "a"
+    assert found[0].payload["collection_id"] == "col"
+    assert SOLD[0].payload["m"] == {"land": "here", "n": 1}
+
+
+def test_many_values_are_found_however_many_share_one() -> None:
+    many = [brand(f"{number:04}", code=number if number >= 700 else 0) for number in range(1500)]
+    sold = [hit(f"{number:04}", c=number) for number in range(1500)]
+    reads = 0
+    within = context(many)
+
+    def page(asked: Page) -> PageResult:
+        nonlocal reads
+        reads += 1
+        assert asked.filter is not None
+        found = [each for each in many if matches(asked.filter, each.payload)]
+        return PageResult(tuple(found[: asked.limit]), "next" if len(found) > asked.limit else None)
+
+    found = run(DocumentEnrich, sold, replace(within, page=page), **JOIN, allow_missing=False)
+    assert [each.payload["c"] for each in found] == [0, *range(700, 1500)]
+    assert reads == 4, "three batches, and once more behind the many that share a value"
+
+
+def test_a_join_reads_what_it_says() -> None:
+    stage = DocumentEnrich()
+    parameters = stage.normalise({"collection_id": "{{INPUT.c}}", "source_field": "c"})
+    (problem,) = stage.problems(parameters, ("parameters",))
+    assert problem.location == ("parameters", "target_collection_id")
+    for field in ("document_id", "collection_id.x", "internal_id"):
+        assert field in refused(DocumentEnrich, **JOIN, result_field=field)
+    assert "internal_id" in refused(DocumentEnrich, **JOIN, select_fields=["internal_id"])
+    assert "target_collection_id" in refused(DocumentEnrich, source_field="c")
