@@ -879,7 +879,10 @@ def _join_problems(
         if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
             location = ("body", "stages", index, "parameters", "target_collection_id")
             _, unknown = _collections(connection, namespace_id, [target])
-            problems += [replace(problem, location=location) for problem in unknown]
+            problems += [
+                replace(problem, location=location, message=f"target_collection_id: {problem.message}")
+                for problem in unknown
+            ]
     return problems
 
 

@@ -11,7 +11,15 @@ from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
 from tessera.filters import values_at
 from tessera.ports import Hit
-from tessera.stages.base import FieldPath, Stage, StageContext, StageParams, collected, first_value
+from tessera.stages.base import (
+    FieldPath,
+    Stage,
+    StageContext,
+    StageParams,
+    collected,
+    common_collection,
+    first_value,
+)
 from tessera.stages.group_by import group_key
 
 
@@ -88,10 +96,9 @@ class Aggregate(Stage):
 
 
 def _result(number: int, members: Sequence[Hit], params: AggregateParams) -> Hit:
-    collections = {hit.payload.get("collection_id") for hit in members}
     payload = {
         "document_id": f"group_{number}",
-        "collection_id": collections.pop() if len(collections) == 1 else "",
+        "collection_id": common_collection(members),
         "group": {path: first_value(members[0].payload, path) for path in params.group_by},
         "count": len(members),
         "aggregations": {

@@ -146,6 +146,12 @@ def collected(hits: list[Hit] | None, context: StageContext) -> list[Hit]:
     return list(page.hits)
 
 
+def common_collection(hits: Sequence[Hit]) -> str:
+    """Return the collection that all of `hits` come from, "" when they come from several or there are none."""
+    found = {str(hit.payload.get("collection_id")) for hit in hits}
+    return found.pop() if len(found) == 1 else ""
+
+
 def first_value(payload: Payload, path: str) -> Any:
     """Return the first value at `path`, None without one."""
     values = values_at(payload, path)

@@ -94,7 +94,7 @@ def _kept_by_content(hits: Sequence[Hit], fields: Sequence[str], threshold: floa
     ``n − ⌈threshold · n⌉ + 1``. Only hits that share such a one are compared (prefix filtering; Chaudhuri,
     Ganti and Kaushik, ICDE 2006).
     """
-    shingles = [_shingles(_text(hit.payload, fields)) for hit in hits]
+    shingles = [_shingles(text_of(hit.payload, fields)) for hit in hits]
     often = Counter(shingle for each in shingles for shingle in each)
     kept_with: defaultdict[Any, list[int]] = defaultdict(list)
     for number, mine in enumerate(shingles):
@@ -120,7 +120,8 @@ def _shingles(text: str) -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(words[start : start + SHINGLE_WORDS]) for start in range(last))
 
 
-def _text(payload: Mapping[str, Any], fields: Sequence[str]) -> str:
+def text_of(payload: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """Return the texts at `fields`, or without any all texts that a document shows, by the names of their fields."""
     if fields:
         return "\n".join(value for path in fields for value in values_at(payload, path) if type(value) is str)
     return "\n".join(

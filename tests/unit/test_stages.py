@@ -23,6 +23,7 @@ from tessera.stages.document_enrich import DocumentEnrich
 from tessera.stages.group_by import GroupBy
 from tessera.stages.json_transform import JsonTransform
 from tessera.stages.mmr import Mmr
+from tessera.stages.rag_prepare import RagPrepare
 from tessera.stages.sample import Sample
 from tessera.stages.score_normalize import ScoreNormalize
 from tessera.stages.sort_attribute import SortAttribute
@@ -544,3 +545,45 @@ def test_a_join_reads_what_it_says() -> None:
         assert field in refused(DocumentEnrich, **JOIN, result_field=field)
     assert "internal_id" in refused(DocumentEnrich, **JOIN, select_fields=["internal_id"])
     assert "target_collection_id" in refused(DocumentEnrich, source_field="c")
+
+
+# --- contexts ------------------------------------------------------------------------------------------
+
+TOLD = [
+    hit("a", 0.9, text="Rain fell.", internal_id="secret", pic=BLOB),
+    hit("b", n=1),
+    hit("c", 0.5, text="Schnee für alle"),
+]
+
+
+def test_hits_become_one_text_with_marks() -> None:
+    (found,) = run(RagPrepare, TOLD)
+    assert found.payload == {
+        "document_id": "context_0", "collection_id": "col", "truncated": False, "token_count": 9,
+        "context": "[1] Rain fell.\n\n[2] Schnee für alle",
+        "citations": [
+            {"citation": "[1]", "document_id": "a", "collection_id": "col"},
+            {"citation": "[2]", "document_id": "c", "collection_id": "col"},
+        ],
+    }  # fmt: skip
+    listed = run(RagPrepare, TOLD, citation="document_id", output_mode="context_list", content_field="text")
+    assert [each.payload["_context"]["text"] for each in listed] == ["[a] Rain fell.", "[c] Schnee für alle"]
+    assert [each.score for each in listed] == [0.9, 0.5]
+    (bare,) = run(RagPrepare, TOLD, citation=False)
+    assert bare.payload["context"] == "Rain fell.\n\nSchnee für alle"
+    (empty,) = run(RagPrepare, [])
+    assert (empty.payload["context"], empty.payload["citations"], empty.payload["truncated"]) == (
+        "",
+        [],
+        False,
+    )
+
+
+def test_a_context_keeps_to_its_budget() -> None:
+    for budget in range(1, 12):
+        (found,) = run(RagPrepare, TOLD, max_tokens=budget)
+        text = found.payload["context"]
+        assert len(text.encode()) <= budget * 4
+        assert "[1] Rain fell.\n\n[2] Schnee für alle".startswith(text)
+        assert found.payload["truncated"] is (budget < 9)
+    assert "max_tokens" in refused(RagPrepare, max_tokens=0)
