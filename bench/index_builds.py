@@ -132,15 +132,15 @@ def main(arguments: list[str] | None = None) -> None:
                 f"searches of {documents:,} x {DIMENSIONS} (and of a neighbour of 500 in the same host), ms"
             )
             idle = _Searching(place, queries).run_for(6)
-            print(f"  idle:                   {idle}")
+            print(f"  idle:                     {idle}")
             for name, trigger in (("an index is built", trigger_index), ("a graph is built", trigger_graph)):
                 searching = _Searching(place, queries)
                 began = time.perf_counter()
                 trigger(place, "ns_large")
                 searching.run_until(lambda: place.views.wait_for_build("ns_large", 0.05))
-                print(f"  while {name + ':':18}{searching}; {time.perf_counter() - began:.1f} s")
+                print(f"  while {name + ':':20}{searching}; {time.perf_counter() - began:.1f} s")
             after = _Searching(place, queries).run_for(6)
-            print(f"  with the graph:         {after}")
+            print(f"  with the graph:           {after}")
             _print_recall(place, vectors, queries)
         finally:
             place.close()
@@ -201,7 +201,7 @@ def _print_recall(place: Place, vectors: np.ndarray, queries: np.ndarray) -> Non
             best = among[np.argsort(vectors[among] @ query)[::-1][:10]]
             found += len({f"doc_{n}" for n in best} & {hit.document_id for hit in hits})
         print(
-            f"  {name:>5} of the documents: recall@10 {found / (10 * len(queries)):.4f}, "
+            f"  {name:>5} of the documents: recall@10 {found / (min(10, len(among)) * len(queries)):.4f}, "
             f"p50 {statistics.median(took):.1f} ms"
         )
 

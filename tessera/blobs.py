@@ -9,7 +9,7 @@ names; a server that starts removes what an earlier one left there.
 from __future__ import annotations
 
 import contextlib
-import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tessera.errors import InsufficientStorageError, StorageError
+from tessera.errors import StorageError, StorageUnavailableError, TesseraError, storage_error
 
 if TYPE_CHECKING:
     from obstore.store import LocalStore
 
 
+#: Held by a backup, so that what it is about to copy stays; shared by all who remove.
+_BACKUP_LOCK = "backup.lock"
 #: Not an id of a namespace, and in the same file system as all of them.
 INCOMING = ".incoming"
 
@@ -95,6 +97,11 @@ class Blobs:
             sync(self.new_path(key))
         except (BaseError, OSError) as error:
             raise _storage_error(error) from error
+        except BaseException as panic:
+            # What Rust panics with is no `Exception`: the first call panics when it cannot start its threads.
+            if type(panic).__name__ != "PanicException":
+                raise
+            raise _storage_error(panic) from panic
         return key
 
     @contextlib.contextmanager
@@ -157,9 +164,48 @@ class Blobs:
         for chunk in obstore.list(self.store, prefix=prefix):
             yield from (item["path"] for item in chunk)
 
+    def remove(self, key: str) -> bool:
+        """Remove a file that nothing refers to; say whether it is gone.
+
+        False while a backup runs: it may be copying that very file. Come again later.
+        """
+        with self._removing() as may_remove:
+            if may_remove:
+                self.path(key).unlink(missing_ok=True)
+        return may_remove
+
     def delete_namespace(self, namespace_id: str) -> None:
-        """Remove everything of a namespace; nothing there is as good as removed."""
-        shutil.rmtree(self.path(namespace_id), ignore_errors=True)
+        """Remove everything of a namespace; nothing there is as good as removed. While a backup runs it stays."""
+        with self._removing() as may_remove:
+            if may_remove:
+                shutil.rmtree(self.path(namespace_id), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[bool]:
+        """Let no process remove anything while the block runs; yields whether that could be had.
+
+        The lock is the operating system's and goes with the process. One backup at a time has it.
+        """
+        with self._locked(fcntl.LOCK_EX) as got:
+            yield got
+
+    @contextlib.contextmanager
+    def _removing(self) -> Iterator[bool]:
+        with self._locked(fcntl.LOCK_SH) as got:
+            yield got
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[bool]:
+        descriptor = os.open(self.root / _BACKUP_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -170,12 +216,8 @@ def _writing() -> Iterator[None]:
         raise _storage_error(error) from error
 
 
-def _storage_error(error: Exception) -> InsufficientStorageError | StorageError:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return InsufficientStorageError(
-            "The disk that holds the blobs is full; nothing of this request was kept. Free space and send it again."
-        )
-    return StorageError("A blob could not be written; nothing of this request was kept.")
+def _storage_error(error: BaseException) -> TesseraError:
+    return storage_error(error) or StorageUnavailableError("A blob could not be written now. Try again.")
 
 
 def sync(path: Path) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_NO_SERVER = 3
+EXIT_REFUSED = 4
 EXIT_INTERRUPTED = 130
 
 #: Requests in flight get this long when the server is told to end; all of the ending twice that and more.
@@ -118,6 +120,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data(discard)
     discard.set_defaults(run=_secrets_discard)
+
+    backup = commands.add_parser(
+        "backup",
+        help="copy a data directory, also while a server runs there",
+        description="Copy a data directory to DEST: new, empty, or with an earlier backup, to which only what is new "
+        "is added. A server may run meanwhile; what it had acknowledged before is in the copy.",
+    )
+    backup.add_argument("target", metavar="DEST", type=Path, help="directory of the backup")
+    backup.add_argument(
+        "--with-secrets",
+        action="store_true",
+        help="copy master.key, signing.key, admin.key and tessera.toml too: whoever reads the backup can then open "
+        "stored credentials",
+    )
+    _add_data(backup)
+    backup.set_defaults(run=_backup)
+
+    restore = commands.add_parser(
+        "restore",
+        help="make a data directory from a backup",
+        description="Verify a backup and copy it to a new data directory. Indexes are built on first use.",
+    )
+    restore.add_argument("source", metavar="SRC", type=Path, help="directory of the backup")
+    _add_data(restore)
+    restore.set_defaults(run=_restore)
+
+    erase = commands.add_parser(
+        "erase",
+        help="erase documents from everything that a running server keeps",
+        description="Erase documents, or objects with all their documents, and wait until nothing is left of them.",
+    )
+    erase.add_argument("namespace", metavar="NAMESPACE", help="id or name")
+    erase.add_argument("--document", action="append", default=[], metavar="ID", help="a document; repeatable")
+    erase.add_argument(
+        "--object", action="append", default=[], metavar="ID", help="an object with its documents; repeatable"
+    )
+    erase.add_argument(
+        "--with-objects", action="store_true", help="erase the objects that the documents came from too"
+    )
+    _add_data(erase)
+    erase.set_defaults(run=_erase)
 
     version = commands.add_parser("version", help="show the version")
     version.set_defaults(run=_version)
@@ -243,6 +286,7 @@ def _first_key(data: Path, wh: Warehouse) -> None:
 def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
     import uvicorn
 
+    from tessera import collector
     from tessera.api.app import make_app
     from tessera.api.request_log import RequestLog
     from tessera.api.wire import protocol
@@ -288,6 +332,7 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
+    collector.calm()
     server.run(sockets=[listener])
     log.close()
     return EXIT_INTERRUPTED if server.received == signal.SIGINT else EXIT_OK
@@ -528,6 +573,79 @@ def _secrets_discard(options: argparse.Namespace) -> int:
         count = discard_lost_secrets(settings)
     print(f"{count} stored credentials are discarded. Set them again.")
     return EXIT_OK
+
+
+# --- tessera backup, restore, erase -------------------------------------------------------------------
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from tessera import backup
+
+    settings = _load(options).settings
+    os.umask(0o077)
+    if settings.database_url is not None:
+        return _fail("database_url is set: back that database up with its own tools.", EXIT_USAGE)
+    made = backup.create(settings.data, options.target, with_secrets=options.with_secrets)
+    print(
+        f"Backed up {made.namespaces} namespaces: {made.files} files, {made.size_bytes} bytes, {made.added} files new."
+    )
+    if not made.has_master_key:
+        _note(
+            "The master key is not in the backup: keep it elsewhere (DATA/master.key or the setting master_key). "
+            "Without it stored credentials cannot be opened; --with-secrets puts it in."
+        )
+    return EXIT_OK
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from tessera import backup
+
+    settings = _load(options).settings
+    os.umask(0o077)
+    made = backup.restore(options.source, settings.data)
+    print(f"Restored {made.namespaces} namespaces to {settings.data}: {made.files} files, all verified.")
+    if not made.has_master_key:
+        _note(
+            f"The backup has no master key: put yours into {settings.data / 'master.key'} (mode 0600) before the "
+            "server starts, or credentials that were stored cannot be opened."
+        )
+    return EXIT_OK
+
+
+def _erase(options: argparse.Namespace) -> int:
+    import time
+
+    import httpx
+
+    from tessera import data_directory
+
+    if bool(options.document) == bool(options.object):
+        return _fail("name either --document or --object, each as often as needed.", EXIT_USAGE)
+    data = _load(options).settings.data
+    owner, key = data_directory.owner_of(data), data_directory.read_admin_key(data)
+    if owner is None:
+        return _fail(f"no server runs on {data}; start it first: tessera up.", EXIT_NO_SERVER)
+    if key is None:
+        return _fail(f"there is no {data / 'admin.key'}; make one: tessera key create --admin.", EXIT_FAILED)
+    body = (
+        {"document_ids": options.document, "include_objects": options.with_objects}
+        if options.document
+        else {"object_ids": options.object}
+    )
+    headers = {"Authorization": f"Bearer {key}"}
+    try:
+        with httpx.Client(base_url=owner.url, headers=headers, timeout=60) as client:
+            answer = client.post(f"/v1/namespaces/{options.namespace}/erase", json=body)
+            while answer.is_success and answer.json()["status"] in ("PENDING", "IN_PROGRESS"):
+                time.sleep(0.2)
+                answer = client.get(f"/v1/tasks/{answer.json()['task_id']}")
+    except httpx.TransportError:
+        return _fail(f"the server at {owner.url} does not answer.", EXIT_NO_SERVER)
+    if not answer.is_success:
+        return _fail(str(answer.json()["error"]["message"]), EXIT_REFUSED)
+    report = answer.json()["additional_data"]["report"]
+    _print_table([(name, str(value)) for name, value in report.items() if name != "keys"])
+    return EXIT_OK if answer.json()["status"] == "COMPLETED" else EXIT_FAILED
 
 
 def _open_database(settings: Settings) -> Database:

@@ -803,7 +803,7 @@ def _answer(
         ),
         input_schema=BucketSchema.model_validate(row["input_schema"]),
         output_schema=BucketSchema.model_validate(row["output_schema"]),
-        vector_indexes=_vector_indexes(wh.registry, place, config),
+        vector_indexes=vector_indexes(wh.registry, place, config),
         payload_indexes=[index.model_dump(mode="json") for index in indexes],
         enabled=row["enabled"],
         metadata=row["metadata"] or {},
@@ -813,9 +813,10 @@ def _answer(
     )
 
 
-def _vector_indexes(
+def vector_indexes(
     registry: Registry, place: RowMapping, config: Mapping[str, Any]
 ) -> list[CollectionVectorIndex]:
+    """Return the vectors that documents of a collection with the extractor `config` have, the main one first."""
     name, version = config["feature_extractor_name"], config["version"]
     if version not in registry.versions(name):
         return []  # an extractor that was installed when the collection was made, and is not any more

@@ -77,6 +77,12 @@ class Settings(BaseModel):
     ray_dashboard_url: str | None = Field(None, description="Dashboard of that cluster; tasks link to it.")
     vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
     max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
+    max_view_memory_mib: int = Field(
+        1024,
+        ge=16,
+        description="Memory of all hosts together, in MiB, above which they give pages back that the system has in "
+        "its cache, then close views.",
+    )
     graph_from_mb: int = Field(
         200,
         ge=1,
@@ -108,6 +114,12 @@ class Settings(BaseModel):
     )
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
+
+    compact_after_changes: int = Field(
+        10_000,
+        ge=1,
+        description="A namespace's log is folded when it holds so many changes more than twice its documents.",
+    )
 
     request_timeout_s: float = Field(60, gt=0, description="Longest time until a request is answered.")
     execute_timeout_s: float = Field(30, gt=0, description="The same for the execution of a retriever.")

@@ -7,6 +7,8 @@ next step. Secrets never go into ``message`` or ``details``.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -159,6 +161,12 @@ class StorageError(TesseraError):
     type, status = "StorageError", 500
 
 
+class StorageUnavailableError(StorageError):
+    """The disk, or what a program needs to reach it, fails now; the same request may succeed later."""
+
+    status, retryable = 503, True
+
+
 class UnavailableError(TesseraError):
     """A part that is needed cannot answer now."""
 
@@ -203,6 +211,12 @@ class InsufficientStorageError(TesseraError):
     type, status, retryable = "InsufficientStorageError", 507, True
 
 
+class EngineFullError(QdrantError):
+    """The disk that holds a view is full."""
+
+    type, status = "InsufficientStorageError", 507
+
+
 class BadSample(TesseraError):
     """This sample cannot be extracted, or this query not embedded; the others of its batch can.
 
@@ -218,6 +232,56 @@ class BadSample(TesseraError):
     def __reduce__(self) -> tuple[Callable[..., BadSample], tuple[str, str]]:
         # It travels between processes as a value.
         return BadSample, (self.kind, self.message)
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FAILING = frozenset({errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE})
+#: How Rust's and SQLite's messages carry what the system said.
+_IN_WORDS = (
+    (re.compile(r"os error (\d+)"), None),
+    (re.compile(r"no space left|disk is full", re.IGNORECASE), errno.ENOSPC),
+    (re.compile(r"too many open files", re.IGNORECASE), errno.EMFILE),
+    (re.compile(r"disk i/o|input/output error|readonly database", re.IGNORECASE), errno.EIO),
+)
+
+
+def storage_trouble(error: BaseException) -> int | None:
+    """Return the ``errno`` of a full or failing disk, or of exhausted descriptors, that `error` speaks of.
+
+    None when it speaks of something else. Libraries that wrap what the system said are read by their message.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        text = str(error)
+        for pattern, meant in _IN_WORDS:
+            found = pattern.search(text)
+            if found:
+                number = meant if meant is not None else int(found[1])
+                break
+    return number if number in _FULL | _FAILING else None
+
+
+def storage_error(error: BaseException) -> TesseraError | None:
+    """Return what a client is told when `error` speaks of a full or failing disk; None when it does not."""
+    number = storage_trouble(error)
+    if number is None:
+        return None
+    if number in _FULL:
+        return InsufficientStorageError(
+            "The disk that holds the data directory is full. Free space and send the request again; what was "
+            "acknowledged before is safe.",
+            retry_after_s=5,
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return StorageUnavailableError(
+            "The server has as many files open as the system allows. Try again in a moment; if this goes on, let the "
+            "operator raise the limit (ulimit -n).",
+            retry_after_s=2,
+        )
+    return StorageUnavailableError(
+        "The disk that holds the data directory cannot be read or written now. Try again; the server's log has more.",
+        retry_after_s=5,
+    )
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:

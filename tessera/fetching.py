@@ -424,7 +424,10 @@ class _Pinned(httpcore.NetworkBackend):
         clock = _Clock(self._first, self._deadline, self._stop)
         for address in addresses:
             family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError:
+                continue  # a machine without IPv6
             try:
                 sock.settimeout(clock.left(timeout))
                 sock.connect((str(address), port))

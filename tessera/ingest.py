@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from tessera.db.tables import (
     sources,
     tasks,
 )
+from tessera.errors import storage_error
 from tessera.extraction import (
     ChunkJob,
     ChunkResult,
@@ -136,8 +138,16 @@ def run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     """Bring a batch to its end, or to where `stop` ends it (it stays IN_PROGRESS then, free to be taken up).
 
     Can be repeated: rows that are done are not done again. When it returns with the batch COMPLETED,
-    its documents are durable and findable.
+    its documents are durable and findable. A disk that is full or fails is an error that may pass, wherever it
+    was met.
     """
+    try:
+        _run_batch(wh, claim, stop)
+    except OSError as error:
+        raise storage_error(error) or error from error
+
+
+def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     attempt = _take_up(wh, claim)
     if attempt is None:
         return
@@ -318,7 +328,7 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
     mine = f"{prefix}/{attempt.batch_id}-"
     for key in wh.blobs.keys(prefix):
         if key.startswith(mine) and key not in logged and _attempt_of(key, mine) <= attempt.number:
-            wh.blobs.path(key).unlink(missing_ok=True)
+            wh.blobs.remove(key)
 
 
 def _attempt_of(key: str, prefix: str) -> int:
@@ -450,6 +460,8 @@ def _map(
             again=_apart,
             stop=stop.drop,
         ):
+            if isinstance(outcome, ChunkResult) and outcome.storage_errno is not None:
+                raise OSError(outcome.storage_errno, os.strerror(outcome.storage_errno))
             yield part[index], outcome
         attempt.pace.wary_chunks = max(0, attempt.pace.wary_chunks - len(part))
 
@@ -738,6 +750,7 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
         result = _without(wh, chunk, result, late)
     else:
         raise Superseded
+    failpoints.reach("log.appended")
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)
 
@@ -763,10 +776,11 @@ def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[st
 
 def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
     """Raise `Superseded` unless the batch is still ours."""
+    # Locked until the transaction ends, so that nobody takes it up or cancels it in between.
     batch = connection.execute(
-        sa.select(batches.c.status, batches.c.attempt, batches.c.holder).where(
-            batches.c.batch_id == attempt.batch_id
-        )
+        sa.select(batches.c.status, batches.c.attempt, batches.c.holder)
+        .where(batches.c.batch_id == attempt.batch_id)
+        .with_for_update()
     ).one_or_none()
     if batch != ("IN_PROGRESS", attempt.number, attempt.holder):
         raise Superseded
@@ -835,7 +849,13 @@ def _append(
         connection.execute(sa.update(batches).where(batches.c.batch_id == attempt.batch_id).values(crashes=0))
     seq: int | None = None
     for number, key in enumerate(result.artifact_keys):
-        seq = log.append_artifact(connection, attempt.namespace_id, key, deletes=stale if number == 0 else ())
+        seq = log.append_artifact(
+            connection,
+            attempt.namespace_id,
+            key,
+            deletes=stale if number == 0 else (),
+            documents=result.documents if number == 0 else 0,
+        )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
     return seq

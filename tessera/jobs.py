@@ -21,10 +21,10 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import ingest, namespaces, uploads
+from tessera import compaction, erasure, ingest, namespaces, uploads
 from tessera.context import Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import batches, purges
+from tessera.db.tables import batches, erasures, purges
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import StorageError, TesseraError
@@ -47,6 +47,8 @@ FORGIVEN_AFTER_S = 300.0
 REST_S = 5.0
 #: How long an ending server waits for chunks under way before it stops the workers under them.
 PARK_S = 5.0
+#: Logs that have grown long, and artifacts whose grace is over, are looked for so often.
+MAINTENANCE_S = 5.0
 #: How often uploads that were not confirmed in time are looked for.
 SWEEP_S = 30.0
 #: Purges have threads of their own, so that a thousand of them hold up no batch, nor the other way round.
@@ -85,6 +87,9 @@ class Jobs:
         #: The batches that run, and the namespaces and views that are being removed.
         self._running: dict[str, _Run] = {}
         self._purging: set[str] = set()
+        #: Namespaces in which documents are being erased or the log folded: one at a time.
+        self._maintaining: set[str] = set()
+        self._next_maintenance = 0.0
         self._rests: dict[str, _Rest] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -94,6 +99,7 @@ class Jobs:
         self._heart: threading.Thread | None = None
         self._batch_threads: ThreadPoolExecutor | None = None
         self._purge_threads: ThreadPoolExecutor | None = None
+        self._maintenance_threads: ThreadPoolExecutor | None = None
         self._next_sweep = 0.0
 
     def start(self, wh: Warehouse) -> None:
@@ -102,6 +108,7 @@ class Jobs:
             # No other server is making or reading these: the data directory is ours alone.
             namespaces.end_provisioning(wh)
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
+        self._maintenance_threads = ThreadPoolExecutor(1, thread_name_prefix="maintenance")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
         self._heart = threading.Thread(
@@ -131,7 +138,7 @@ class Jobs:
         with self._idle:
             self._idle.wait_for(lambda: not self._running, max(0.0, deadline - time.monotonic()))
         self._drop_all()
-        for threads in (self._batch_threads, self._purge_threads):
+        for threads in (self._batch_threads, self._purge_threads, self._maintenance_threads):
             if threads is not None:
                 threads.shutdown(wait=True, cancel_futures=True)
         self._ended.set()
@@ -188,6 +195,7 @@ class Jobs:
             self._start_purge(namespace_id, partial(namespaces.purge, wh, namespace_id))
         for view_id in self._due_drops(wh):
             self._start_purge(view_id, partial(namespaces.drop_doomed, wh, view_id))
+        self._maintain(wh)
         if time.monotonic() >= self._next_sweep:
             uploads.sweep(wh)
             self._next_sweep = time.monotonic() + SWEEP_S
@@ -197,8 +205,9 @@ class Jobs:
         slot = self._slot
         if slot is None:
             slot = self._slot = self._slots.claim()
-        for claim in self._claim_batches(wh, slot, self._slots.alive()):
+        for claim in self._claim_batches(wh, slot, self._slots):
             self._start_batch(wh, claim)
+        _give_up(wh)
 
     def _patience_s(self) -> float:
         """Return how long there is nothing to do unless somebody wakes us: until the next rest is over."""
@@ -255,16 +264,45 @@ class Jobs:
             ]
         return startable[: max(0, free)]
 
-    def _claim_batches(self, wh: Warehouse, slot: Slot, alive: set[str]) -> list[Claim]:
+    def _maintain(self, wh: Warehouse) -> None:
+        """Start what is next: erase documents first, then fold logs that have grown long. One at a time."""
+        assert self._maintenance_threads is not None
+        minimum = wh.settings.compact_after_changes
+        looks = time.monotonic() >= self._next_maintenance
+        with self._lock:
+            if self._maintaining:
+                return
+            resting = self._resting()
+        with wh.db.read() as connection:
+            due: list[tuple[str, Callable[[], object]]] = [
+                (namespace_id, partial(erasure.erase, wh, task_id, self._park))
+                for task_id, namespace_id in erasure.due(connection)
+            ]
+            if looks:
+                self._next_maintenance = time.monotonic() + MAINTENANCE_S
+                due += [
+                    (namespace_id, partial(compaction.compact, wh, namespace_id, minimum, stop=self._park))
+                    for namespace_id in compaction.due(connection, minimum, 10)
+                ]
+        for namespace_id, work in due:
+            if namespace_id not in resting:
+                with self._lock:
+                    self._maintaining.add(namespace_id)
+                ended = partial(self._maintaining.discard, namespace_id)
+                self._maintenance_threads.submit(self._working, namespace_id, work, ended)
+                return
+
+    def _claim_batches(self, wh: Warehouse, slot: Slot, slots: Slots) -> list[Claim]:
         """Take up the batches to start now; of namespaces that wait, the one with the fewest under way is next."""
         with self._lock:
-            passed_over = set(self._running) | self._resting()
-            free = wh.settings.job_threads - len(self._running)
+            running = set(self._running)
+            passed_over = running | self._resting()
+        free = wh.settings.job_threads - len(running)
         if free <= 0:
             return []
-        # Our own heartbeat may be late, but nobody knows better that we live.
-        live = alive | {slot.token}
-        unheld = sa.or_(batches.c.holder.is_(None), batches.c.holder.not_in(live))
+        # Ours by name only: what was taken up and not started, or not released when the database failed.
+        astray = sa.and_(batches.c.holder == slot.token, batches.c.batch_id.not_in(running))
+        unheld = sa.or_(batches.c.holder.is_(None), batches.c.holder.not_in(slots.alive()), astray)
         is_open = batches.c.status.in_(["PENDING", "IN_PROGRESS"])
         with wh.db.read() as connection:
             some = sa.select(batches.c.batch_id).where(is_open, unheld).limit(len(passed_over) + 1)
@@ -273,27 +311,15 @@ class Jobs:
         with wh.db.write() as connection:
             if not wh.db.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
-            _bury(connection, live)
-            claims = [
+            connection.execute(
+                sa.update(batches).where(batches.c.status == "IN_PROGRESS", astray).values(holder=None)
+            )
+            # Asked only now, when nobody else can take up anything: who did so before has had its slot before.
+            # Our own heartbeat may be late, but nobody knows better that we live.
+            _bury(connection, slots.alive() | {slot.token})
+            return [
                 _claim(connection, batch_id, slot) for batch_id in _due(connection, wh, passed_over, free)
             ]
-            given_up = connection.execute(
-                sa.select(batches.c.batch_id, batches.c.crashes).where(
-                    batches.c.status == "IN_PROGRESS",
-                    batches.c.holder.is_(None),
-                    batches.c.crashes >= ingest.MAX_CRASHES,
-                )
-            ).all()
-        for batch_id, crashes in given_up:
-            logger.error("batch %s is given up: %d servers in a row ended under it", batch_id, crashes)
-            ingest.fail_batch(
-                wh,
-                batch_id,
-                f"The batch was given up: {crashes} times in a row the server ended while it worked on it. Rows that "
-                "were done stay done. The server's log and the system's (out of memory?) may say why; retry the "
-                "batch when the cause is gone.",
-            )
-        return claims
 
     def _start_batch(self, wh: Warehouse, claim: Claim) -> None:
         assert self._batch_threads is not None
@@ -317,6 +343,8 @@ class Jobs:
     def _working(self, job_id: str, work: Callable[[], object], ended: Callable[[], object]) -> None:
         try:
             work()
+        except compaction.Interrupted:
+            pass  # the next server goes on
         except Exception:
             # The outermost edge of a job: it stays in its table and is taken up again later.
             logger.exception("job %s failed", job_id)
@@ -390,6 +418,27 @@ def _bury(connection: Connection, live: set[str]) -> None:
     )
 
 
+def _give_up(wh: Warehouse) -> None:
+    """End the batches under which too many servers ended."""
+    with wh.db.read() as connection:
+        given_up = connection.execute(
+            sa.select(batches.c.batch_id, batches.c.crashes).where(
+                batches.c.status == "IN_PROGRESS",
+                batches.c.holder.is_(None),
+                batches.c.crashes >= ingest.MAX_CRASHES,
+            )
+        ).all()
+    for batch_id, crashes in given_up:
+        logger.error("batch %s is given up: %d servers in a row ended under it", batch_id, crashes)
+        ingest.fail_batch(
+            wh,
+            batch_id,
+            f"The batch was given up: {crashes} times in a row the server ended while it worked on it. Rows that "
+            "were done stay done. The server's log and the system's (out of memory?) may say why; retry the "
+            "batch when the cause is gone.",
+        )
+
+
 def _due(connection: Connection, wh: Warehouse, passed_over: set[str], free: int) -> list[str]:
     """Return at most `free` batches to take up; the caller is the only one who does so now."""
     #: Batches of each namespace that a server works on, and those that were begun: some may wait to go on.
@@ -413,7 +462,11 @@ def _due(connection: Connection, wh: Warehouse, passed_over: set[str], free: int
         )
         .where(
             sa.or_(
-                batches.c.status == "PENDING",
+                # Where documents are being erased none is begun, so that the erasing ends.
+                sa.and_(
+                    batches.c.status == "PENDING",
+                    batches.c.namespace_id.not_in(sa.select(erasures.c.namespace_id)),
+                ),
                 sa.and_(batches.c.status == "IN_PROGRESS", batches.c.holder.is_(None)),
             ),
             batches.c.crashes < ingest.MAX_CRASHES,

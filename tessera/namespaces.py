@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, failpoints, idempotency, limits, listing, log, names
+from tessera import audit, data_directory, failpoints, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -597,6 +597,7 @@ def _insert(
                 connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == row["view_id"]))
     except sa.exc.IntegrityError as error:
         raise _name_taken(row["namespace_name"]) from error
+    failpoints.reach("namespace.committed")
     return None
 
 
@@ -1147,8 +1148,9 @@ def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
     failpoints.reach("purge.views")
     wh.blobs.delete_namespace(namespace_id)
+    data_directory.remove_database_copies(wh.settings.data)
     if wh.blobs.path(namespace_id).exists():
-        raise StorageError("Some of its files cannot be removed now.")
+        raise StorageError("Some of its files cannot be removed now; while a backup runs none is.")
     failpoints.reach("purge.blobs")
 
 

@@ -20,7 +20,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, idempotency, links, listing, log, namespaces
+from tessera import buckets, content, failpoints, idempotency, links, listing, log, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import batch_rows, fetches, objects, sources, uploads
@@ -28,6 +28,7 @@ from tessera.errors import (
     ConflictError,
     NotFoundError,
     Problem,
+    StorageError,
     TesseraError,
     ValidationError,
     quote,
@@ -123,8 +124,11 @@ def create(
     with wh.db.read() as connection:
         place = _bucket(connection, principal, namespace, bucket)
     new = prepare(wh, principal, place, request, idempotency_key)
+    failpoints.reach("object.stored")
     with wh.db.write() as connection:
+        check_stored(wh, new.blobs)
         made = insert(connection, place, new)
+    failpoints.reach("object.committed")
     return _answer(wh, made.row)
 
 
@@ -152,10 +156,12 @@ def create_batch(
             prepared.append((index, prepare(wh, principal, place, _validated(item), key)))
         except TesseraError as error:
             failed.append(_failure(index, error))
+    failpoints.reach("object.stored")
     made: list[tuple[int, Made]] = []
     with wh.db.write() as connection:
         for index, new in prepared:
             try:
+                check_stored(wh, new.blobs)
                 made.append((index, insert(connection, place, new)))
             except ConflictError as error:
                 failed.append(_failure(index, error))
@@ -447,6 +453,7 @@ def update(
             "size_bytes": _size(stored),
             "content_hash": _content_hash(draft, stored),
         }
+        check_stored(wh, stored)
         changed = connection.execute(
             sa.update(objects)
             .where(
@@ -931,6 +938,21 @@ def _store(wh: Warehouse, namespace_id: str, draft: _Draft) -> list[dict[str, An
         entry["details"] = {**details, "filename": blob.filename or details["filename"]}
         stored.append(entry)
     return stored
+
+
+def check_stored(wh: Warehouse, stored: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to refer to a file that was erased with another object since it was stored.
+
+    Called within the transaction that refers to it. Files are removed within write transactions too, so what is
+    there now stays. Raises `StorageError`.
+    """
+    for blob in stored:
+        key = blob.get("blob_key")
+        if key and not wh.blobs.path(key).exists():
+            raise StorageError(
+                "The content of this object was erased with another one at this moment; nothing of this request was "
+                "kept. Send it again."
+            )
 
 
 def _reuse(draft: _Draft, before: Sequence[Mapping[str, Any]]) -> None:

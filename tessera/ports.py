@@ -201,6 +201,9 @@ class Vectors(Protocol):
     def indexes(self, view: View) -> list[IndexReport]:
         """Ask the engine which payload indexes it has. Our own shadow indexes are left out."""
 
+    def release(self, view: View) -> None:
+        """Flush the view, close it, and keep nothing of it in memory; `open` brings it back."""
+
     def drop(self, view: View) -> None:
         """Remove the view and all its files. Done already is as good as done; a build in it ends."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from tessera.models.retrievers import (
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
 from tessera.plan import effective_indexes, stored_indexes
 from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
+from tessera.registry import Registry
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 from tessera.validation import schema_problems
 
@@ -452,8 +454,7 @@ def _run(
             "cache_hit": False,
             "error": None,
         }
-    asked = _asked(plan, inputs, request)
-    offset, limit = _cut(wh, request, asked)
+    offset, limit = _cut(wh, request, lambda: _asked(plan, inputs, request))
     total = passed
     if hits is None:
         shown = list(context.page(Page(limit=limit, offset=offset, filter=context.within)).hits)
@@ -481,7 +482,7 @@ def _run(
     ]
     elapsed_ms = round((time.perf_counter() - started) * 1000, 3)
     more = offset + limit < total
-    cursor = encode_cursor(wh, {"o": offset + limit, "r": asked}) if more else None
+    cursor = encode_cursor(wh, {"o": offset + limit, "r": _asked(plan, inputs, request)}) if more else None
     return {
         "execution_id": new_id("exec"),
         "retriever_id": plan.retriever_id,
@@ -524,10 +525,10 @@ def _context(
         asked = parse(filters, inputs=inputs, location=("body", "filters"))
         if asked is not None:
             within = And((within, asked))
-    indexes = {index.field_name: index for index in _indexes(plan.place)}
+    place = plan.place
     return StageContext(
         within=within,
-        indexes=indexes,
+        indexes=_indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"])),
         inputs=inputs,
         search=lambda searches: wh.views.search(namespace_id, searches),
         page=lambda page: wh.views.page(namespace_id, page),
@@ -538,8 +539,15 @@ def _context(
     )
 
 
-def _indexes(place: RowMapping) -> tuple[PayloadIndex, ...]:
-    return effective_indexes(stored_indexes(place["user_indexes"]), stored_indexes(place["added_indexes"]))
+@lru_cache(maxsize=1024)
+def _indexes(user: bytes, added: bytes) -> Mapping[str, PayloadIndex]:
+    """Return the indexes in force by field; both arguments are JSON as a namespace's row holds it."""
+    return {
+        index.field_name: index
+        for index in effective_indexes(
+            stored_indexes(orjson.loads(user)), stored_indexes(orjson.loads(added))
+        )
+    }
 
 
 def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
@@ -612,8 +620,8 @@ def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[
     return inputs
 
 
-def _cut(wh: Warehouse, request: ExecuteRequest, asked: str) -> tuple[int, int]:
-    """Return (offset, limit) of the answer from `limit` and the pagination method."""
+def _cut(wh: Warehouse, request: ExecuteRequest, asked: Callable[[], str]) -> tuple[int, int]:
+    """Return (offset, limit) of the answer from `limit` and the pagination method; a cursor must be that of `asked`."""
     pagination = request.pagination or {}
     method = pagination.get("method", "cursor")
 
@@ -638,7 +646,7 @@ def _cut(wh: Warehouse, request: ExecuteRequest, asked: str) -> tuple[int, int]:
             page = number("page_number", 1, 1, 10_000)
             return (page - 1) * limit, limit
         value = decode_cursor(wh, str(cursor))
-        if value.get("r") != asked or not isinstance(value.get("o"), int):
+        if value.get("r") != asked() or not isinstance(value.get("o"), int):
             raise BadRequestError(
                 "pagination.cursor belongs to another retriever, other inputs or other filters. Send what it came "
                 "with, or start again without a cursor."
@@ -716,16 +724,17 @@ def _vectors(
 def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     """Return the vector output that `uri` names in this namespace, and the extractor that embeds for it."""
     features = _features(wh, place)
+    for known, vector, extractor in features:
+        if uri in (known, vector.name):
+            return vector, extractor
     try:
         address = wh.registry.resolve_feature(uri)
     except (LookupError, ValueError) as error:
         address, reason = None, str(error)
     else:
         reason = "none of this namespace's extractors writes it"
-    for known, vector, extractor in features:
+    for _, vector, extractor in features:
         if address is not None and vector.name == address.name:
-            return vector, extractor
-        if uri == known or uri == vector.name:
             return vector, extractor
     names = ", ".join(known for known, _, _ in features) or "none"
     raise BadRequestError(
@@ -734,21 +743,32 @@ def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     )
 
 
-def _features(wh: Warehouse, place: RowMapping) -> list[tuple[str, Any, Any]]:
+def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], ...]:
     """Return (URI, vector output, extractor) for every vector of the namespace."""
+    return _features_of(
+        wh.registry,
+        orjson.dumps(place["feature_extractors"]),
+        orjson.dumps(place["vector_inference_map"]),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _features_of(registry: Registry, extractors: bytes, running: bytes) -> tuple[tuple[str, Any, Any], ...]:
+    # A namespace's extractors and models are fixed when it is made; asking for them looks for files.
     found = []
-    for entry in place["feature_extractors"]:
+    models = orjson.loads(running)
+    for entry in orjson.loads(extractors):
         extractor, params = configured(
-            wh.registry,
+            registry,
             entry["feature_extractor_name"],
             entry["version"],
             entry.get("params") or {},
-            place["vector_inference_map"],
+            models,
         )
         for vector in extractor.outputs(params).vectors:
             uri = f"mixpeek://{entry['feature_extractor_name']}@{entry['version']}/{vector.inference_name}"
             found.append((uri, vector, extractor))
-    return found
+    return tuple(found)
 
 
 def _text_features(wh: Warehouse, place: RowMapping) -> list[str]:
@@ -935,15 +955,20 @@ def _all_collections(connection: Connection, namespace_id: str) -> list[str]:
     )
 
 
+#: Built once: building a statement takes longer than running it.
+_BY_ID_OR_NAME = sa.select(retrievers).where(
+    retrievers.c.namespace_id == sa.bindparam("namespace_id"),
+    sa.or_(
+        retrievers.c.retriever_id == sa.bindparam("identifier"),
+        retrievers.c.retriever_name == sa.bindparam("identifier"),
+    ),
+)
+
+
 def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
     """Return the row of the retriever with this id, or else of this name. Raises `NotFoundError`."""
     rows = (
-        connection.execute(
-            sa.select(retrievers).where(
-                retrievers.c.namespace_id == namespace_id,
-                sa.or_(retrievers.c.retriever_id == identifier, retrievers.c.retriever_name == identifier),
-            )
-        )
+        connection.execute(_BY_ID_OR_NAME, {"namespace_id": namespace_id, "identifier": identifier})
         .mappings()
         .all()
     )

@@ -510,6 +510,7 @@ def confirm(
         twin = _twin(connection, row)
         object_id = twin["object_id"] if twin is not None else None
         if new is not None and object_id is None:
+            objects.check_stored(wh, new.blobs)
             object_id = objects.insert(connection, place, new).row["object_id"]
         connection.execute(
             sa.update(uploads)

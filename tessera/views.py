@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -54,6 +54,8 @@ REPLAY_ENTRIES = 50
 FLUSH_INTERVAL_S = 1.0
 #: A reader waits so long for a view that somebody else is opening, replaying or rebuilding.
 READ_PATIENCE_S = 25.0
+#: Namespaces about which something is kept in memory; beyond it, what was not used for longest is let go.
+KEPT_STATES = 4096
 #: The flusher passes over a view that is busy for longer; it comes by again.
 _FLUSH_PATIENCE_S = 0.2
 #: Above this many documents a payload index is made in a new view beside (a text index of 20,000: 1.3 s).
@@ -91,7 +93,18 @@ Locate = Callable[[str, Mapping[str, Any] | None], Location]
 class _Open:
     """What is known of one namespace's view in this process. `lock` orders appliers and opening."""
 
-    __slots__ = ("gone", "known", "lock", "mark", "ready", "rest_until", "view")
+    __slots__ = (
+        "behind",
+        "gone",
+        "known",
+        "lock",
+        "mark",
+        "openings",
+        "ready",
+        "rest_until",
+        "used_at",
+        "view",
+    )
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -99,6 +112,10 @@ class _Open:
         self.ready = False
         self.mark = Mark("", 0, 0)
         self.gone = False
+        #: Whether an entry could not be applied: then every use tries to catch up.
+        self.behind = False
+        self.openings = 0
+        self.used_at = time.monotonic()
         #: Whether this process has had the view open before: what it lost since, it lost whole.
         self.known = False
         #: Until when (monotonic) no build is begun, because one failed.
@@ -176,9 +193,13 @@ class Views:
                     self._make_ready(namespace_id, state)
                     target = self._head(namespace_id) if seq is None else seq
                     self._catch_up(namespace_id, state, target)
+                    state.behind = False
                     if self._wants_build(state):
                         self.request_build(namespace_id)
                     return state.mark
+                except QdrantError:
+                    state.behind = True
+                    raise
                 except ViewLost:
                     state.ready = False
                 except ViewDamaged as damage:
@@ -243,6 +264,38 @@ class Views:
             return self._build_change.wait_for(
                 lambda: namespace_id not in self._wanted or self._stop.is_set(), timeout_s
             )
+
+    def renew(self, namespace_id: str) -> None:
+        """Have the view made of the log as it is now before this returns; whoever searches notices nothing.
+
+        The one that answered until then stays in `doomed_views`. On a server it is dropped first, and readers wait.
+        Raises `QdrantError` when it cannot be made now.
+        """
+        for _ in range(3):
+            self._apply(namespace_id, None, patience_s=None)
+            state = self._state(namespace_id)
+            view = state.view
+            assert view is not None
+            try:
+                if self._vectors.builds_apart(view):
+                    self._build(namespace_id, state)
+                else:
+                    with state.lock:
+                        self._set_aside(
+                            namespace_id, state, ViewDamaged(view.view_id, "its log was rewritten")
+                        )
+                    self._apply(namespace_id, None, patience_s=None)
+            except (_Overtaken, ViewLost, ViewDamaged):
+                continue
+            return
+        raise QdrantError(f"The index of {namespace_id} could not be made anew; try again.", retry_after_s=5)
+
+    @contextmanager
+    def quiet(self, namespace_id: str) -> Iterator[None]:
+        """Let nothing be applied to the view that answers while the block runs."""
+        state = self._state(namespace_id)
+        with self._attending(namespace_id, state, None):
+            yield
 
     def _wants_build(self, state: _Open) -> bool:
         """Say whether the open view should be replaced: an index change waits, or its graphs lag."""
@@ -453,7 +506,10 @@ class Views:
             building = list(self._building)
             self._build_change.notify_all()
         for view in building:
-            self._vectors.drop(view)
+            try:
+                self._vectors.drop(view)
+            except TesseraError as error:
+                logger.warning("view %s, which was not finished, stays for now: %s", view.view_id, error)
         if self._builder is not None:
             self._builder.join(timeout=10)
         self._flusher.join(timeout=5)
@@ -466,7 +522,31 @@ class Views:
         if state is None:
             with self._open_lock:
                 state = self._open.setdefault(namespace_id, _Open())
+        state.used_at = time.monotonic()
         return state
+
+    def _retire(self) -> None:
+        """Let go of what was not used for longest, but for what is at work or not yet durable.
+
+        Whoever holds such a state still opens the view anew through it, at the position where it was.
+        """
+        with self._open_lock:
+            surplus = len(self._open) - KEPT_STATES * 7 // 8
+            oldest = sorted(self._open.items(), key=lambda item: item[1].used_at)[:surplus]
+        for namespace_id, state in oldest:
+            if namespace_id in self._dirty or not state.lock.acquire(blocking=False):
+                continue
+            try:
+                with self._open_lock:
+                    if self._open.get(namespace_id) is state:
+                        del self._open[namespace_id]
+                state.ready = False
+                if state.view is not None:
+                    self._vectors.release(state.view)
+            except QdrantError as error:
+                logger.warning("view %s was not let go: %s", namespace_id, error)
+            finally:
+                state.lock.release()
 
     @contextmanager
     def _attending(self, namespace_id: str, state: _Open, patience_s: float | None) -> Iterator[None]:
@@ -491,14 +571,23 @@ class Views:
             state.lock.release()
 
     def _reading(self, namespace_id: str, call: Callable[[View], T]) -> T:
-        state = self._state(namespace_id)
         for _ in range(3):
+            state = self._state(namespace_id)
+            openings = state.openings
             if not state.ready:
                 self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
+                openings = state.openings
+            elif state.behind:
+                # What is in the view can be read even when it cannot be written to, say on a full disk.
+                with suppress(QdrantError):
+                    self._apply(namespace_id, None, patience_s=READ_PATIENCE_S)
             view = state.view
             assert view is not None
             try:
-                return call(view)
+                found = call(view)
+                if state.openings == openings:
+                    return found
+                # Opened again under the call, which may have seen it while it was still being replayed.
             except ViewLost:
                 with state.lock:
                     if state.view is view:
@@ -519,6 +608,7 @@ class Views:
                     namespaces.c.vectors,
                     namespaces.c.head,
                     namespaces.c.mark_seq,
+                    namespaces.c.checkpoint_seq,
                     namespaces.c.place,
                 ).where(namespaces.c.namespace_id == namespace_id)
             ).one_or_none()
@@ -535,12 +625,17 @@ class Views:
         row = self._row(namespace_id)
         vectors = tuple(DenseVector(**vector) for vector in row.vectors)
         view = self.view_at(namespace_id, row.view_id, vectors, row.place)
+        state.openings += 1
         mark = self._vectors.open(view)
         if mark.seq < row.mark_seq or mark.seq > row.head:
             # A mark is written after the flush it speaks of, so a view behind the database's mark is not the
             # one that was flushed: its directory was removed or replaced.
             raise ViewDamaged(
                 view.view_id, f"it stands at entry {mark.seq}, the database says {row.mark_seq}"
+            )
+        if 0 < mark.seq < row.checkpoint_seq:
+            raise ViewDamaged(
+                view.view_id, f"it stands at entry {mark.seq}, inside the checkpoint at {row.checkpoint_seq}"
             )
         state.view, state.mark = view, mark
         unchecked = not (mark.checked or state.known)
@@ -605,13 +700,16 @@ class Views:
             with self._db.read() as connection:
                 if mark.seq == 0:
                     final = log.last_indexes(connection, namespace_id, target)
-                entries = log.read(
-                    connection,
-                    namespace_id,
-                    after=mark.seq,
-                    limit=REPLAY_ENTRIES,
-                    local_path=self._blobs.path,
-                )
+                try:
+                    entries = log.read(
+                        connection,
+                        namespace_id,
+                        after=mark.seq,
+                        limit=REPLAY_ENTRIES,
+                        local_path=self._blobs.path,
+                    )
+                except log.Folded as folded:
+                    raise ViewDamaged(view.view_id, str(folded)) from folded
             if not entries:
                 return  # the log was removed with its namespace
             if final is not None:
@@ -619,8 +717,10 @@ class Views:
                 entries = [_with_indexes(entry, final) for entry in entries if entry.seq <= target]
             elif deferring and mark.document_count > INDEX_IN_PLACE_DOCUMENTS:
                 entries = [replace(e, deferrable=True) if e.indexes is not None else e for e in entries]
-            mark = self._vectors.apply(view, entries)
-            yield mark
+            # A checkpoint is read as a whole; it is sent in pieces, so that no request takes too long.
+            for start in range(0, len(entries), REPLAY_ENTRIES):
+                mark = self._vectors.apply(view, entries[start : start + REPLAY_ENTRIES])
+                yield mark
 
     def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
         """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
@@ -654,6 +754,8 @@ class Views:
     def _flush_forever(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
             self._flush_dirty(_FLUSH_PATIENCE_S)
+            if len(self._open) > KEPT_STATES:
+                self._retire()
 
     def _flush_dirty(self, patience_s: float) -> None:
         for namespace_id in list(self._dirty):

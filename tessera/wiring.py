@@ -93,6 +93,7 @@ def _vectors(settings: Settings, vault: Vault) -> tuple[Vectors, Locate]:
             settings.max_open_views,
             settings.data / "run",
             max_scan_documents=settings.max_scan_documents,
+            max_resident_mib=settings.max_view_memory_mib,
         )
 
     def server() -> Vectors:

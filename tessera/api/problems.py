@@ -22,6 +22,7 @@ from tessera.errors import (
     TooManyRequestsError,
     ValidationError,
     quote,
+    storage_error,
 )
 from tessera.validation import schema_problems
 
@@ -48,6 +49,9 @@ def answer(error: Exception, request_id: str) -> tuple[int, bytes, list[tuple[by
         return _known(error, request_id)
     if isinstance(error, HTTPException):
         return _http(error)
+    trouble = storage_error(error) if isinstance(error, OSError) else None
+    if trouble is not None:
+        return _known(trouble, request_id)
     # Nothing about an unexpected failure is the caller's business, except how to find it in the log.
     return _body(
         500,

@@ -18,13 +18,17 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from tessera.errors import InsufficientStorageError, StorageError
+from tessera.errors import InsufficientStorageError, StorageUnavailableError
 
 logger = logging.getLogger("tessera.db")
 
 #: Emptying the write-ahead log waits so long for readers; all writers wait with it.
 _CHECKPOINT_PATIENCE_MS = 100
 _BUSY_TIMEOUT_S = 30
+#: What SQLite says of the disk. "malformed" is also what a read that failed (EIO) becomes inside a statement.
+_STORAGE_WORDS = (
+    "disk is full", "no space", "disk i/o", "unable to open", "locked", "readonly", "malformed", "not a database",
+)  # fmt: skip
 
 
 def now() -> str:
@@ -74,13 +78,13 @@ class Database:
                 self._writer.start()
         self._later.put(work)
 
-    def forget_deleted(self) -> None:
+    def forget_deleted(self) -> bool:
         """Empty SQLite's write-ahead log, in which rows that were deleted live on; elsewhere nothing to do.
 
-        Best effort: a reader that is under way keeps it until the next time.
+        Returns whether it is empty now: a reader that is under way keeps it until the next time.
         """
         if not self.is_sqlite:
-            return
+            return True
         with _storage_errors(), self._write_lock:
             connection = self.engine.raw_connection()
             try:
@@ -88,12 +92,16 @@ class Database:
                 cursor.execute(f"PRAGMA busy_timeout={_CHECKPOINT_PATIENCE_MS}")
                 try:
                     cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    cursor.fetchall()
+                    ((was_busy, _, _),) = cursor.fetchall()
+                except self.engine.dialect.loaded_dbapi.Error as error:
+                    logger.warning("the write-ahead log could not be emptied now: %s", error)
+                    was_busy = True
                 finally:
                     cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_S * 1000}")
                     cursor.close()
             finally:
                 connection.close()
+        return not was_busy
 
     def close(self) -> None:
         """Finish queued writes and close all connections."""
@@ -149,16 +157,23 @@ def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[s
 def _storage_errors() -> Iterator[None]:
     try:
         yield
-    except sa.exc.OperationalError as error:
+    except sa.exc.DatabaseError as error:
+        if type(error) not in (sa.exc.DatabaseError, sa.exc.OperationalError):
+            raise  # about a statement and its values, which may hold any word
         text = str(error.orig).lower()
-        if "full" in text or "no space" in text:
+        if any(word in text for word in _STORAGE_WORDS):
+            logger.warning("the database cannot be used now: %s", error.orig)
+        if "disk is full" in text or "no space" in text:
             raise InsufficientStorageError(
                 "The disk that holds the data directory is full; nothing of this request was kept. Free space and "
-                "send it again."
+                "send it again.",
+                retry_after_s=5,
             ) from error
-        if "disk i/o" in text or "unable to open" in text or "locked" in text or "readonly" in text:
-            raise StorageError(
-                "The metadata database cannot be written now; nothing of this request was kept."
+        if any(word in text for word in _STORAGE_WORDS):
+            raise StorageUnavailableError(
+                "The metadata database cannot be used now; nothing of this request was kept. Try again; the server's "
+                "log has more.",
+                retry_after_s=2,
             ) from error
         raise
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from tessera import failpoints
 from tessera.errors import TesseraError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tessera.db.engine import Database
 
 #: The newest revision in ``migrations/versions``.
-HEAD = "0004_v0.2.0"
+HEAD = "0006_v0.3.0"
 
 #: Any constant: replicas that start together on one PostgreSQL migrate one after the other.
 _ADVISORY_LOCK = 0x7E55E7A
@@ -46,6 +47,7 @@ def migrate(db: Database) -> None:
         _refuse_newer(current)
         if db.is_sqlite:
             _back_up(db, current)
+            failpoints.reach("migrate.backed-up")
     from alembic import command
 
     with db.write() as connection:
@@ -54,6 +56,7 @@ def migrate(db: Database) -> None:
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        failpoints.reach("migrate.upgraded")
 
 
 def current_revision(db: Database) -> str | None:

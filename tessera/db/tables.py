@@ -176,6 +176,15 @@ namespaces = Table(
     Column("place", JSON),
     Column("auto_create_indexes", Boolean, nullable=False, default=False),
     Column("head", Integer, nullable=False, default=0),
+    #: The entries that stand for all entries up to `checkpoint_seq`; both 0 while nothing was folded.
+    Column("checkpoint_first", Integer, nullable=False, default=0, server_default="0"),
+    Column("checkpoint_seq", Integer, nullable=False, default=0, server_default="0"),
+    #: Upserts and deletes in the log since it was folded last, with those of the checkpoint; not exact.
+    Column("logged_changes", Integer, nullable=False, default=0, server_default="0"),
+    #: Grows whenever entries are replaced: what was read under another edition is not written.
+    Column("log_edition", Integer, nullable=False, default=0, server_default="0"),
+    #: Since when artifacts may lie about that entries do not name any more; null when none do.
+    Column("folded_at", String),
     Column("view_id", String, nullable=False, unique=True),
     Column("generation", Integer, nullable=False, default=1),
     Column("mark_seq", Integer, nullable=False, default=0),
@@ -431,6 +440,22 @@ doomed_views = Table(
     Column("namespace_id", String, nullable=False),
     Column("place", JSON),
     Column("due_at", String, nullable=False),
+)
+
+#: Documents that are being erased: what is still to be rewritten, so that a kill in the middle is resumed.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("task_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    #: {document_ids: [...], object_ids: [...], blob_keys: [...]}: ids and names only, never content
+    Column("targets", JSON, nullable=False),
+    #: What was rewritten so far: counts, keys and bytes
+    Column("report", JSON, nullable=False),
+    Column("due_at", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Index("ix_erasures_namespace", "namespace_id"),
+    _in_namespace(),
 )
 
 #: Answers kept for requests that carried an Idempotency-Key: 24 h per organization and route.

@@ -27,6 +27,9 @@ from tessera.stages.base import (
 #: Values that are looked up in one read, and most documents that one read brings.
 LOOKUP_BATCH = 500
 
+#: Most names in the path of the field that is written.
+MAX_OUTPUT_LEVELS = 16
+
 #: A value as it is compared: 1 and 1.0 are one, 1 and true are two.
 _Key = tuple[bool, Any]
 
@@ -60,6 +63,8 @@ class DocumentEnrichParams(StageParams):
     def _free(cls, path: str | None) -> str | None:
         if path is not None and path.split(".")[0] in ORIGIN_FIELDS:
             raise ValueError(f"{quote(path)} is the document's own; choose another field")
+        if path is not None and path.count(".") >= MAX_OUTPUT_LEVELS:
+            raise ValueError(f"a field to write to lies at most {MAX_OUTPUT_LEVELS} levels deep")
         return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,14 @@ from tessera import templates
 from tessera.errors import BadRequestError, Problem, quote
 from tessera.ports import HIDDEN_FIELDS, Hit, Payload
 from tessera.stages.base import ORIGIN_FIELDS, Stage, StageContext, StageParams, collected
+
+#: Deepest nesting of a document in its new form, and most that it holds: characters of its texts and names, and one
+#: for every value. Stages behind each other could multiply both without end.
+MAX_DEPTH = 100
+MAX_SIZE = 1_000_000
+
+#: Deepest nesting of a template that is written as a text; one that is not came through the limit on bodies.
+MAX_TEMPLATE_DEPTH = 32
 
 
 class JsonTransformParams(StageParams):
@@ -44,8 +52,10 @@ class JsonTransform(Stage):
         if "json_template" in parameters:
             parameters.setdefault("template", parameters.pop("json_template"))
         if isinstance(parameters.get("template"), str):
-            with contextlib.suppress(orjson.JSONDecodeError):  # told by `problems`
-                parameters["template"] = orjson.loads(parameters["template"])
+            with contextlib.suppress(orjson.JSONDecodeError, _Unfit):  # told by `problems`
+                read = orjson.loads(parameters["template"])
+                _addresses(read, MAX_TEMPLATE_DEPTH)
+                parameters["template"] = read
         return parameters
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
@@ -55,7 +65,8 @@ class JsonTransform(Stage):
         return [
             Problem(
                 (*location, "template"),
-                'template is an object, or its JSON as a text, such as {"title": "{{DOC.metadata.name}}"}.',
+                f"template is an object, or its JSON as a text (of at most {MAX_TEMPLATE_DEPTH} levels), such as "
+                '{"title": "{{DOC.metadata.name}}"}.',
                 "type",
             )
         ]
@@ -94,20 +105,33 @@ def _made(template: Mapping[str, Any], document: Payload, inputs: Mapping[str, A
     except templates.TooLong:
         raise _Unfit(f"a text is longer than {templates.MAX_OUTPUT_CHARS} characters") from None
     # What looks like the address of a stored file is signed in the answer: it must be the document's own.
-    if not set(_addresses(made)) <= set(_addresses(document)):
+    asked = _addresses(made)
+    if asked and not asked <= _addresses(document, max_size=None):
         raise _Unfit("a value would be the address of a file that the document does not hold")
     kept = {name: value for name, value in document.items() if name in ORIGIN_FIELDS}
     own = {name: value for name, value in made.items() if name not in HIDDEN_FIELDS}
     return {**own, **kept}
 
 
-def _addresses(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        if value.startswith("blob://"):
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _addresses(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _addresses(item)
+def _addresses(value: Any, max_depth: int = MAX_DEPTH, max_size: int | None = MAX_SIZE) -> set[str]:
+    """Return the addresses of stored files in `value`. Raises `_Unfit` when it nests too deep or holds too much."""
+    found: set[str] = set()
+    size = 0
+    left = [(value, 0)]
+    while left:
+        here, depth = left.pop()
+        size += 1
+        if isinstance(here, str):
+            size += len(here)
+            if here.startswith("blob://"):
+                found.add(here)
+        elif isinstance(here, Mapping):
+            size += sum(map(len, here))
+            left += [(item, depth + 1) for item in here.values()]
+        elif isinstance(here, list):
+            left += [(item, depth + 1) for item in here]
+        if depth > max_depth:
+            raise _Unfit(f"it would nest deeper than {max_depth} levels")
+        if max_size is not None and size > max_size:
+            raise _Unfit(f"it would hold more than {max_size:,} characters")
+    return found

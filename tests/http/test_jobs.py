@@ -145,21 +145,15 @@ def test_a_batch_that_ends_servers_is_given_up(tmp_path: Path, site: dict[str, s
     """It took every server down that took it up, for ever, and all other batches with it."""
     data = tmp_path / "data"
     environment = {**site, "TESSERA_WORKERS": "1"}
-    server = Server.start(data, environment=environment)
-    loop = make(server)
-    bucket = loop.bucket()
-    collection = loop.collection(bucket)
-    objects = [loop.note(bucket, "a")]
-    batch = loop.post(f"/buckets/{bucket}/batches", {"object_ids": objects})
-    path = f"/buckets/{bucket}/batches/{batch['batch_id']}"
-    assert server.stop() == 0
     # Whatever commits a chunk is killed, while it starts or just after.
     armed = {**environment, "TESSERA_TEST_FAILPOINT": "batch.commit:1:self"}
     deaths = 0
+    server = Server.start(data, environment=armed)
     try:
-        server = Server.start(data, environment=armed)
-        with server.client() as client:
-            Loop(client, {"namespace_id": loop.namespace_id}).post(f"{path}/submit")
+        loop = make(server)
+        bucket = loop.bucket()
+        collection = loop.collection(bucket)
+        path, _ = submit(loop, bucket, [loop.note(bucket, "a")])
         assert server.wait_until_dead(30)
         while (found := given_up(data, armed, loop.namespace_id, path)) is None:
             deaths += 1

@@ -158,6 +158,12 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     assert len(send("post", "/v1/retrievers/{retriever_id}/execute")["documents"]) == 1
     assert len(send("post", "/v1/retrievers/execute")["documents"]) == 1
 
+    send("post", f"{collection}/documents")
+    send(
+        "post",
+        "/v1/namespaces/{namespace_identifier}/documents/upsert",
+        collection_id=known["collection_identifier"],
+    )
     send("delete", f"{collection}/documents/batch")
     send("patch", f"{bucket}/objects/{{object_identifier}}")
     send("put", f"{bucket}/objects/{{object_identifier}}")

@@ -251,6 +251,9 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         return {"objects": [{"blobs": [{"property": "note", "type": "text", "data": "probe"}]}]}
     if last == "api-keys":
         return {"name": "probe"}
+    if last in ("documents", "upsert"):
+        document = {"document_id": value["document_id"]}
+        return document if last == "documents" else {**value, "documents": [document]}
     if last in ("list", "execute", "submit", "cancel", "retry", "trigger", "rotate", "confirm"):
         return {}
     if "secret_name" in template:

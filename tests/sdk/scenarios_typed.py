@@ -884,6 +884,44 @@ def scenario_passthrough() -> None:
     assert (fields["title"], fields["year"]) == ("Low", 1977)
 
 
+def scenario_ready_documents() -> None:
+    """Vectors of the user's own, by both ways in, read back as they were sent."""
+    ns = create_namespace().namespace_id
+    bucket_id = create_bucket(ns, {"note": {"type": "text"}})
+    collection_id = create_collection(ns, bucket_id, TEXT_EXTRACTOR).collection_id
+    index = "text_extractor_v1_embedding"
+    vectors = {index: [1.0] + [0.0] * 383}
+    request = {
+        "collection_id": collection_id,
+        "metadata": {"kind": "lamp"},
+        "features": [{"feature_extractor_id": "text_extractor_v1", "vectors": vectors}],
+    }
+    documents = api(mixpeek.CollectionDocumentsApi, namespace=ns)
+    made = documents.create_document(collection_id, m.DocumentCreateRequest.from_dict(request))
+    assert type(made) is m.DocumentResponse and made.collection_id == collection_id
+    read = documents.get_document(collection_id, made.document_id, return_vectors=True)
+    assert read.additional_properties["metadata"] == {"kind": "lamp"}
+    assert read.additional_properties["vectors"] == vectors
+    if CONFIGURED:
+        upsert = {
+            "collection_id": collection_id,
+            "documents": [
+                {"document_id": f"lamp-{n}", "vectors": vectors, "payload": {"n": n}} for n in (1, 2)
+            ],
+        }
+        answer = api(mixpeek.BYODocumentsApi, namespace=ns).upsert_documents_byo_namespaces(
+            ns, m.BYOUpsertRequest.from_dict(upsert)
+        )
+        assert type(answer) is m.BYOUpsertResponse
+        assert (answer.inserted, answer.document_ids) == (2, ["lamp-1", "lamp-2"])
+        refused(
+            exceptions.UnprocessableEntityException,
+            documents.create_document,
+            collection_id,
+            m.DocumentCreateRequest.from_dict({"vectors": {index: [1.0]}}),
+        )
+
+
 def scenario_batch_without_a_collection() -> None:
     ns = create_namespace().namespace_id
     bucket_id = create_bucket(ns, {"note": {"type": "text"}})

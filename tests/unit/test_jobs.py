@@ -298,6 +298,23 @@ def test_the_batches_of_a_server_that_ended_are_taken_up(
     assert batch.holder not in (None, "slot_gone")
 
 
+def test_a_batch_that_is_ours_by_name_only_is_taken_up(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]]
+) -> None:
+    """The database failed between taking up and starting, or when the batch was to be let go."""
+    started = run_batch(lambda _: None)
+    here = place()
+    here.namespace("ns_a", "bat_1")
+    here.start()
+    until(lambda: here.status("bat_1") == "COMPLETED")
+    token = here.batch("bat_1").holder
+    here.namespace("ns_b", "bat_2", status="IN_PROGRESS", holder=token, attempt=1)
+    here.jobs.wake()
+    until(lambda: here.status("bat_2") == "COMPLETED")
+    assert started == ["bat_1", "bat_2"]
+    assert here.batch("bat_2").crashes == 0
+
+
 def test_a_lowered_limit_lets_nothing_start_before_it_is_kept(
     place: Callable[..., Place], run_batch: Callable[..., list[str]]
 ) -> None:

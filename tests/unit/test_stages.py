@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import orjson
 import pydantic
 import pytest
 
@@ -461,9 +462,22 @@ def test_a_document_that_a_template_does_not_fit_goes_on_or_is_refused(template:
     assert words in str(caught.value)
 
 
+def test_stages_behind_each_other_do_not_multiply_a_document_without_end() -> None:
+    deep: Any = "{{DOC.a}}"
+    for _ in range(60):
+        deep = [deep]
+    for template, words in (({"a": ["{{DOC.a}}"] * 1000}, "characters"), ({"a": deep}, "levels")):
+        hits = [hit("a", a="x" * 10)]
+        for _ in range(5):
+            hits = run(JsonTransform, hits, template=template)
+        assert words in hits[0].payload["_transform_error"]
+        assert len(orjson.dumps(hits[0].payload)) < 2_000_000
+    assert "levels" in refused(DocumentEnrich, **JOIN, output_field=".".join("a" * 17))
+
+
 def test_a_template_is_an_object() -> None:
     stage = JsonTransform()
-    for template in ("[1]", "{{INPUT.t}}", '{"a": ', "5"):
+    for template in ("[1]", "{{INPUT.t}}", '{"a": ', "5", '{"a":' * 500 + "1" + "}" * 500):
         (problem,) = stage.problems(stage.normalise({"template": template}), ("parameters",))
         assert problem.location == ("parameters", "template")
     assert "template" in refused(JsonTransform)

@@ -236,3 +236,28 @@ def _wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def test_what_is_kept_of_namespaces_is_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "KEPT_STATES", 8)
+    others = [f"ns_{number:016x}" for number in range(20)]
+    with place.db.write() as connection:
+        row = dict(connection.execute(sa.select(namespaces)).mappings().one())
+        connection.execute(
+            namespaces.insert(),
+            [
+                {**row, "namespace_id": name, "namespace_name": name, "view_id": f"{name}-1"}
+                for name in others
+            ],
+        )
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    for name in others:
+        assert place.views.count(name) == 0
+    deadline = time.monotonic() + 30
+    while len(place.views._open) > 8 or len(place.vectors._placed) > 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    place.views.apply(NAMESPACE, place.write(document(2)))
+    assert place.found() == {"doc_1": 1, "doc_2": 2}
+    for name in others:
+        assert place.views.count(name) == 0

@@ -9,6 +9,7 @@ by itself when the view comes back at the very position where it was, else it ra
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from tessera.adapters.qdrant import pipe
-from tessera.errors import BadRequestError, DeadlineError, QdrantError
+from tessera.errors import BadRequestError, DeadlineError, EngineFullError, QdrantError
 from tessera.filters import Filter
 from tessera.ports import (
     Entry,
@@ -110,6 +111,7 @@ class _Host:
         *,
         max_open_views: int,
         max_scan_documents: int,
+        max_resident_mib: int,
         on_death: Callable[[_Host, set[str], int], None],
         is_builder: bool = False,
     ) -> None:
@@ -124,13 +126,17 @@ class _Host:
         self._dead = False
         self._is_ending = False
         self._ids = itertools.count(1)
-        self._connection, theirs = socket.socketpair()
+        try:
+            self._connection, theirs = socket.socketpair()
+        except OSError as error:
+            raise _not_started(error) from error
         command = [
             sys.executable, "-m", HOST_MODULE,
             "--socket", str(theirs.fileno()),
             "--parent", str(os.getpid()),
             "--max-open-views", str(max_open_views),
             "--max-scan-documents", str(max_scan_documents),
+            "--max-resident-mib", str(max_resident_mib),
             *(["--builder"] if is_builder else []),
         ]  # fmt: skip
         try:
@@ -145,10 +151,17 @@ class _Host:
             )
         except OSError as error:
             self._connection.close()
-            raise QdrantError(f"A vector host could not be started: {error}") from error
+            raise _not_started(error) from error
         finally:
             theirs.close()
-        self._record = _record_process(record_directory, self.process.pid)
+        try:
+            self._record = _record_process(record_directory, self.process.pid)
+        except OSError as error:
+            # Unrecorded it could outlive this server and hold its views.
+            self._connection.close()
+            self.process.kill()
+            self.process.wait()
+            raise _not_started(error) from error
         threading.Thread(target=self._read, name=f"edge-host-{self.process.pid}", daemon=True).start()
 
     @property
@@ -246,6 +259,11 @@ class _Host:
         self._record.unlink(missing_ok=True)
 
 
+def _not_started(error: OSError) -> QdrantError:
+    kind = EngineFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else QdrantError
+    return kind(f"A vector host could not be started: {error.strerror}. Try again.", retry_after_s=2)
+
+
 def _raise_answer(outcome: str, value: Any, view_id: str) -> NoReturn:
     if outcome == pipe.BAD_REQUEST:
         message, details = value
@@ -254,6 +272,8 @@ def _raise_answer(outcome: str, value: Any, view_id: str) -> NoReturn:
         raise ViewDamaged(view_id, value)
     if outcome == pipe.LOST:
         raise ViewLost(value)
+    if outcome == pipe.FULL:
+        raise EngineFullError(value, retry_after_s=5)
     raise QdrantError(value, retry_after_s=2)
 
 
@@ -333,6 +353,7 @@ class EdgeVectors:
     `hosts` processes hold at most `max_open_views` shards in all; the least recently used is closed for
     the next. `run_directory` keeps the record of running hosts: hosts that a killed server left behind are
     ended before any view is opened, so the caller must hold the data directory's lock.
+    Above `max_resident_mib`, all hosts together, they give memory back when a view is opened.
     `max_scan_documents` bounds what a filter or a sort may look at without an index.
     """
 
@@ -343,6 +364,7 @@ class EdgeVectors:
         run_directory: Path,
         *,
         max_scan_documents: int = 100_000,
+        max_resident_mib: int = 1024,
         read_timeout_s: float = 60.0,
         write_timeout_s: float = 600.0,
     ) -> None:
@@ -350,6 +372,7 @@ class EdgeVectors:
         self._views_per_host = max(1, max_open_views // hosts)
         self._run_directory = run_directory
         self._max_scan = max_scan_documents
+        self._resident_mib_per_host = max(1, max_resident_mib // hosts)
         self._read_timeout_s = read_timeout_s
         self._write_timeout_s = write_timeout_s
         self._lock = threading.Lock()
@@ -410,6 +433,17 @@ class EdgeVectors:
         """Ask the engine which payload indexes it has, shadows left out."""
         reports: list[IndexReport] = self._read(view, "indexes", None)
         return reports
+
+    def release(self, view: View) -> None:
+        """Close the view in its host, flushed, and forget where it was."""
+        with self._opening_lock(view):
+            placed = self._placed.get(view.view_id)
+            if placed is not None:
+                with contextlib.suppress(_HostDied):
+                    placed.host.request("release", view, None, self._write_timeout_s)
+                self._forget(view, placed.host)
+        with self._lock:
+            self._opening.pop(view.view_id, None)
 
     def drop(self, view: View) -> None:
         """Remove the view's directory. Can be repeated; the process of a build in it is killed."""
@@ -485,7 +519,8 @@ class EdgeVectors:
         with self._lock:
             return self._opening.setdefault(view.view_id, threading.Lock())
 
-    def _open(self, view: View, how: Mapping[str, bool]) -> Mark:
+    def _open(self, view: View, how: Mapping[str, bool], expected_seq: int | None = None) -> Mark:
+        """Open the view in a host. One that is not at `expected_seq` is not placed: nobody may read the past there."""
         for last in (False, True):
             self._raise_if_to_blame(view)
             host = self._host_for(view)
@@ -503,6 +538,11 @@ class EdgeVectors:
                 self._forget(view, host)
                 raise
             with self._lock:
+                if expected_seq is not None and mark.seq != expected_seq:
+                    self._placed.pop(view.view_id, None)
+                    raise ViewLost(
+                        f"view {view.view_id} came back at entry {mark.seq}, it was at {expected_seq}"
+                    )
                 self._placed[view.view_id] = _Placed(host, mark.seq)
             return mark
         raise AssertionError("unreachable")
@@ -541,11 +581,7 @@ class EdgeVectors:
             now = self._placed.get(view.view_id)
             if now is not None and now is not lost and now.host.alive:
                 return  # someone else has been here
-            mark = self._open(view, {})
-            if mark.seq != lost.seq:
-                with self._lock:
-                    self._placed.pop(view.view_id, None)
-                raise ViewLost(f"view {view.view_id} came back at entry {mark.seq}, it was at {lost.seq}")
+            self._open(view, {}, lost.seq)
 
     def _forget(self, view: View, host: _Host) -> None:
         with self._lock:
@@ -582,6 +618,7 @@ class EdgeVectors:
             self._run_directory,
             max_open_views=self._views_per_host,
             max_scan_documents=self._max_scan,
+            max_resident_mib=self._resident_mib_per_host,
             on_death=self._note_death,
             is_builder=is_builder,
         )

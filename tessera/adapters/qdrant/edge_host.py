@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import itertools
 import logging
@@ -37,18 +38,19 @@ import numpy as np
 import orjson
 import qdrant_edge
 
-from tessera import failpoints
+from tessera import collector, failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps, finish
-from tessera.errors import BadRequestError, QdrantError
+from tessera.errors import BadRequestError, EngineFullError, QdrantError, storage_trouble
 from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
-#: The durable mark moves after so many entries, or so long after the first of them.
+#: The durable mark moves after so many entries, or so long after the first of them. The server asks for it every
+#: second: this is for when it does not, and later, for a flush holds everything up that comes behind it.
 FLUSH_ENTRIES: Final = 50
-FLUSH_AFTER_S: Final = 1.0
+FLUSH_AFTER_S: Final = 1.5
 #: Below this size vectors are searched without a graph, exactly: 100,000 of 384 dimensions are 150 MB.
 INDEXING_THRESHOLD_KB: Final = 200_000
 #: A view that was begun for graphs gets one for every vector storage above this size.
@@ -71,6 +73,11 @@ BUILDER_NICENESS: Final = 10
 LOCK_PATIENCE_S: Final = 2.0
 #: The memory mappings of this process are counted once in so many openings; counting 50,000 takes 50 ms.
 COUNT_MAPPINGS_EVERY: Final = 8
+#: A write begins only with so much room left: Edge writes through memory mappings of files with holes, and a disk
+#: that has no block for a hole ends the process (SIGBUS) instead of refusing the call.
+ROOM_BYTES: Final = 64 * 2**20
+#: As above, for what writes little: loading a view, and making durable what it has taken.
+LITTLE_ROOM_BYTES: Final = 8 * 2**20
 #: Exit status after a panic of the engine.
 PANIC_STATUS: Final = 70
 
@@ -95,7 +102,13 @@ _FINISHED = (
     "payload_index/*/point_to_values.bin",
     "payload_index/*/values_to_points.bin",
 )
+_FULL_MESSAGE = (
+    "The disk that holds the namespace's index is full. Free space and try again; what was acknowledged is in the log "
+    "and is applied then."
+)
 _PLACEHOLDER = "_none"
+#: With more collections than this in one view, each search filters by collection.
+_MOST_VALUES = 10_000
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
@@ -117,6 +130,22 @@ def _edge_call() -> Iterator[None]:
         raise QdrantError(f"The vector engine failed: {_first_line(error)}") from error
     except BaseException as panic:
         raise Panic(_first_line(panic)) from panic
+
+
+def _is_short_of_room(error: BaseException) -> bool:
+    """Say whether the disk is full, or no file can be opened: what was met says nothing about the view's files."""
+    return storage_trouble(error) in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+
+
+def _require_room(view: View, room_bytes: int = ROOM_BYTES) -> None:
+    """Raise `EngineFullError` when the disk of the view has too little room left to write to it."""
+    place = Path(view.location)
+    found = os.statvfs(next(folder for folder in (place, *place.parents) if folder.exists()))
+    if found.f_bavail * found.f_frsize < room_bytes:
+        raise EngineFullError(
+            f"The disk that holds the namespace's index has less than {room_bytes // 2**20} MiB free. Free space and "
+            "try again; what was acknowledged is in the log and is applied then."
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -214,6 +243,18 @@ class EdgeEngine:
             indexes[path] = EngineIndex(type_name, params, stated.points)
         return indexes
 
+    def values(self, path: str, documents: int) -> set[str] | None:
+        """Return the values at the keyword-indexed `path`; None unless each of `documents` has exactly one."""
+        if not documents:
+            return set()
+        try:
+            with _edge_call():
+                found = self._shard.facet(qdrant_edge.FacetRequest(path, limit=_MOST_VALUES, exact=True)).hits
+        except QdrantError:
+            return None  # there is no index on it (yet)
+        complete = len(found) < _MOST_VALUES and sum(value.count for value in found) == documents
+        return {str(value.value) for value in found} if complete else None
+
     def flush(self) -> None:
         with _edge_call():
             self._shard.flush()
@@ -248,6 +289,7 @@ def _write_durably(path: Path, value: object) -> None:
         file.write(orjson.dumps(value))
         file.flush()
         os.fsync(file.fileno())
+    failpoints.reach("flush.mark")
     part.rename(path)
     _sync_directory(path.parent)
 
@@ -306,6 +348,7 @@ def _all_checksums(directory: Path) -> Steps[dict[str, list[int]]]:
 class OpenView:
     """A view whose shard is loaded. `flush_at` is when its mark must move, None while nothing waits.
 
+    `is_marked` says that the mark on disk is that of a flushed shard, but for entries applied since.
     `sealed` says that nothing was written since the checksums of all files were noted, `sums` is what was noted
     last, `seal_at` when that is to be done (again). `checked` is what opening found.
     """
@@ -316,6 +359,7 @@ class OpenView:
     checked: bool
     sums: dict[str, list[int]]
     flush_at: float | None = None
+    is_marked: bool = False
     seal_at: float | None = None
     sealed: bool = False
 
@@ -327,16 +371,22 @@ class OpenView:
         self.seal_at = None
         if not self.sealed:
             return
-        self.sealed = False
         path = self.directory / _CHECKSUMS
         lasting = _finished_files(self.directory)
         kept = {name: sum for name, sum in self.sums.items() if name in lasting}
-        if kept:
-            part = path.with_name(path.name + ".part")
-            part.write_bytes(orjson.dumps({"complete": False, "files": kept}))
-            part.rename(path)
-        else:
+        try:
+            if kept:
+                part = path.with_name(path.name + ".part")
+                part.write_bytes(orjson.dumps({"complete": False, "files": kept}))
+                part.rename(path)
+        except OSError as error:
+            logger.warning(
+                "what no write changes of view %s is checked no more: %s", self.live.view.view_id, error
+            )
+            kept = {}
+        if not kept:
             path.unlink(missing_ok=True)
+        self.sealed = False
 
     def seal(self) -> Steps[None]:
         """Note what all files look like, slice by slice; a write in between makes it void."""
@@ -354,10 +404,13 @@ class OpenView:
         """Make everything applied durable, then move the mark."""
         if self.sealed:
             return
+        _require_room(self.live.view, LITTLE_ROOM_BYTES)
         self.seal_at = time.monotonic() + SEAL_AFTER_S
         self.live.flush()
+        failpoints.reach("flush.files")
         self.write_mark()
         self.flush_at = None
+        self.is_marked = True
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
@@ -366,7 +419,9 @@ class OpenView:
 
     def close(self) -> None:
         """Flush, close the shard, and note what its files look like, to be checked when it is opened."""
-        self.flush()
+        if self.live.unflushed_entries or not self.is_marked:
+            self.flush()
+            self.sealed = False
         self.engine.close()
         if not self.sealed:
             finish(self.seal())
@@ -415,6 +470,8 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     another process holds the directory.
     """
     directory = Path(view.location)
+    failpoints.reach("view.open", f"view.open/{view.view_id}", f"view.open/{view.namespace_id}")
+    _require_room(view, LITTLE_ROOM_BYTES)
     translator = Translator(qdrant_edge)
     standing = _read_standing(view, directory)
     fresh = standing is None
@@ -428,7 +485,10 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
         shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0, graph=graph)
         engine = EdgeEngine(shard, translator)
         count = engine.count(None)
+        collections = engine.values("collection_id", count)
     except Panic as panic:
+        if _is_short_of_room(panic):
+            raise QdrantError(f"The vector engine failed: {panic}") from panic
         raise ViewDamaged(view.view_id, f"the engine panics on its files ({panic})") from panic
     if clean and count != standing.document_count:
         raise ViewDamaged(
@@ -436,8 +496,15 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
         )
     # After a kill the shard may be ahead of its mark; every change keeps this number exact from here.
     standing.document_count = count
-    live = LiveView(view, engine, translator, standing, max_scan_documents=max_scan_documents)
-    opened = OpenView(directory, live, engine, checked=clean or fresh or trusted, sums=sums)
+    live = LiveView(
+        view,
+        engine,
+        translator,
+        standing,
+        max_scan_documents=max_scan_documents,
+        collections=collections,
+    )
+    opened = OpenView(directory, live, engine, checked=clean or fresh or trusted, sums=sums, is_marked=clean)
     opened.seal_at = time.monotonic() + SEAL_AFTER_S
     return opened
 
@@ -534,6 +601,7 @@ def _load_or_create(
     if not directory.exists():
         if not may_create:
             raise ViewDamaged(view.view_id, "its files are missing")
+        _require_room(view)
         return _create(view, directory, translator, graph=graph)
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
@@ -548,6 +616,8 @@ def _load_or_create(
                         retry_after_s=5,
                     ) from error
                 time.sleep(0.05)
+            elif _is_short_of_room(error):
+                raise
             elif may_create:
                 # Killed while it was being made: nothing that was in it was ever called durable.
                 shutil.rmtree(directory)
@@ -605,7 +675,7 @@ class Job:
 
 Request = tuple[int, str, View, Any]
 
-_WRITES = frozenset({"open", "apply", "flush", "drop", "optimize", "hand_over"})
+_WRITES = frozenset({"open", "apply", "flush", "release", "drop", "optimize", "hand_over"})
 
 
 class _NotOpen(Exception):
@@ -632,6 +702,37 @@ def most_mappings() -> int | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process holds, mapped files included; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_mapped_pages(folder: str) -> None:
+    """Let go of the pages of every shared mapping of a file below a folder of that name.
+
+    What is in them stays in the file and in the system's cache, from which they come back when they are touched
+    (Linux: MADV_DONTNEED on a shared mapping); elsewhere nothing happens.
+    """
+    dont_need: Final = 4
+    try:
+        lines = Path("/proc/self/maps").read_bytes().splitlines()
+    except OSError:
+        return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    part = f"/{folder}/".encode()
+    for line in lines:
+        if part in line:
+            addresses, permissions, _ = line.split(b" ", 2)
+            if permissions.endswith(b"s"):
+                start, end = (int(address, 16) for address in addresses.split(b"-"))
+                advise(start, end - start, dont_need)
+
+
 class Host:
     """The loop: what arrives, what is under way, which views are open."""
 
@@ -642,12 +743,14 @@ class Host:
         max_open_views: int,
         max_scan_documents: int,
         max_mappings: int | None = None,
+        max_resident_bytes: int | None = None,
     ) -> None:
         self._connection = connection
         self._incoming = pipe.Incoming()
         self._max_open = max_open_views
         self._max_scan = max_scan_documents
         self._max_mappings = max_mappings
+        self._max_resident = max_resident_bytes
         self._openings = 0
         self._views: OrderedDict[str, OpenView] = OrderedDict()
         #: Where each view stood when it was closed to make room; it may be opened again without asking.
@@ -729,11 +832,16 @@ class Host:
             outcome = pipe.LOST, str(error)
         elif isinstance(error, Panic):
             outcome = pipe.PANIC, f"The vector engine panicked: {error}"
+        elif isinstance(error, EngineFullError) or storage_trouble(error) in (errno.ENOSPC, errno.EDQUOT):
+            outcome = pipe.FULL, error.message if isinstance(error, EngineFullError) else _FULL_MESSAGE
         elif isinstance(error, QdrantError):
             outcome = pipe.FAILED, error.message
         else:
             outcome = pipe.FAILED, f"The vector host failed: {type(error).__name__}: {_first_line(error)}"
-            logger.error("request failed", exc_info=error)
+            # A failing disk is named in the message; anything else is a defect of ours.
+            logger.error(
+                "request failed: %s", error, exc_info=error if storage_trouble(error) is None else None
+            )
         for request_id in request_ids:
             self._reply(request_id, *outcome)
 
@@ -754,7 +862,7 @@ class Host:
     def _start_read(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
             live = self._live(view)
-        except (_NotOpen, ViewDamaged, QdrantError) as error:
+        except (_NotOpen, ViewDamaged, QdrantError, OSError) as error:
             self._fail([request_id], error)
             return
         steps, answer = self._read_steps(live, operation, arguments)
@@ -765,7 +873,7 @@ class Host:
         view = waiting[0][1]
         try:
             live = self._live(view)
-        except (_NotOpen, ViewDamaged, QdrantError) as error:
+        except (_NotOpen, ViewDamaged, QdrantError, OSError) as error:
             self._fail(request_ids, error)
             return
         lengths = [len(searches) for _, _, searches in waiting]
@@ -816,7 +924,7 @@ class Host:
         Requests are checked before they reach the engine, so an engine error is rare enough to read the
         whole view once.
         """
-        if not isinstance(error, QdrantError) or view_id not in self._views:
+        if not isinstance(error, QdrantError) or view_id not in self._views or _is_short_of_room(error):
             return error
         engine = self._views[view_id].engine
         try:
@@ -856,13 +964,18 @@ class Host:
             self._die(job.request_ids, panic)
         except Exception as error:  # noqa: BLE001 - one entry's error must not end the host
             self._applied(view_id)
+            if isinstance(error, QdrantError | OSError):
+                self._let_go(view_id)
             self._fail(job.request_ids, error)
 
     def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
             if operation == "apply":
-                steps = self._live(view).apply(arguments)
-                self._unseal(view.view_id)
+                _require_room(view)
+                live = self._live(view)
+                steps = live.apply(arguments)
+                if any(entry.seq > live.standing.seq for entry in arguments):
+                    self._unseal(view.view_id)
                 self._writing[view.view_id] = Job([request_id], view.view_id, steps, lambda mark: [mark])
                 return
             if operation == "open":
@@ -873,6 +986,9 @@ class Host:
                 answer = self._hand_over(view)
             elif operation == "flush":
                 answer = self._flush(view)
+            elif operation == "release":
+                self._release(view)
+                answer = None
             else:
                 self._drop(view)
                 answer = None
@@ -887,7 +1003,14 @@ class Host:
         opened = self._views.get(view.view_id)
         if opened is None:  # closed to make room, which flushed it
             opened = self._reopen(view)
-        opened.flush()
+        if opened.live.unflushed_entries or not opened.is_marked:
+            try:
+                opened.flush()
+            except EngineFullError:
+                raise  # nothing was tried
+            except (QdrantError, OSError):
+                self._let_go(view.view_id)
+                raise
         return opened.mark(durable=True)
 
     def _optimize(self, view: View) -> Mark:
@@ -933,6 +1056,12 @@ class Host:
             self._sealing = None
             logger.warning("the files of view %s could not be read: %s", view_id, error)
 
+    def _release(self, view: View) -> None:
+        self._end_reads(view.view_id)
+        if view.view_id in self._views:
+            self._close(view.view_id)
+        self._closed_at.pop(view.view_id, None)
+
     def _drop(self, view: View) -> None:
         self._end_reads(view.view_id)
         opened = self._views.pop(view.view_id, None)
@@ -943,6 +1072,19 @@ class Host:
                 opened.engine.close()
         drop_directory(Path(view.location))
 
+    def _let_go(self, view_id: str) -> None:
+        """Close a view whose engine failed to write; whoever uses it next opens it at its mark and replays.
+
+        Qdrant's segments refuse every write after one that failed until they are loaded again, and what a flush
+        that failed would have written is not kept for the next one.
+        """
+        self._end_reads(view_id)
+        self._end_sealing(view_id)
+        opened = self._views.pop(view_id, None)
+        if opened is not None:
+            with contextlib.suppress(QdrantError):
+                opened.engine.close()
+
     def _end_sealing(self, view_id: str) -> None:
         if self._sealing is not None and self._sealing[0] == view_id:
             self._sealing = None
@@ -950,14 +1092,13 @@ class Host:
     def _end_reads(self, view_id: str) -> None:
         for job in [job for job in self._reading if job.view_id == view_id]:
             self._reading.remove(job)
-            self._fail(job.request_ids, _NotOpen("the view was dropped"))
+            self._fail(job.request_ids, _NotOpen("the view was closed"))
 
     def _applied(self, view_id: str) -> None:
         opened = self._views.get(view_id)
-        if opened is not None and opened.live.unflushed_entries and opened.flush_at is None:
+        # Also after an entry that failed: the engine keeps the first part of it.
+        if opened is not None and not opened.sealed and opened.flush_at is None:
             opened.flush_at = time.monotonic() + FLUSH_AFTER_S
-        elif opened is not None and not opened.sealed and opened.flush_at is None:
-            opened.seal_at = time.monotonic() + SEAL_AFTER_S  # nothing was new to it
 
     def _flush_due(self) -> None:
         now = time.monotonic()
@@ -969,10 +1110,12 @@ class Host:
                 opened.flush()
             except Panic as panic:
                 self._die([], panic)
-            except (QdrantError, OSError) as error:
-                # The mark stays where it was; nothing is lost, and the next flush tries again.
-                logger.warning("view %s could not be flushed: %s", view_id, error)
+            except EngineFullError:
                 opened.flush_at = now + FLUSH_AFTER_S
+            except (QdrantError, OSError) as error:
+                # The mark stays where it was, and nothing is lost: what follows it is in the log.
+                logger.warning("view %s could not be flushed: %s", view_id, error)
+                self._let_go(view_id)
 
     # --- open views --------------------------------------------------------------------------------
 
@@ -991,6 +1134,7 @@ class Host:
             opened = open_view(view, max_scan_documents=self._max_scan, graph=graph, trusted=trusted)
             self._views[view.view_id] = opened
             self._closed_at.pop(view.view_id, None)
+            self._give_memory_back(view.view_id)
         self._views.move_to_end(view.view_id)
         return opened
 
@@ -1020,6 +1164,21 @@ class Host:
         if self._max_mappings is None or self._openings % COUNT_MAPPINGS_EVERY:
             return
         while idle and count_mappings() > self._max_mappings:
+            for _ in range(1 + len(idle) // 4):
+                self._close(idle.pop(0))
+
+    def _give_memory_back(self, fresh: str) -> None:
+        """Stay below the bound: let go of pages first, which come back from the system's cache, then of views.
+
+        Edge reads the files of payload indexes whole when it loads a view, some 30 MiB of which a small one
+        needs little. All views but `fresh` and those at work may be closed, the least recently used first.
+        """
+        if self._max_resident is None or resident_bytes() <= self._max_resident:
+            return
+        forget_mapped_pages(_SHARD)
+        busy = {job.view_id for job in self._reading} | set(self._writing) | {fresh}
+        idle = [view_id for view_id in self._views if view_id not in busy]
+        while idle and resident_bytes() > self._max_resident:
             for _ in range(1 + len(idle) // 4):
                 self._close(idle.pop(0))
 
@@ -1096,6 +1255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True, help="process id to die with")
     parser.add_argument("--max-open-views", type=int, required=True)
     parser.add_argument("--max-scan-documents", type=int, required=True)
+    parser.add_argument("--max-resident-mib", type=int, required=True)
     parser.add_argument("--builder", action="store_true", help="give way to whoever serves")
     options = parser.parse_args(arguments)
     # Ctrl-C and a service manager's SIGTERM reach every process; the server decides when hosts end.
@@ -1111,7 +1271,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_open_views=options.max_open_views,
         max_scan_documents=options.max_scan_documents,
         max_mappings=most_mappings(),
+        max_resident_bytes=options.max_resident_mib * 2**20,
     )
+    collector.calm()
     host.serve()
 
 

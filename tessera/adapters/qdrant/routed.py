@@ -60,6 +60,10 @@ class RoutedVectors:
         """See `Vectors.indexes`."""
         return self._for(view).indexes(view)
 
+    def release(self, view: View) -> None:
+        """See `Vectors.release`."""
+        self._for(view).release(view)
+
     def drop(self, view: View) -> None:
         """See `Vectors.drop`."""
         self._for(view).drop(view)

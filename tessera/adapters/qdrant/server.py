@@ -132,6 +132,14 @@ class ServerVectors:
         with self._using(view) as opened:
             return opened.live.indexes()
 
+    def release(self, view: View) -> None:
+        """Move the mark and forget the view; its documents are the server's to keep."""
+        with self._lock:
+            opened = self._views.pop(view.view_id, None)
+        if opened is not None:
+            with contextlib.suppress(QdrantError), opened.writing:
+                opened.engine.write_standing(opened.live.standing)
+
     def drop(self, view: View) -> None:
         """Remove the view's own collection, and with it its aliases; never a foreign one."""
         with self._lock:

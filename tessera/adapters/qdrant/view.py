@@ -23,6 +23,7 @@ import orjson
 from tessera import failpoints, ids
 from tessera.adapters.qdrant.translate import (
     DISPLACED_KEY,
+    FOLDED_FIELDS,
     INT64_MAX,
     INT64_MIN,
     SHADOW_KEY,
@@ -36,12 +37,12 @@ from tessera.adapters.qdrant.translate import (
     shadow_path,
 )
 from tessera.errors import BadRequestError, QdrantError
-from tessera.filters import Condition, Filter, Test, predicate, values_at
+from tessera.filters import And, Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
 
-#: Points in one write; queries are answered in between (6,000 points at once: 297 ms gap; 200: 14 ms).
-WRITE_SLICE = 200
+#: Points in one write; queries are answered in between (6,000 at once: 297 ms gap; 200: 14 ms, 100 half of that).
+WRITE_SLICE = 100
 #: Points in one read of a scan.
 SCAN_SLICE = 1000
 #: A read is given up when the basis of its filters changed so often under it.
@@ -194,6 +195,10 @@ def _is_float(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_folded(value: object) -> bool:
+    return isinstance(value, str) and value == value.casefold()
+
+
 _SEES: dict[IndexType, Callable[[Any], bool]] = {
     IndexType.KEYWORD: lambda value: isinstance(value, str),
     IndexType.TEXT: lambda value: isinstance(value, str),
@@ -214,8 +219,9 @@ class _Field:
     def __init__(self, index: PayloadIndex) -> None:
         self.name = index.field_name
         self.segments = tuple(index.field_name.split("."))
-        self.sees = _SEES[index.type]
-        self.folds = index.type == IndexType.KEYWORD
+        is_folded = index.type == IndexType.KEYWORD and index.field_name in FOLDED_FIELDS
+        self.sees = _is_folded if is_folded else _SEES[index.type]
+        self.folds = index.type == IndexType.KEYWORD and not is_folded
 
     def look(self, payload: Payload) -> tuple[Shadow | None, bool]:
         """Return the case-folded strings at the path (None when there are none), and if all is regular.
@@ -317,7 +323,11 @@ def _place(key: tuple[int, Any], document_id: str, descending: bool) -> tuple[bo
 
 
 class LiveView:
-    """A view that is open. One thread at a time; generators of one view may be interleaved, writes not."""
+    """A view that is open. One thread at a time; generators of one view may be interleaved, writes not.
+
+    `collections` holds the id of every collection that has a document in the view, and may hold more; None
+    when that is not known, as where others write too. A search over all of them needs no filter.
+    """
 
     def __init__(
         self,
@@ -327,15 +337,18 @@ class LiveView:
         standing: Standing,
         *,
         max_scan_documents: int = 100_000,
+        collections: set[str] | None = None,
     ) -> None:
         self.view = view
         self.engine = engine
         self.standing = standing
         self.unflushed_entries = 0
         self._count_is_known = True
+        self._collections = collections
         self._translator = translator
         self._max_scan = max_scan_documents
         self._vectors = {vector.name: vector for vector in view.vectors}
+        self._index_changes = 0
         self._use(standing.indexes)
 
     def mark(self, *, durable: bool = False) -> Mark:
@@ -353,6 +366,7 @@ class LiveView:
     def _use(self, indexes: Sequence[PayloadIndex]) -> None:
         """Trust `indexes` from now on, for documents to come and for filters."""
         self.standing.indexes = tuple(indexes)
+        self._index_changes += 1
         self._indexes = {index.field_name: index for index in indexes}
         self._fields = [_Field(index) for index in indexes]
 
@@ -442,6 +456,7 @@ class LiveView:
             payload = document.payload
             if payload.get("document_id") != document.document_id:
                 payload = {**payload, "document_id": document.document_id}
+            self._note_collection(payload.get("collection_id"))
             shadows: dict[str, Shadow] = {}
             for indexed in self._fields:
                 folded, regular = indexed.look(payload)
@@ -465,6 +480,14 @@ class LiveView:
         return self.standing.document_count > 0 and any(
             old.get(index.field_name) != _definition(index) for index in wanted
         )
+
+    def _note_collection(self, collection_id: object) -> None:
+        if self._collections is None:
+            return
+        if isinstance(collection_id, str):
+            self._collections.add(collection_id)
+        else:
+            self._collections = None
 
     def _change_indexes(self, wanted: Sequence[PayloadIndex]) -> Steps[None]:
         """Bring the engine's payload indexes to exactly `wanted`, with shadows and what is irregular."""
@@ -496,7 +519,7 @@ class LiveView:
         if not can_be_addressed(index.field_name):
             return
         yield engine_path(index.field_name), self._translator.index_params(index)
-        if index.type == IndexType.KEYWORD:
+        if index.type == IndexType.KEYWORD and index.field_name not in FOLDED_FIELDS:
             yield shadow_path(index.field_name), self._translator.shadow_params()
 
     def _look_back(self, fresh: Sequence[PayloadIndex]) -> Steps[None]:
@@ -551,13 +574,18 @@ class LiveView:
         index does not see, or change the indexes, after the engine's part of a filter was chosen.
         """
         for number in range(READ_TRIES):
-            indexes, irregular = self._indexes, len(self.standing.irregular)
+            basis = self._basis()
             # The last try stops for nobody: in a host, which has one thread, no write comes between.
             last = number == READ_TRIES - 1
             answer = finish(read()) if last else (yield from read())
-            if self._indexes is indexes and len(self.standing.irregular) == irregular:
+            if self._basis() == basis:
                 return answer
         raise Unsteady("The namespace's indexes are changing; try again.", retry_after_s=1)
+
+    def _basis(self) -> tuple[int, int, int]:
+        """Return what changes with everything by which filters are split; a read begins and ends on the same."""
+        known = self._collections
+        return self._index_changes, len(self.standing.irregular), -1 if known is None else len(known)
 
     def _search(self, searches: Sequence[Search]) -> Steps[list[list[Hit]]]:
         answers: list[list[Hit]] = [[] for _ in searches]
@@ -771,7 +799,28 @@ class LiveView:
     # --- inside ------------------------------------------------------------------------------------
 
     def _split(self, filter: Filter | None) -> tuple[Any | None, Filter | None]:
+        if filter is not None:
+            filter = self._narrowing(filter)
         return self._translator.split(filter, self._indexes, self.standing.irregular)
+
+    def _narrowing(self, filter: Filter) -> Filter | None:
+        """Return `filter` without the choice of collections when every document's is among the chosen.
+
+        The engine would test each document: on 100,000 of them half as long again as the search itself.
+        """
+        if isinstance(filter, And):
+            children = [kept for child in filter.children if (kept := self._narrowing(child)) is not None]
+            if len(children) == len(filter.children):
+                return filter
+            return And(tuple(children)) if children else None
+        if self._collections is None or not isinstance(filter, Condition):
+            return filter
+        if filter.path != "collection_id" or not filter.case_sensitive or filter.operator not in ("in", "eq"):
+            return filter
+        chosen = filter.value if filter.operator == "in" else [filter.value]
+        if not isinstance(chosen, list) or not all(isinstance(value, str) for value in chosen):
+            return filter
+        return None if self._collections.issubset(chosen) else filter
 
     def _test(self, residual: Filter) -> Test:
         return predicate(residual, self._indexes)
