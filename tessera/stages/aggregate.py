@@ -13,6 +13,7 @@ from tessera.filters import values_at
 from tessera.ports import Hit
 from tessera.stages.base import (
     FieldPath,
+    FieldPaths,
     Stage,
     StageContext,
     StageParams,
@@ -55,7 +56,7 @@ class AggregateParams(StageParams):
     """The figures, and the fields whose values make the groups (none: all hits are one group)."""
 
     aggregations: list[Aggregation] = Field(min_length=1, max_length=64)
-    group_by: list[FieldPath] = Field([], max_length=8)
+    group_by: FieldPaths = Field([], max_length=8)
 
     @model_validator(mode="after")
     def _names_differ(self) -> AggregateParams:
@@ -74,12 +75,6 @@ class Aggregate(Stage):
     )
     icon = "sigma"
     Params = AggregateParams
-
-    def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Let one field stand for a list of it."""
-        if isinstance(parameters.get("group_by"), str):
-            return {**parameters, "group_by": [parameters["group_by"]]}
-        return parameters
 
     def run(self, hits: list[Hit] | None, params: AggregateParams, context: StageContext) -> list[Hit]:
         """Return one result for each group, in the order in which the groups came; one in all without `group_by`.

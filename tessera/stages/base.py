@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from tessera.errors import BadRequestError, Problem, ValidationError, quote
-from tessera.filters import MAX_PATH_CHARS, And, Filter, parse, values_at
+from tessera.filters import And, Filter, is_path, parse, values_at
 from tessera.models import PayloadIndex
 from tessera.ports import HIDDEN_FIELDS, Hit, Page, PageResult, Payload, Search, Vector
 
@@ -32,9 +32,9 @@ ORIGIN_FIELDS = frozenset(
 
 
 def _readable(path: str) -> str:
-    if not all(path.split(".")) or len(path) > MAX_PATH_CHARS:
+    if not is_path(path):
         raise ValueError(
-            f"{quote(path)} is no path of a field; write names with dots between them, such as metadata.year"
+            f"{quote(path)} is no path of a field; write names with dots between them and no [], such as metadata.year"
         )
     if path.split(".", maxsplit=1)[0] in HIDDEN_FIELDS:
         raise ValueError(f"{quote(path)} is the system's own; name a field that documents show")
@@ -43,6 +43,10 @@ def _readable(path: str) -> str:
 
 #: A path into a document whose values a stage may show: dots between names, no field that is hidden.
 FieldPath = Annotated[str, AfterValidator(_readable)]
+#: Several of them; one text stands for a list of it.
+FieldPaths = Annotated[
+    list[FieldPath], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
 
 
 class StageParams(BaseModel):

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from tessera.filters import values_at
 from tessera.ports import HIDDEN_FIELDS, Hit
-from tessera.stages.base import ORIGIN_FIELDS, FieldPath, Stage, StageContext, StageParams, collected
+from tessera.stages.base import ORIGIN_FIELDS, FieldPaths, Stage, StageContext, StageParams, collected
 from tessera.stages.group_by import group_key
 
 #: Texts are compared by their runs of this many words.
@@ -29,7 +29,7 @@ class DeduplicateParams(StageParams):
     """
 
     strategy: Literal["field", "content"] = "field"
-    fields: list[FieldPath] = Field(
+    fields: FieldPaths = Field(
         [], max_length=16, validation_alias=AliasChoices("fields", "field"), examples=[["metadata.sku"]]
     )
     similarity_threshold: float = Field(0.95, ge=0.5, le=1, allow_inf_nan=False)
@@ -48,13 +48,6 @@ class Deduplicate(Stage):
     description = "Keeps one hit of those with equal fields or nearly the same text."
     icon = "copy-minus"
     Params = DeduplicateParams
-
-    def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Let one field stand for a list of it."""
-        for name in ("fields", "field"):
-            if isinstance(parameters.get(name), str):
-                parameters = {**parameters, name: [parameters[name]]}
-        return parameters
 
     def run(self, hits: list[Hit] | None, params: DeduplicateParams, context: StageContext) -> list[Hit]:
         """Return `hits` in their order without repetitions; a hit that has nothing to compare stays."""

@@ -15,6 +15,7 @@ from tessera.ports import HIDDEN_FIELDS, Hit, Page, Payload
 from tessera.stages.base import (
     ORIGIN_FIELDS,
     FieldPath,
+    FieldPaths,
     Stage,
     StageContext,
     StageParams,
@@ -49,7 +50,7 @@ class DocumentEnrichParams(StageParams):
     target_field: FieldPath = Field(
         "document_id", validation_alias=AliasChoices("target_field", "lookup_field")
     )
-    fields_to_merge: list[FieldPath] = Field(
+    fields_to_merge: FieldPaths = Field(
         [], max_length=100, validation_alias=AliasChoices("fields_to_merge", "select_fields")
     )
     output_field: FieldPath | None = Field(

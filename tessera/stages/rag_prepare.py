@@ -9,7 +9,14 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field
 
 from tessera.ports import Hit
-from tessera.stages.base import FieldPath, Stage, StageContext, StageParams, collected, common_collection
+from tessera.stages.base import (
+    FieldPaths,
+    Stage,
+    StageContext,
+    StageParams,
+    collected,
+    common_collection,
+)
 from tessera.stages.deduplicate import text_of
 
 #: What a token is reckoned as. Tokenizers differ; most need fewer tokens than this for prose in any script.
@@ -28,7 +35,7 @@ class RagPrepareParams(StageParams):
 
     max_tokens: int = Field(8000, ge=1, le=1_000_000)
     citation: Literal["numbered", "document_id", "none"] = "numbered"
-    content_fields: list[FieldPath] = Field(
+    content_fields: FieldPaths = Field(
         [], max_length=100, validation_alias=AliasChoices("content_fields", "content_field")
     )
     output_mode: Literal["single_context", "context_list"] = "single_context"
@@ -44,13 +51,10 @@ class RagPrepare(Stage):
     Params = RagPrepareParams
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Let a boolean stand for citing or not, and one field for a list of it."""
+        """Let a boolean stand for citing or not."""
         parameters = dict(parameters)
         if isinstance(parameters.get("citation"), bool):
             parameters["citation"] = "numbered" if parameters["citation"] else "none"
-        for name in ("content_fields", "content_field"):
-            if isinstance(parameters.get(name), str):
-                parameters[name] = [parameters[name]]
         return parameters
 
     def run(self, hits: list[Hit] | None, params: RagPrepareParams, context: StageContext) -> list[Hit]:

@@ -412,7 +412,7 @@ def test_stages_work_on_what_the_ones_before_let_through(place: Place) -> None:
         collection_id=place.texts,
         source_field="name",
         lookup_field="name",
-        select_fields=["year"],
+        select_fields="year",
         result_field="twin",
     )
     form = _stage(

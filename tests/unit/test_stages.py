@@ -116,6 +116,9 @@ def test_sorting_reaches_into_objects_and_keeps_scores() -> None:
     [
         ({}, "sort_field"),
         ({"sort_field": "a..b"}, "a..b"),
+        ({"sort_field": "a[].b"}, "a[].b"),
+        ({"sort_field": "a" * 256}, "sort_field"),
+        ({"sort_field": "\ud800"}, "sort_field"),
         ({"sort_field": "internal_id"}, "internal_id"),
         ({"sort_field": "_s.n"}, "_s.n"),
         ({"sort_field": "n", "order": "up"}, "order"),
