@@ -445,7 +445,8 @@ def test_stages_that_come_first_read_the_collections(place: Place) -> None:
         "lamp", "soup", "boots",
     ]  # fmt: skip
     figures = [{"function": "avg", "field": "year"}, {"function": "count"}]
-    (found,) = _run(place, [newer, _stage("aggregate", aggregations=figures)])["documents"]
+    reckoned = [newer, _stage("aggregate", aggregations=figures), _stage("mmr")]
+    (found,) = _run(place, reckoned, return_vectors=True)["documents"]
     assert found["aggregations"] == {"avg_year": 2023, "count": 3}
     assert found["collection_id"] == place.texts
     (found,) = _run(place, [newer, _stage("rag_prepare", citation=False)])["documents"]
