@@ -723,6 +723,11 @@ class Views:
                         local_path=self._blobs.path,
                     )
                 except log.Folded as folded:
+                    if not self._vectors.builds_apart(view):
+                        # Another server may have brought the view further, and folded what is not read here yet:
+                        # opened again, it tells.
+                        self._vectors.release(view)
+                        raise ViewLost(str(folded)) from folded
                     raise ViewDamaged(view.view_id, str(folded)) from folded
             if not entries:
                 return  # the log was removed with its namespace

@@ -29,14 +29,13 @@ from tessera.links import SCHEME
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Page
 from tessera.wiring import close_warehouse, open_warehouse
+from tests import qdrant_rest
 
 NAMESPACE = "ns_0123456789abcdef"
 INDEX = PayloadIndex(field_name="n", type=IndexType.INTEGER, field_schema={"type": "integer"})
 
 
-@pytest.fixture
-def wh(tmp_path: Path) -> Iterator[Warehouse]:
-    warehouse = open_warehouse(Settings(data=tmp_path / "data", offline=True), run_jobs=False)
+def make_namespace(warehouse: Warehouse) -> None:
     with warehouse.db.write() as connection:
         connection.execute(
             namespaces.insert().values(
@@ -55,6 +54,12 @@ def wh(tmp_path: Path) -> Iterator[Warehouse]:
             )
         )
         log.append_indexes(connection, NAMESPACE, [INDEX])
+
+
+@pytest.fixture
+def wh(tmp_path: Path) -> Iterator[Warehouse]:
+    warehouse = open_warehouse(Settings(data=tmp_path / "data", offline=True), run_jobs=False)
+    make_namespace(warehouse)
     yield warehouse
     close_warehouse(warehouse)
 
@@ -397,6 +402,46 @@ def test_what_was_sent_ready_made_is_cleared_away_when_no_request_can_name_it(wh
     assert sorted(path.name for path in folder.iterdir()) == ["1.0.arrow", "young.0.arrow"]
     assert row(wh).folded_at is None
     assert len(found(wh)) == 20
+
+
+def test_a_second_server_does_not_take_a_log_that_the_first_has_folded_for_damage(tmp_path: Path) -> None:
+    """Both write to one view on a Qdrant server; who wrote less knows an older position of it."""
+    qdrant = qdrant_rest.start(tmp_path / "qdrant")
+    (tmp_path / "blobs").mkdir()
+    opened = []
+    try:
+        for name in ("one", "other"):
+            data = tmp_path / name
+            data.mkdir()
+            (data / "blobs").symlink_to(tmp_path / "blobs")
+            asked = Settings(
+                data=data,
+                offline=True,
+                database_url=f"sqlite:///{tmp_path / 'shared.sqlite3'}",
+                qdrant_url=qdrant.url,
+            )
+            opened.append(open_warehouse(asked, run_jobs=False))
+        one, other = opened
+        make_namespace(one)
+        edit(one, document(0))
+        one.views.apply(NAMESPACE)
+        assert len(found(other)) == 1
+        for number in range(10):
+            edit(one, document(number, "new"))
+        one.views.apply(NAMESPACE)
+        one.views._flush_dirty(5)
+        other.views._dirty.add(NAMESPACE)
+        other.views._flush_dirty(5)
+        make_durable(one)
+        assert compaction.fold(one, NAMESPACE)
+        other.views.apply(NAMESPACE, edit(other, document(20)))
+        assert found(other) == found(one) and len(found(one)) == 11
+        assert row(one).view_id == f"{NAMESPACE}-1", "nothing was made anew"
+    finally:
+        for warehouse in opened:
+            close_warehouse(warehouse)
+        qdrant.shutdown()
+        qdrant.server_close()
 
 
 # --- erasing, beside whatever else goes on ---------------------------------------------------------------
