@@ -30,7 +30,18 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import artifact, audit, compaction, data_directory, documents, failpoints, log, namespaces, tasks
+from tessera import (
+    artifact,
+    audit,
+    compaction,
+    data_directory,
+    documents,
+    failpoints,
+    links,
+    log,
+    namespaces,
+    tasks,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import (
@@ -116,11 +127,11 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
-        object_ids = set(body.object_ids or ())
+        object_ids, came_from = set(body.object_ids or ()), {object_id for _, object_id in found} - {""}
         if body.include_objects:
-            object_ids |= {object_id for _, object_id in found}
-        else:
-            documents.forget(connection, namespace_id, found)
+            object_ids |= came_from
+        # Also then: a ready-made document is a source of its own.
+        documents.forget(connection, namespace_id, found)
         blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
         document_ids |= more
         task_id, seq = _record(
@@ -131,7 +142,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
                 "document_ids": sorted(document_ids),
                 "object_ids": sorted(object_ids),
                 # Whose error texts may quote them.
-                "source_ids": sorted(object_ids | {object_id for _, object_id in found}),
+                "source_ids": sorted(object_ids | came_from),
                 "blob_keys": sorted(blob_keys),
             },
         )
@@ -154,7 +165,10 @@ def _take_objects(
     for ids in _slices(object_ids):
         mine = sa.and_(objects.c.namespace_id == namespace_id, objects.c.object_id.in_(ids))
         for blobs in connection.execute(sa.select(objects.c.blobs).where(mine)).scalars():
-            blob_keys |= {blob["blob_key"] for blob in blobs if blob.get("blob_key")}
+            # A short text stands in the row, and was a file all the same when it was uploaded.
+            blob_keys |= {
+                f"{namespace_id}/blobs/{blob['details']['hash']}" for blob in blobs if _has_content(blob)
+            }
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
             document_ids.update(known)
@@ -173,12 +187,36 @@ def _take_objects(
                 updated_at=now(),
             )
         )
-        for table in (uploads, fetches):
-            connection.execute(
-                sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
-            )
+        blob_keys |= _take_uploads(connection, namespace_id, uploads.c.object_id.in_(ids))
+        connection.execute(
+            sa.delete(fetches).where(fetches.c.namespace_id == namespace_id, fetches.c.object_id.in_(ids))
+        )
         connection.execute(sa.delete(objects).where(mine))
+    for keys in _slices(sorted(blob_keys)):
+        # Made for blobs of objects, which name them: they know of no object.
+        _take_uploads(
+            connection,
+            namespace_id,
+            sa.and_(uploads.c.object_id.is_(None), uploads.c.blob_key.in_(keys)),
+        )
     return blob_keys, document_ids
+
+
+def _has_content(blob: Mapping[str, Any]) -> bool:
+    """Whether the content of an object's blob is ours; what is behind a URL may not have been fetched yet."""
+    return (blob.get("details") or {}).get("hash") is not None
+
+
+def _take_uploads(connection: Connection, namespace_id: str, which: sa.ColumnElement[bool]) -> set[str]:
+    """Remove uploads; return the files that they had become."""
+    these = sa.and_(uploads.c.namespace_id == namespace_id, which)
+    keys = set(
+        connection.execute(
+            sa.select(uploads.c.blob_key).where(these, uploads.c.blob_key.is_not(None))
+        ).scalars()
+    )
+    connection.execute(sa.delete(uploads).where(these))
+    return keys
 
 
 def _record(
@@ -413,7 +451,8 @@ def _rewrite_artifact(work: _Work, row: Any) -> None:
 
 def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> None:
     """Replace an entry, and remember which files the documents had that it loses."""
-    work.targets["blob_keys"] = sorted({*work.targets["blob_keys"], *_files_in(gone)})
+    files = _files_in(work.namespace_id, gone)
+    work.targets["blob_keys"] = sorted({*work.targets["blob_keys"], *files})
     with work.wh.db.write() as connection:
         connection.execute(
             sa.update(log_entries)
@@ -428,17 +467,21 @@ def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> N
         work.save(connection)
 
 
-def _files_in(value: Any) -> Iterable[str]:
-    """Yield the key of every file of ours that a payload names."""
+def _files_in(namespace_id: str, value: Any) -> Iterable[str]:
+    """Yield the key of every blob of the namespace that a payload names.
+
+    Users write payloads: whatever else stands there in the same form names nothing that is removed for it.
+    """
     if isinstance(value, str):
-        if value.startswith(SCHEME):
-            yield value.removeprefix(SCHEME)
+        key = links.key_in(namespace_id, value)
+        if key is not None:
+            yield key
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _files_in(item)
+            yield from _files_in(namespace_id, item)
     elif isinstance(value, Sequence):
         for item in value:
-            yield from _files_in(item)
+            yield from _files_in(namespace_id, item)
 
 
 # --- rows ----------------------------------------------------------------------------------------------
