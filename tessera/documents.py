@@ -27,7 +27,7 @@ from tessera.models.documents import (
 )
 from tessera.models.tasks import GenericDeleteResponse
 from tessera.pagination import PageRequest, encode_cursor, paginate
-from tessera.ports import Hit, Page, Vector
+from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
 
 #: Root fields that stay at the root of an answer although the system writes them.
 _SHOWN_SYSTEM_FIELDS = (
@@ -37,8 +37,6 @@ _SHOWN_SYSTEM_FIELDS = (
     "created_at",
     "updated_at",
 )
-#: Root fields that never leave the server as they are: the organization's secret id, and the engine's shadows.
-_HIDDEN = frozenset({"internal_id", "_s", "_internal", "namespace_id", "bucket_id", "object_id"})
 #: Keys of an answer that are the system's own, whatever a payload holds under the same name.
 _OWN = frozenset({"document_id", "collection_id", "document_blobs"})
 
@@ -70,7 +68,7 @@ def present(
     fields = {
         name: value
         for name, value in payload.items()
-        if name not in _HIDDEN and name not in _OWN and name not in system
+        if name not in HIDDEN_FIELDS and name not in _OWN and name not in system
     }
     blobs: list[JsonObject] = []
     fields = {name: _signed(wh, namespace_id, name, value, blobs) for name, value in fields.items()}

@@ -49,7 +49,7 @@ from tessera.models.retrievers import (
 )
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import Hit, Page
+from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
 from tessera.registry import Registry
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 from tessera.validation import schema_problems
@@ -152,6 +152,7 @@ def create(
         stages, fields, problems = _checked(
             wh, place, request.stages, request.input_schema, declared=request.input_schema is not None
         )
+        problems += _join_problems(connection, namespace_id, request.stages, stages)
         found, unknown = _collections(connection, namespace_id, request.collection_identifiers)
         problems += unknown + _name_problems(retriever_name)
         taken = connection.execute(
@@ -383,6 +384,7 @@ def execute_adhoc(
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         stages, fields, problems = _checked(wh, place, request.stages, request.input_schema, declared=False)
+        problems += _join_problems(connection, place["namespace_id"], request.stages, stages)
         found, unknown = _collections(connection, place["namespace_id"], wanted)
         raise_problems(problems + unknown)
         if not wanted:
@@ -532,6 +534,8 @@ def _context(
         page=lambda page: wh.views.page(namespace_id, page),
         embed=lambda uri, query: _embed(wh, plan, uri, query),
         text_features=lambda: _text_features(wh, plan.place),
+        collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
+        vectors=lambda document_ids, uri: _vectors(wh, plan, document_ids, uri),
     )
 
 
@@ -548,8 +552,15 @@ def _indexes(user: bytes, added: bytes) -> Mapping[str, PayloadIndex]:
 
 def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
     location: Location = ("stages", index, "parameters")
+    parameters = spec["config"]["parameters"]
+    later = {name: value for name, value in parameters.items() if name in stage.per_document}
     try:
-        filled = templates.render(spec["config"]["parameters"], scope)
+        # Everything in one go: what an input holds is never read as a template itself. What waits for a document
+        # stays, but inputs that it names must be there now.
+        filled = later | templates.render({k: v for k, v in parameters.items() if k not in later}, scope)
+        for root, path in templates.references(later):
+            if root != "DOC":
+                templates.render("{{" + ".".join((root, *path)) + "}}", scope)
     except templates.Unresolved as error:
         raise ValidationError(
             [
@@ -691,6 +702,25 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
         ) from error
 
 
+def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filter:
+    with wh.db.read() as connection:
+        found, problems = _collections(connection, namespace_id, [identifier])
+    if problems:
+        raise BadRequestError(problems[0].message, details={"collection": identifier[:200]})
+    return Condition("collection_id", "in", found, True)
+
+
+def _vectors(
+    wh: Warehouse, plan: _Plan, document_ids: Sequence[str], uri: str | None
+) -> dict[str, Mapping[str, Vector]]:
+    """Return the vectors of documents by id and name; only that of the feature `uri` when it is named."""
+    name = _vector_of(wh, plan.place, uri)[0].name if uri else None
+    return {
+        hit.document_id: {key: value for key, value in hit.vectors.items() if name in (None, key)}
+        for hit in wh.views.get(plan.place["namespace_id"], document_ids, True)
+    }
+
+
 def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     """Return the vector output that `uri` names in this namespace, and the extractor that embeds for it."""
     features = _features(wh, place)
@@ -780,23 +810,42 @@ def _checked(
             continue
         stages.append(stage)
         before = [earlier["stage_name"] for earlier in stages[:-1]]
-        problems += _reference_problems(stage["parameters"], fields if declared else None, before, index)
+        problems += _reference_problems(
+            stage["parameters"],
+            fields if declared else None,
+            before,
+            index,
+            wh.registry.stages[stage["config"]["stage_id"]].per_document,
+        )
         if stage["config"]["stage_id"] == "feature_search" and not wrong:
             problems += _feature_problems(wh, place, stage["parameters"], index)
     return stages, fields, problems
 
 
 def _reference_problems(
-    parameters: Mapping[str, Any], fields: Mapping[str, InputField] | None, before: Sequence[str], index: int
+    parameters: Mapping[str, Any],
+    fields: Mapping[str, InputField] | None,
+    before: Sequence[str],
+    index: int,
+    per_document: frozenset[str],
 ) -> list[Problem]:
     """Return a problem for each expression that can never have a value. `fields` is None when none are declared."""
     problems = []
-    for root, path in sorted(templates.references(parameters)):
+    found = {
+        (root, path, name in per_document)
+        for name, value in parameters.items()
+        for root, path in templates.references(value)
+    }
+    for root, path, for_each in sorted(found):
         expression = "{{" + ".".join((root, *path)) + "}}"
         if root == "INPUT":
             if fields is None or path[0] in fields:
                 continue
             why = f"is not in input_schema, which has: {', '.join(fields) or 'nothing'}."
+        elif for_each:
+            if root == "DOC" and path[0] not in HIDDEN_FIELDS:
+                continue
+            why = "has no value here, which sees inputs and the fields that a document shows."
         elif root == "STAGE":
             if path[0] in before and path[1:] == ("count",):
                 continue
@@ -832,6 +881,28 @@ def _feature_problems(
                     400,
                 )
             )
+    return problems
+
+
+def _join_problems(
+    connection: Connection,
+    namespace_id: str,
+    raw_stages: Sequence[Mapping[str, Any]],
+    stages: Sequence[Mapping[str, Any]],
+) -> list[Problem]:
+    """Return a problem for each collection to join from that is not in this namespace."""
+    if len(stages) != len(raw_stages):
+        return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
+    problems: list[Problem] = []
+    for index, stage in enumerate(stages):
+        target = stage["parameters"].get("target_collection_id")
+        if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
+            location = ("body", "stages", index, "parameters", "target_collection_id")
+            _, unknown = _collections(connection, namespace_id, [target])
+            problems += [
+                replace(problem, location=location, message=f"target_collection_id: {problem.message}")
+                for problem in unknown
+            ]
     return problems
 
 

@@ -714,7 +714,7 @@ class Views:
                 return  # the log was removed with its namespace
             if final is not None:
                 # A view from nothing is made with the indexes that hold in the end, before its first document.
-                entries = [_with_indexes(entry, final) for entry in entries if entry.seq <= target]
+                entries = [_with_indexes(e, final) if e.seq <= target else e for e in entries]
             elif deferring and mark.document_count > INDEX_IN_PLACE_DOCUMENTS:
                 entries = [replace(e, deferrable=True) if e.indexes is not None else e for e in entries]
             # A checkpoint is read as a whole; it is sent in pieces, so that no request takes too long.

@@ -76,7 +76,7 @@ class RayCluster:
 
     def start(self) -> None:
         """Start the head and wait until it takes clients."""
-        self._process = self._launch(
+        self._process = self._begin(
             "head",
             "--head",
             "--node-ip-address=127.0.0.1",
@@ -86,7 +86,6 @@ class RayCluster:
             "--include-dashboard=false",
             f"--temp-dir={self._folder}",
         )
-        self._await_start("head")
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _is_open(self.client_port):
             if time.monotonic() > deadline:
@@ -99,9 +98,17 @@ class RayCluster:
         resources = json.dumps({f"accelerator_type:{gpu_type}": 1})
         address = f"--address=127.0.0.1:{self._gcs_port}"
         for number in range(count):
-            self._launch(f"node{number}", address, "--num-cpus=1", "--num-gpus=1", f"--resources={resources}")
-        for number in range(count):
-            self._await_start(f"node{number}")
+            self._begin(f"node{number}", address, "--num-cpus=1", "--num-gpus=1", f"--resources={resources}")
+
+    def _begin(self, what: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a node and wait until it runs; once more when it gives up, as Ray does on a busy machine."""
+        for _ in range(2):
+            process = self._launch(what, *arguments)
+            if self._is_up(what, process):
+                return process
+            self._kill_session(process)
+        self.kill()
+        raise RuntimeError(f"ray start failed:\n{(self._folder / f'{what}.log').read_text()}")
 
     def _launch(self, what: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Run ``ray start`` in a session of its own, marked as this cluster's."""
@@ -130,14 +137,22 @@ class RayCluster:
         self._started.append(process)
         return process
 
-    def _await_start(self, what: str) -> None:
+    def _is_up(self, what: str, process: subprocess.Popen[bytes]) -> bool:
         log = self._folder / f"{what}.log"
         deadline = time.monotonic() + START_TIMEOUT_S
         while "Ray runtime started" not in log.read_text():
-            if any(process.poll() is not None for process in self._started) or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"ray start failed:\n{log.read_text()}")
+            if process.poll() is not None or time.monotonic() > deadline:
+                return False
             time.sleep(0.1)
+        return True
+
+    def _kill_session(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL everything that one ``ray start`` has started."""
+        for each in self.processes():
+            with suppress(ProcessLookupError):
+                if os.getsid(each) == process.pid:
+                    os.kill(each, signal.SIGKILL)
+        process.wait(10)
 
     def processes(self) -> dict[int, str]:
         """Return the command lines of this cluster's processes by id: its sessions, and what carries its mark."""
@@ -167,12 +182,8 @@ class RayCluster:
         """SIGKILL everything on the node on which `pid` runs, as when that machine goes down."""
         node = os.getsid(pid)
         assert node != self._process.pid, "that is the head"
-        for each in self.processes():
-            with suppress(ProcessLookupError):
-                if os.getsid(each) == node:
-                    os.kill(each, signal.SIGKILL)
         for process in [process for process in self._started if process.pid == node]:
-            process.wait(10)
+            self._kill_session(process)
             self._started.remove(process)
 
     def kill(self) -> None:

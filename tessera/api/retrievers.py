@@ -67,7 +67,7 @@ def list_retrievers_get(wh: Wh, asking: Asking, namespace: NamespaceId, page: Pa
 def execute_adhoc(
     wh: Wh,
     asking: Asking,
-    namespace: NamespaceName,
+    namespace: NamespaceId,
     body: AdhocExecuteRequest,
     return_urls: ReturnUrls = False,
     return_vectors: ReturnVectors = False,

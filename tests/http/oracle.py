@@ -128,7 +128,7 @@ def listed(
 def _check_folders(data: Path, living: Any, purged: set[str], doomed: set[str]) -> None:
     """Every folder belongs to a namespace that exists, or that will be swept once more."""
     known = {row["namespace_id"] for row in living} | purged
-    folders = {path.name for path in (data / "blobs").iterdir()}
+    folders = {path.name for path in (data / "blobs").iterdir() if path.is_dir()}
     parts = list((data / "blobs" / INCOMING).glob("*"))
     assert not parts, f"content that was on its way in when a server died: {parts}"
     folders -= {INCOMING}

@@ -44,9 +44,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Fa
         folder / "data",
         environment={**faults.environment, "TESSERA_VECTOR_HOSTS": "1", "TESSERA_MAX_OPEN_VIEWS": "2"},
     )
-    yield server, faults
-    check_agreement(server)
-    assert server.stop() == 0, server.log[-2000:]
+    try:
+        yield server, faults
+        check_agreement(server)
+        assert server.stop() == 0, server.log[-2000:]
+    finally:
+        server.kill(group=True)
 
 
 class Site:

@@ -649,13 +649,14 @@ def _create(view: View, directory: Path, translator: Translator, *, graph: bool)
 
 
 def drop_directory(directory: Path) -> None:
-    """Remove a view's directory. A kill in between leaves a part that the next call removes."""
+    """Remove a view's directory. A kill in between, or an `OSError`, leaves a part that the next call removes."""
     trash = directory.with_name(directory.name + ".dropped")
-    shutil.rmtree(trash, ignore_errors=True)
+    if trash.exists():
+        shutil.rmtree(trash)
     with contextlib.suppress(FileNotFoundError):
         directory.rename(trash)
         failpoints.reach("drop.renamed")
-        shutil.rmtree(trash, ignore_errors=True)
+        shutil.rmtree(trash)
 
 
 # --- requests ------------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ def upgrade() -> None:
         table.add_column(sa.Column("billing_email", sa.String(), nullable=True))
         table.add_column(sa.Column("metadata", sa.JSON(), nullable=True))
         table.add_column(sa.Column("rate_limits", sa.JSON(), nullable=True))
-        table.add_column(sa.Column("operator_rate_limits", sa.JSON(), nullable=True))
         table.add_column(sa.Column("read_auditing", sa.Boolean(), nullable=False, server_default=sa.false()))
     with op.batch_alter_table("users") as table:
         table.add_column(sa.Column("avatar_url", sa.String(), nullable=True))

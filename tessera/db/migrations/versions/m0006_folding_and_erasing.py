@@ -1,4 +1,4 @@
-"""Folding of long logs, and erasing of documents."""
+"""Folding of long logs, erasing of documents, and limits that only an operator may set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # For a while revision 0002 made this column, in databases that were new then.
+    known = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("organizations")}
+    if "operator_rate_limits" not in known:
+        with op.batch_alter_table("organizations") as table:
+            table.add_column(sa.Column("operator_rate_limits", sa.JSON(), nullable=True))
     with op.batch_alter_table("namespaces") as table:
         for name in ("checkpoint_first", "checkpoint_seq", "logged_changes", "log_edition"):
             table.add_column(sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
