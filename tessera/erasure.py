@@ -287,7 +287,8 @@ def erase(wh: Warehouse, task_id: str, stop: threading.Event | None = None) -> N
         row = connection.execute(sa.select(erasures).where(erasures.c.task_id == task_id)).one_or_none()
     if row is None or row.due_at > now():
         return
-    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report))
+    begun_at = datetime.fromisoformat(row.created_at).timestamp()
+    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), begun_at)
     if work.stage in ("queued", "log"):
         work.enter("log")
         _rewrite_log(work, stop or threading.Event())
@@ -321,9 +322,10 @@ class _Work:
         namespace_id: str,
         targets: dict[str, Any],
         report: dict[str, Any],
+        begun_at: float,
     ) -> None:
         self.wh, self.task_id, self.namespace_id = wh, task_id, namespace_id
-        self.targets, self.report = targets, report
+        self.targets, self.report, self.begun_at = targets, report, begun_at
         self.documents = frozenset(targets["document_ids"])
 
     @property
@@ -571,6 +573,9 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
+    if compaction.being_written(wh, work.namespace_id, work.begun_at):
+        # Or what a request left that died before it named its file, or a backup kept: removed when it is old.
+        return "writes to this namespace"
     for key in compaction.unnamed_artifacts(wh, work.namespace_id, open_states=("IN_PROGRESS",)):
         if not wh.blobs.remove(key):
             return "a backup"

@@ -158,6 +158,24 @@ def test_a_ready_document_is_erased_with_its_place(server: Server) -> None:
         notes.loop.post(f"/collections/{other}/documents", {"document_id": "brought"})
 
 
+def test_ready_documents_of_a_large_upsert_are_erased_among_their_neighbours(server: Server) -> None:
+    """More than an entry holds inline: they lie in an artifact of their own."""
+    with server.client() as client:
+        notes, word = Notes(client, "many_ready_made"), "cerulean-badger-90ae"
+        documents: list[dict[str, Any]] = [
+            {"document_id": f"brought {number}", "payload": {"note": "plain"}} for number in range(120)
+        ]
+        documents[7]["payload"]["note"] = word
+        body = {"collection_id": notes.collection, "documents": documents}
+        notes.loop.post(f"/namespaces/{notes.place}/documents/upsert", body)
+        wanted = {"field": "note", "operator": "eq", "value": word}
+        task = server.wait_for_task(notes.erase(filters=wanted)["task_id"], timeout_s=20)
+        assert task["status"] == "COMPLETED", task
+        found = notes.loop.post(f"/collections/{notes.collection}/documents/list?limit=1000", {})["results"]
+        assert sum(item["document_id"].startswith("brought") for item in found) == 119
+        assert until_gone(server.data, word.encode()) == []
+
+
 @pytest.mark.parametrize("by_confirming", [True, False])
 def test_an_object_is_erased_with_the_upload_that_it_came_by(server: Server, by_confirming: bool) -> None:
     with server.client() as client:
