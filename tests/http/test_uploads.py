@@ -207,6 +207,14 @@ def test_duplicates(loop: Loop, bucket: str) -> None:
     assert create(loop, bucket, file_hash=digest)["is_duplicate"] is False
 
 
+def test_a_key_whose_upload_is_gone_makes_no_other(loop: Loop, bucket: str) -> None:
+    path, headers = f"/buckets/{bucket}/uploads", {"Idempotency-Key": "gone"}
+    made = loop.post(path, request(), headers=headers)
+    loop.delete(f"{path}/{made['upload_id']}", status=204)
+    said = loop.refused(409, "POST", path, request(), headers=headers)
+    assert made["upload_id"] in said and "new key" in said
+
+
 def test_idempotency_keys(loop: Loop, bucket: str) -> None:
     headers = {"Idempotency-Key": "a-key"}
     path = f"/buckets/{bucket}/uploads"
