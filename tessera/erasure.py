@@ -36,6 +36,7 @@ from tessera import (
     compaction,
     documents,
     failpoints,
+    links,
     log,
     namespaces,
     objects,
@@ -126,10 +127,10 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
-        object_ids = set(body.object_ids or ())
+        object_ids, came_from = set(body.object_ids or ()), {object_id for _, object_id in found} - {""}
         if body.include_objects:
-            # What was sent ready-made is its own source, which no object is.
-            object_ids |= {source for document, source in found if source != documents.own_source(document)}
+            object_ids |= came_from
+        # Also then: a ready-made document is a source of its own.
         documents.forget(connection, namespace_id, found)
         blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
         document_ids |= more
@@ -141,7 +142,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
                 "document_ids": sorted(document_ids),
                 "object_ids": sorted(object_ids),
                 # Whose error texts may quote them.
-                "source_ids": sorted(object_ids | {object_id for _, object_id in found}),
+                "source_ids": sorted(object_ids | came_from),
                 "blob_keys": sorted(blob_keys),
             },
         )
@@ -164,7 +165,10 @@ def _take_objects(
     for ids in _slices(object_ids):
         mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
         for blobs in connection.execute(sa.select(object_rows.c.blobs).where(mine)).scalars():
-            blob_keys |= {blob["blob_key"] for blob in blobs if blob.get("blob_key")}
+            # A short text stands in the row, and was a file all the same when it was uploaded.
+            blob_keys |= {
+                f"{namespace_id}/blobs/{blob['details']['hash']}" for blob in blobs if _has_content(blob)
+            }
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
             document_ids.update(known)
@@ -183,12 +187,36 @@ def _take_objects(
                 updated_at=now(),
             )
         )
-        for table in (uploads, fetches):
-            connection.execute(
-                sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
-            )
+        blob_keys |= _take_uploads(connection, namespace_id, uploads.c.object_id.in_(ids))
+        connection.execute(
+            sa.delete(fetches).where(fetches.c.namespace_id == namespace_id, fetches.c.object_id.in_(ids))
+        )
         connection.execute(sa.delete(object_rows).where(mine))
+    for keys in _slices(sorted(blob_keys)):
+        # Made for blobs of objects, which name them: they know of no object.
+        _take_uploads(
+            connection,
+            namespace_id,
+            sa.and_(uploads.c.object_id.is_(None), uploads.c.blob_key.in_(keys)),
+        )
     return blob_keys, document_ids
+
+
+def _has_content(blob: Mapping[str, Any]) -> bool:
+    """Whether the content of an object's blob is ours; what is behind a URL may not have been fetched yet."""
+    return (blob.get("details") or {}).get("hash") is not None
+
+
+def _take_uploads(connection: Connection, namespace_id: str, which: sa.ColumnElement[bool]) -> set[str]:
+    """Remove uploads; return the files that they had become."""
+    these = sa.and_(uploads.c.namespace_id == namespace_id, which)
+    keys = set(
+        connection.execute(
+            sa.select(uploads.c.blob_key).where(these, uploads.c.blob_key.is_not(None))
+        ).scalars()
+    )
+    connection.execute(sa.delete(uploads).where(these))
+    return keys
 
 
 def _record(
@@ -259,7 +287,8 @@ def erase(wh: Warehouse, task_id: str, stop: threading.Event | None = None) -> N
         row = connection.execute(sa.select(erasures).where(erasures.c.task_id == task_id)).one_or_none()
     if row is None or row.due_at > now():
         return
-    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), row.created_at)
+    begun_at = datetime.fromisoformat(row.created_at).timestamp()
+    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), begun_at)
     if work.stage in ("queued", "log"):
         work.enter("log")
         _rewrite_log(work, stop or threading.Event())
@@ -298,10 +327,10 @@ class _Work:
         namespace_id: str,
         targets: dict[str, Any],
         report: dict[str, Any],
-        created_at: str,
+        begun_at: float,
     ) -> None:
         self.wh, self.task_id, self.namespace_id = wh, task_id, namespace_id
-        self.targets, self.report, self.created_at = targets, report, created_at
+        self.targets, self.report, self.begun_at = targets, report, begun_at
         self._saved = dict(targets)
         self.documents = frozenset(targets["document_ids"])
 
@@ -432,7 +461,7 @@ def _rewrite_artifact(work: _Work, row: Any) -> None:
 
 def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> None:
     """Replace an entry, and remember which files the documents had that it loses."""
-    if files := set(_files_in(gone)).difference(work.targets["blob_keys"]):
+    if files := set(_files_in(work.namespace_id, gone)).difference(work.targets["blob_keys"]):
         work.targets["blob_keys"] = sorted(files.union(work.targets["blob_keys"]))
     with work.wh.db.write() as connection:
         connection.execute(
@@ -448,17 +477,21 @@ def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> N
         work.save(connection)
 
 
-def _files_in(value: Any) -> Iterable[str]:
-    """Yield the key of every file of ours that a payload names."""
+def _files_in(namespace_id: str, value: Any) -> Iterable[str]:
+    """Yield the key of every blob of the namespace that a payload names.
+
+    Users write payloads: whatever else stands there in the same form names nothing that is removed for it.
+    """
     if isinstance(value, str):
-        if value.startswith(SCHEME):
-            yield value.removeprefix(SCHEME)
+        key = links.key_in(namespace_id, value)
+        if key is not None:
+            yield key
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _files_in(item)
+            yield from _files_in(namespace_id, item)
     elif isinstance(value, Sequence):
         for item in value:
-            yield from _files_in(item)
+            yield from _files_in(namespace_id, item)
 
 
 # --- rows ----------------------------------------------------------------------------------------------
@@ -550,9 +583,9 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
-    asked_at = datetime.fromisoformat(work.created_at).timestamp()
-    if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):
-        return "documents that are being stored"
+    if compaction.being_written(wh, work.namespace_id, work.begun_at):
+        # Or what a request left that died before it named its file, or a backup kept: removed when it is old.
+        return "writes to this namespace"
     for key in compaction.unnamed_artifacts(wh, work.namespace_id, open_states=("IN_PROGRESS",)):
         if not wh.blobs.remove(key):
             return "a backup"

@@ -19,7 +19,7 @@ import urllib.parse
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -255,6 +255,10 @@ class Fetcher:
 
     def _target(self, url: str, access: S3Access) -> Target:
         if url.strip()[:5].lower() == "s3://":
+            if access.endpoint_url is not None:
+                # In the form in which it is asked: the host is part of what is signed.
+                store = parse(access.endpoint_url)
+                access = replace(access, endpoint_url=f"{store.origin}{store.path.rstrip('/')}")
             try:
                 return parse(s3_urls.signed_url(url, access))
             except ValueError as error:

@@ -163,7 +163,7 @@ def _create(
                 continue
             if known is None:
                 connection.execute(uploads.insert().values(**row))
-            answers.append(_answer(wh, _row(connection, place, known or upload_id), put_url=True))
+            answers.append(_answer(wh, _row(connection, place, known or upload_id, made=known), put_url=True))
     return answers
 
 
@@ -792,7 +792,9 @@ def _bucket(connection: Connection, principal: Principal, namespace: str, bucket
     return buckets.find(connection, namespace_id, bucket)
 
 
-def _row(connection: Connection, bucket: RowMapping, upload_id: str) -> RowMapping:
+def _row(
+    connection: Connection, bucket: RowMapping, upload_id: str, *, made: str | None = None
+) -> RowMapping:
     row = (
         connection.execute(
             sa.select(uploads).where(
@@ -802,6 +804,10 @@ def _row(connection: Connection, bucket: RowMapping, upload_id: str) -> RowMappi
         .mappings()
         .one_or_none()
     )
+    if row is None and made is not None:
+        raise ConflictError(
+            f"The upload {made} that this Idempotency-Key made has been deleted since. Use a new key to make another."
+        )
     if row is None:
         raise NotFoundError("upload", upload_id)
     return row

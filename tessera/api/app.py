@@ -139,6 +139,7 @@ def _cross_origin(origins: str | None) -> list[Middleware]:
             allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
+                "Content-MD5",
                 "Content-Type",
                 "Idempotency-Key",
                 "If-Match",

@@ -235,5 +235,7 @@ class _Body:
         """Read on without keeping anything: a client that is still sending would not see the answer."""
         seen = 0
         with contextlib.suppress(TimeoutError):
-            while not self._has_ended and seen < _DISCARDED_BYTES:
-                seen += len(await self._next() or b"")
+            # In all no longer than one pause: who drips is told, too.
+            async with asyncio.timeout(self._idle_s):
+                while not self._has_ended and seen < _DISCARDED_BYTES:
+                    seen += len(await self._next() or b"")

@@ -16,8 +16,10 @@ from tests.http.processes import ROOT, Server
 from tests.http.test_erasing import CANARY, NEIGHBOUR, Notes, holders
 
 
-def tessera(*arguments: object, failpoint: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def tessera(
+    *arguments: object, failpoint: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     if failpoint is not None:
         environment["TESSERA_TEST_FAILPOINT"] = failpoint
     return subprocess.run(
@@ -132,6 +134,28 @@ def test_what_cannot_be_restored_is_refused_and_leaves_nothing(server: Server, t
     artifact.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     changed = tessera("restore", target, "--data", data)
     assert changed.returncode == 1 and "digest differs" in changed.stderr and not list(data.iterdir())
+
+
+def test_what_the_system_refuses_is_said_in_one_line(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    refused = tessera("backup", tmp_path / "file/backup", "--data", server.data)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
+    assert str(tmp_path / "file") in refused.stderr and "Not a directory" in refused.stderr
+    made = tessera("backup", tmp_path / "backup", "--data", server.data)
+    assert made.returncode == 0, made.stderr
+    refused = tessera("restore", tmp_path / "backup", "--data", tmp_path / "file/data")
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
+
+
+def test_erase_names_a_namespace_whatever_its_name_and_asks_no_proxy(server: Server) -> None:
+    with server.client() as client:
+        notes = Notes(client, "50% of a? #b & c")
+        environment = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+        done = tessera(
+            "erase", "50% of a? #b & c", "--object", notes.mine, "--data", server.data, **environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert set(notes.documents()) == set(notes.others)
 
 
 def test_erase_from_the_command_line(server: Server) -> None:

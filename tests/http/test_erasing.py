@@ -126,6 +126,76 @@ def test_erasing_by_filter_without_objects_keeps_them(server: Server) -> None:
         assert until_gone(server.data, CANARY) == [], "a purge leaves as little"
 
 
+def test_what_a_document_says_of_files_is_not_believed(server: Server) -> None:
+    with server.client() as client, server.client() as other_client:
+        notes, others = Notes(client, "liar"), Notes(other_client, "lied_about")
+        theirs = sorted((server.data / "blobs" / others.place / "artifacts").rglob("*.arrow"))
+        mine = sorted((server.data / "blobs" / notes.place / "artifacts").rglob("*.arrow"))
+        assert theirs and mine
+        keys = [str(path.relative_to(server.data / "blobs")) for path in (*theirs, *mine)]
+        lies = [
+            f"blob://{key}"
+            for key in (*keys, "../tessera.sqlite3", f"{notes.place}//x", "\u0000", "x" * 5000)
+        ]
+        document = notes.loop.post(
+            f"/collections/{notes.collection}/documents", {"document_id": "liar", "files": lies}
+        )
+        task = server.wait_for_task(notes.erase(document_ids=[document["document_id"]])["task_id"])
+        assert task["status"] == "COMPLETED", task
+        assert all(path.exists() for path in (*theirs, *mine))
+
+
+def test_a_ready_document_is_erased_with_its_place(server: Server) -> None:
+    with server.client() as client:
+        notes = Notes(client, "ready_made")
+        other = notes.loop.collection(notes.bucket, TEXT)
+        body = {"document_id": "brought", "note": CANARY.decode()}
+        notes.loop.post(f"/collections/{notes.collection}/documents", body)
+        task = server.wait_for_task(notes.erase(document_ids=["brought"], include_objects=True)["task_id"])
+        assert task["status"] == "COMPLETED"
+        report = task["additional_data"]["report"]
+        assert (report["documents"], report["objects"]) == (1, 0)
+        # Its id is free again, anywhere in the namespace.
+        notes.loop.post(f"/collections/{other}/documents", {"document_id": "brought"})
+
+
+def test_ready_documents_of_a_large_upsert_are_erased_among_their_neighbours(server: Server) -> None:
+    """More than an entry holds inline: they lie in an artifact of their own."""
+    with server.client() as client:
+        notes, word = Notes(client, "many_ready_made"), "cerulean-badger-90ae"
+        documents: list[dict[str, Any]] = [
+            {"document_id": f"brought {number}", "payload": {"note": "plain"}} for number in range(120)
+        ]
+        documents[7]["payload"]["note"] = word
+        body = {"collection_id": notes.collection, "documents": documents}
+        notes.loop.post(f"/namespaces/{notes.place}/documents/upsert", body)
+        wanted = {"field": "note", "operator": "eq", "value": word}
+        task = server.wait_for_task(notes.erase(filters=wanted)["task_id"], timeout_s=20)
+        assert task["status"] == "COMPLETED", task
+        found = notes.loop.post(f"/collections/{notes.collection}/documents/list?limit=1000", {})["results"]
+        assert sum(item["document_id"].startswith("brought") for item in found) == 119
+        assert until_gone(server.data, word.encode()) == []
+
+
+@pytest.mark.parametrize("by_confirming", [True, False])
+def test_an_object_is_erased_with_the_upload_that_it_came_by(server: Server, by_confirming: bool) -> None:
+    with server.client() as client:
+        notes = Notes(client, f"uploaded_{by_confirming}")
+        path, word = f"/buckets/{notes.bucket}/uploads", f"vermilion-otter-{by_confirming}"
+        upload = {"filename": f"{word}.txt", "content_type": "text/plain"}
+        made = notes.loop.post(path, {**upload, "create_object_on_confirm": by_confirming})
+        # The short text stands in the object's row and is a file as well, the long one is a file only.
+        content = word if by_confirming else word + " " * 300_000
+        httpx.put(made["presigned_url"], content=content, headers={"Content-Type": "text/plain"})
+        item = notes.loop.post(f"{path}/{made['upload_id']}/confirm")["object_id"]
+        if not by_confirming:
+            blob = {"property": "note", "upload_id": made["upload_id"]}
+            item = notes.loop.object(notes.bucket, {"blobs": [blob]})
+        task = server.wait_for_task(notes.erase(object_ids=[item])["task_id"])
+        assert task["status"] == "COMPLETED" and task["additional_data"]["report"]["files_removed"] == 1
+        assert until_gone(server.data, word.encode()) == []
+
+
 @pytest.mark.parametrize(
     ("body", "word"),
     [

@@ -472,7 +472,10 @@ def test_a_key_for_some_pages_works_nowhere_else(server: Server, client: httpx.C
 
 def test_pages_of_other_origins_may_call_only_where_that_is_set(server: Server, governed: Server) -> None:
     preflight = {"Origin": "https://app.example.org", "Access-Control-Request-Method": "POST"}
-    wanted = {**preflight, "Access-Control-Request-Headers": "authorization,content-type,x-namespace"}
+    wanted = {
+        **preflight,
+        "Access-Control-Request-Headers": "authorization,content-md5,content-type,x-namespace",
+    }
     answer = httpx.options(f"{governed.url}/v1/namespaces", headers=wanted)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://app.example.org"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import os
@@ -204,6 +205,14 @@ def test_duplicates(loop: Loop, bucket: str) -> None:
     for item in loop.post(f"/buckets/{bucket}/objects/list")["results"]:
         loop.send("DELETE", f"/buckets/{bucket}/objects/{item['object_id']}", status=204)
     assert create(loop, bucket, file_hash=digest)["is_duplicate"] is False
+
+
+def test_a_key_whose_upload_is_gone_makes_no_other(loop: Loop, bucket: str) -> None:
+    path, headers = f"/buckets/{bucket}/uploads", {"Idempotency-Key": "gone"}
+    made = loop.post(path, request(), headers=headers)
+    loop.delete(f"{path}/{made['upload_id']}", status=204)
+    said = loop.refused(409, "POST", path, request(), headers=headers)
+    assert made["upload_id"] in said and "new key" in said
 
 
 def test_idempotency_keys(loop: Loop, bucket: str) -> None:
@@ -548,6 +557,23 @@ def test_bounds_are_settings(small_server: Server) -> None:
     assert b" 408 " in answer.splitlines()[0]
     connection.close()
     until(lambda: not parts(small_server))
+
+
+def test_a_refused_client_that_drips_gets_its_answer_all_the_same(small_server: Server) -> None:
+    """Whoever has no valid URL holds a connection for one pause, not for the time of an upload."""
+    loop, bucket = place(small_server)
+    made = create(loop, bucket)
+    made["presigned_url"] += "0"
+    connection = begin_put(made, 1_000_000)
+    connection.settimeout(0.2)
+    answer, deadline = b"", time.monotonic() + 20
+    while not answer:
+        assert time.monotonic() < deadline, "there was no answer"
+        connection.sendall(b"x")
+        with contextlib.suppress(TimeoutError):
+            answer = connection.recv(1000)
+    assert b" 403 " in answer.splitlines()[0]
+    connection.close()
 
 
 def test_what_expired(small_server: Server) -> None:

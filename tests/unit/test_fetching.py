@@ -495,6 +495,25 @@ def test_signatures_are_those_of_obstore(endpoint: str | None, token: str | None
         assert parts(ours) == parts(signed)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "host"),
+    [
+        ("https://Minio.example:443", "minio.example"),
+        ("http://minio.example.:80/", "minio.example"),
+        ("http://minio.example:443", "minio.example:443"),
+        ("http://[2001:DB8:0::1]:9000", "[2001:db8::1]:9000"),
+    ],
+)
+def test_what_is_signed_for_a_store_is_the_host_that_it_is_asked_for(endpoint: str, host: str) -> None:
+    target = fetcher()._target("s3://bucket/key", S3Access(endpoint, "r", "a", "b"))
+    assert target.authority == host
+    at = re.search(r"X-Amz-Date=(\w+)", target.path)
+    assert at is not None
+    moment = datetime.datetime.strptime(at[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.UTC)
+    asked = S3Access(f"{target.scheme}://{host}", "r", "a", "b")
+    assert s3_urls.signed_url("s3://bucket/key", asked, moment).endswith(f"{host}{target.path}")
+
+
 def test_s3_urls_are_fetched_from_the_stated_store(site: Site, attempts: list[Any]) -> None:
     site.serve("/bucket/a/b.txt", b"stored")
     access = S3Access(f"http://{PUBLIC}:{site.port}", "us-east-1", "AKID", "secret")
