@@ -30,7 +30,7 @@ from tessera import __version__, data_directory, failpoints
 from tessera.blobs import Blobs, sync_folder
 from tessera.db.engine import Database, now
 from tessera.db.migrate import HEAD, current_revision
-from tessera.db.tables import log_entries, namespaces
+from tessera.db.tables import batches, log_entries, namespaces
 from tessera.errors import TesseraError
 
 MANIFEST = "manifest.json"
@@ -85,11 +85,25 @@ def create(data: Path, target: Path, *, with_secrets: bool = False) -> Summary:
         named, count = _named_files(target / _DATABASE, data / "blobs")
         added = 0
         digests: dict[str, dict[str, Any]] = {}
-        for name in sorted(named):
+        waiting = sorted(named)
+        for name in waiting:
             source, copy = data / name, target / name
             fresh = not copy.exists()
             if fresh:
-                _take(source, copy)
+                try:
+                    _take(source, copy)
+                except FileNotFoundError as error:
+                    blob = _upload_as_blob(name)
+                    if blob is None:
+                        raise BackupError(
+                            f"{source} is missing although the database names it. The data directory is damaged; the "
+                            "backup was not finished."
+                        ) from error
+                    # Confirmed since the files were listed, or given up by its owner.
+                    if blob not in named and (data / blob).exists():
+                        named.add(blob)
+                        waiting.append(blob)
+                    continue
                 added += 1
                 failpoints.reach("backup.file")
             known = earlier.get(name)
@@ -228,6 +242,14 @@ def _named_files(database: Path, blobs: Path) -> tuple[set[str], int]:
     return {f"blobs/{key}" for key in keys}, len(ids)
 
 
+def _upload_as_blob(name: str) -> str | None:
+    """Return the name that the file of an upload gets when it is confirmed; None for every other file."""
+    parts = name.split("/")
+    if len(parts) != 4 or parts[2] != "uploads":
+        return None
+    return f"blobs/{parts[1]}/blobs/{parts[3].rpartition('.')[2]}"
+
+
 def _artifact_keys(connection: Connection) -> Iterator[str]:
     # Entries that a checkpoint stands for already need no files.
     yield from connection.execute(
@@ -243,11 +265,8 @@ def _take(source: Path, copy: Path) -> None:
     try:
         # Files of ours are never changed, only removed: both names may be one file.
         os.link(source, copy)
-    except FileNotFoundError as error:
-        raise BackupError(
-            f"{source} is missing although the database names it. The data directory is damaged; the backup was "
-            "not finished."
-        ) from error
+    except FileNotFoundError:
+        raise
     except OSError:
         part = copy.with_name(f"{copy.name}.part")
         shutil.copyfile(source, part)
@@ -258,10 +277,11 @@ def _take(source: Path, copy: Path) -> None:
 
 def _prune(target: Path, named: Mapping[str, Any]) -> None:
     """Remove what this backup does not name: what was deleted or erased since the one before."""
+    kept = {*named, "VERSION.backup"}
     for parent, _, files in os.walk(target):
         for name in files:
             path = Path(parent, name)
-            if str(path.relative_to(target)) not in {*named, "VERSION.backup"}:
+            if str(path.relative_to(target)) not in kept:
                 path.unlink()
 
 
@@ -346,6 +366,8 @@ def _without_views(database: Path) -> None:
                     mark_seq=0,
                 )
             )
+            # Whoever held them did not end under them; it may even go on with them elsewhere.
+            connection.execute(sa.update(batches).values(holder=None))
         db.forget_deleted()
     finally:
         db.close()

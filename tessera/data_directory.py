@@ -124,14 +124,6 @@ def write_admin_key(path: Path, key: str) -> None:
     write_private(path / _ADMIN_KEY, f"{key}\n".encode())
 
 
-def remove_database_copies(path: Path) -> int:
-    """Remove the copies that upgrades made of the database, which hold what was deleted since; return how many."""
-    copies = list(path.glob("tessera.sqlite3.*.backup"))
-    for copy in copies:
-        copy.unlink(missing_ok=True)
-    return len(copies)
-
-
 def write_private(path: Path, content: bytes) -> None:
     """Write a file of mode 0600, durable on return; a crash leaves the old one or the new one."""
     part = path.with_name(f"{path.name}.part")

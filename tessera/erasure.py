@@ -34,16 +34,17 @@ from tessera import (
     artifact,
     audit,
     compaction,
-    data_directory,
     documents,
     failpoints,
     links,
     log,
     namespaces,
+    objects,
     tasks,
 )
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
+from tessera.db.migrate import remove_copies
 from tessera.db.tables import (
     batch_rows,
     batches,
@@ -52,12 +53,11 @@ from tessera.db.tables import (
     fetches,
     idempotency,
     log_entries,
-    metadata,
-    objects,
     sources,
     uploads,
 )
 from tessera.db.tables import namespaces as namespace_rows
+from tessera.db.tables import objects as object_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import parse
@@ -68,8 +68,8 @@ from tessera.models.tasks import TaskResponse, TaskStatus, TaskType
 
 logger = logging.getLogger("tessera.erasure")
 
-#: Entries looked at in one transaction.
-_PAGE = 500
+#: Entries looked at in one transaction; each may hold a quarter of a MiB.
+_PAGE = 100
 #: Ids in one statement.
 _IDS = 500
 #: How long until what could not be done now is tried again.
@@ -127,10 +127,10 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
-        object_ids, came_from = set(body.object_ids or ()), {object_id for _, object_id in found} - {""}
+        object_ids = set(body.object_ids or ())
         if body.include_objects:
-            object_ids |= came_from
-        # Also then: a ready-made document is a source of its own.
+            # What was sent ready-made is its own source, which no object is.
+            object_ids |= {source for document, source in found if source != documents.own_source(document)}
         documents.forget(connection, namespace_id, found)
         blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
         document_ids |= more
@@ -142,7 +142,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
                 "document_ids": sorted(document_ids),
                 "object_ids": sorted(object_ids),
                 # Whose error texts may quote them.
-                "source_ids": sorted(object_ids | came_from),
+                "source_ids": sorted(object_ids | {object_id for _, object_id in found}),
                 "blob_keys": sorted(blob_keys),
             },
         )
@@ -163,12 +163,11 @@ def _take_objects(
     blob_keys: set[str] = set()
     document_ids: set[str] = set()
     for ids in _slices(object_ids):
-        mine = sa.and_(objects.c.namespace_id == namespace_id, objects.c.object_id.in_(ids))
-        for blobs in connection.execute(sa.select(objects.c.blobs).where(mine)).scalars():
+        mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
+        for blobs in connection.execute(sa.select(object_rows.c.blobs).where(mine)).scalars():
             # A short text stands in the row, and was a file all the same when it was uploaded.
-            blob_keys |= {
-                f"{namespace_id}/blobs/{blob['details']['hash']}" for blob in blobs if _has_content(blob)
-            }
+            hashes = {blob["details"]["hash"] for blob in blobs} - {None}
+            blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
             document_ids.update(known)
@@ -187,36 +186,15 @@ def _take_objects(
                 updated_at=now(),
             )
         )
-        blob_keys |= _take_uploads(connection, namespace_id, uploads.c.object_id.in_(ids))
-        connection.execute(
-            sa.delete(fetches).where(fetches.c.namespace_id == namespace_id, fetches.c.object_id.in_(ids))
-        )
-        connection.execute(sa.delete(objects).where(mine))
-    for keys in _slices(sorted(blob_keys)):
-        # Made for blobs of objects, which name them: they know of no object.
-        _take_uploads(
-            connection,
-            namespace_id,
-            sa.and_(uploads.c.object_id.is_(None), uploads.c.blob_key.in_(keys)),
-        )
+        came_by = sa.and_(uploads.c.namespace_id == namespace_id, uploads.c.object_id.in_(ids))
+        # Also of objects that were deleted before.
+        blob_keys |= set(connection.execute(sa.select(uploads.c.blob_key).where(came_by)).scalars()) - {None}
+        for table in (uploads, fetches):
+            connection.execute(
+                sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
+            )
+        connection.execute(sa.delete(object_rows).where(mine))
     return blob_keys, document_ids
-
-
-def _has_content(blob: Mapping[str, Any]) -> bool:
-    """Whether the content of an object's blob is ours; what is behind a URL may not have been fetched yet."""
-    return (blob.get("details") or {}).get("hash") is not None
-
-
-def _take_uploads(connection: Connection, namespace_id: str, which: sa.ColumnElement[bool]) -> set[str]:
-    """Remove uploads; return the files that they had become."""
-    these = sa.and_(uploads.c.namespace_id == namespace_id, which)
-    keys = set(
-        connection.execute(
-            sa.select(uploads.c.blob_key).where(these, uploads.c.blob_key.is_not(None))
-        ).scalars()
-    )
-    connection.execute(sa.delete(uploads).where(these))
-    return keys
 
 
 def _record(
@@ -287,15 +265,19 @@ def erase(wh: Warehouse, task_id: str, stop: threading.Event | None = None) -> N
         row = connection.execute(sa.select(erasures).where(erasures.c.task_id == task_id)).one_or_none()
     if row is None or row.due_at > now():
         return
-    begun_at = datetime.fromisoformat(row.created_at).timestamp()
-    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), begun_at)
+    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), row.created_at)
     if work.stage in ("queued", "log"):
         work.enter("log")
         _rewrite_log(work, stop or threading.Event())
         _clear_texts(work)
         work.enter("views")
     if work.stage == "views":
-        _renew_view(work)
+        try:
+            _renew_view(work)
+        except QdrantError as error:
+            if stop is not None and stop.is_set():
+                raise compaction.Interrupted from error
+            raise
         failpoints.reach("erase.view")
         work.enter("files")
     if work.stage == "files":
@@ -322,10 +304,11 @@ class _Work:
         namespace_id: str,
         targets: dict[str, Any],
         report: dict[str, Any],
-        begun_at: float,
+        created_at: str,
     ) -> None:
         self.wh, self.task_id, self.namespace_id = wh, task_id, namespace_id
-        self.targets, self.report, self.begun_at = targets, report, begun_at
+        self.targets, self.report, self.created_at = targets, report, created_at
+        self._saved = dict(targets)
         self.documents = frozenset(targets["document_ids"])
 
     @property
@@ -338,11 +321,13 @@ class _Work:
 
     def save(self, connection: Connection, **values: Any) -> None:
         """Write how far the work is, in the transaction of `connection`."""
+        if self.targets != self._saved:
+            # Ids of a hundred thousand documents are megabytes: not with every entry that is rewritten.
+            values["targets"] = self.targets
         connection.execute(
-            sa.update(erasures)
-            .where(erasures.c.task_id == self.task_id)
-            .values(targets=self.targets, report=self.report, **values)
+            sa.update(erasures).where(erasures.c.task_id == self.task_id).values(report=self.report, **values)
         )
+        self._saved = dict(self.targets)
 
     def tell(self, connection: Connection, status: TaskStatus, **more: Any) -> None:
         connection.execute(
@@ -453,8 +438,8 @@ def _rewrite_artifact(work: _Work, row: Any) -> None:
 
 def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> None:
     """Replace an entry, and remember which files the documents had that it loses."""
-    files = _files_in(work.namespace_id, gone)
-    work.targets["blob_keys"] = sorted({*work.targets["blob_keys"], *files})
+    if files := set(_files_in(work.namespace_id, gone)).difference(work.targets["blob_keys"]):
+        work.targets["blob_keys"] = sorted(files.union(work.targets["blob_keys"]))
     with work.wh.db.write() as connection:
         connection.execute(
             sa.update(log_entries)
@@ -548,20 +533,22 @@ def _renew_view(work: _Work) -> None:
         return  # the namespace was deleted: its purge removes everything
     wh.views.renew(work.namespace_id)
     with wh.db.read() as connection:
-        row = connection.execute(sa.select(n.view_id, n.generation, n.place).where(this)).one()
-    for number in range(1, row.generation + 1):
-        view_id = f"{work.namespace_id}-{number}"
-        if view_id != row.view_id:
-            wh.views.drop(wh.views.view_at(work.namespace_id, view_id, (), row.place))
-    work.report["views_dropped"] = row.generation - 1
+        used = connection.execute(sa.select(n.view_id, n.place).where(this)).one_or_none()
+    if used is None:
+        return
+    # Later ones are built of the rewritten log: one may be under way, or answer by now.
+    older = range(1, int(used.view_id.rpartition("-")[2]))
+    view_ids = [f"{work.namespace_id}-{number}" for number in older]
+    for view_id in view_ids:
+        wh.views.drop(wh.views.view_at(work.namespace_id, view_id, (), used.place))
+    work.report["views_dropped"] = len(view_ids)
     with wh.db.write() as connection:
-        connection.execute(
-            sa.delete(doomed_views).where(
-                doomed_views.c.namespace_id == work.namespace_id,
-                doomed_views.c.view_id != row.view_id,
-                doomed_views.c.place.is_(None) if row.place is None else sa.false(),
-            )
-        )
+        for ids in _slices(view_ids):
+            those = doomed_views.c.view_id.in_(ids)
+            doomed = connection.execute(sa.select(doomed_views.c.view_id, doomed_views.c.place).where(those))
+            # One that the namespace left behind elsewhere is still to be dropped there.
+            here = [row.view_id for row in doomed if row.place == used.place]
+            connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id.in_(here)))
         work.save(connection)
 
 
@@ -573,29 +560,38 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
-    if compaction.being_written(wh, work.namespace_id, work.begun_at):
-        # Or what a request left that died before it named its file, or a backup kept: removed when it is old.
-        return "writes to this namespace"
+    asked_at = datetime.fromisoformat(work.created_at).timestamp()
+    if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):
+        return "documents that are being stored"
     for key in compaction.unnamed_artifacts(wh, work.namespace_id, open_states=("IN_PROGRESS",)):
         if not wh.blobs.remove(key):
             return "a backup"
         work.count(artifacts_removed=1)
     for folder in (work.namespace_id, f"{work.namespace_id}/blobs"):
         _remove_staged(wh.blobs.path(folder), work.targets["blob_keys"])
-    with wh.db.read() as connection:
-        head = _head(connection, work.namespace_id)
-    orphans = _unnamed_by_documents(work, set(work.targets["blob_keys"]))
+    orphans, after, was_full = {key: key.encode() for key in work.targets["blob_keys"]}, -1, True
+    while was_full:
+        with wh.db.read() as connection:
+            orphans, after, was_full = _unnamed_by_documents(
+                wh, connection, work.namespace_id, orphans, after
+            )
     # In one transaction, which no object can be made beside: what it refers to is written, or written again, by then.
     with wh.db.write() as connection:
-        if _head(connection, work.namespace_id) != head or _any_at_work(connection, work.namespace_id):
+        if _any_at_work(connection, work.namespace_id):
+            return "batches that are at work in this namespace"
+        # What was logged since the last page: writers do not wait for us, and a busy namespace is erased from too.
+        orphans, _, was_full = _unnamed_by_documents(wh, connection, work.namespace_id, orphans, after)
+        if was_full:
             return "writes to this namespace"
         for key in sorted(orphans):
-            if _named_by_rows(connection, key):
+            # An upload that no object was made of by itself keeps nothing: it is the very content.
+            if objects.is_named(connection, key, but_for=[uploads]):
                 continue
             path = wh.blobs.path(key)
             size = path.stat().st_size if path.exists() else None
             if not wh.blobs.remove(key):
                 return "a backup"
+            connection.execute(sa.delete(uploads).where(uploads.c.blob_key == key))
             if size is not None:
                 work.count(files_removed=1, bytes_removed=size)
         work.save(connection)
@@ -611,44 +607,30 @@ def _remove_staged(folder: Path, keys: Sequence[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _unnamed_by_documents(work: _Work, keys: set[str]) -> set[str]:
-    """Return those of `keys` that no entry of the log holds in a payload."""
-    left = {key: key.encode() for key in keys}
-    after = -1
-    while left:
-        with work.wh.db.read() as connection:
-            rows = connection.execute(
-                sa.select(log_entries)
-                .where(log_entries.c.namespace_id == work.namespace_id, log_entries.c.seq > after)
-                .order_by(log_entries.c.seq)
-                .limit(_PAGE)
-            ).all()
-        for row in rows:
-            texts = (
-                artifact.payloads(work.wh.blobs.path(row.artifact_key))
-                if row.kind == "artifact"
-                else [bytes(row.body)]
-            )
-            for text in texts:
-                if SCHEME.encode() in text:
-                    left = {key: needle for key, needle in left.items() if needle not in text}
-        if len(rows) < _PAGE:
-            break
-        after = rows[-1].seq
-    return set(left)
+def _unnamed_by_documents(
+    wh: Warehouse, connection: Connection, namespace_id: str, keys: dict[str, bytes], after: int
+) -> tuple[dict[str, bytes], int, bool]:
+    """Look for `keys` in the payloads of a page of the log's entries behind `after`.
 
-
-def _named_by_rows(connection: Connection, key: str) -> bool:
-    """Whether a row of any table names the file; the log's entries and erasures are not asked."""
-    for table in metadata.sorted_tables:
-        if table in (log_entries, erasures) or "namespace_id" not in table.c:
-            continue
-        texts = [column for column in table.c if isinstance(column.type, sa.JSON | sa.String)]
-        named = sa.or_(*(sa.cast(column, sa.String).like(f"%{key}%") for column in texts))
-        mine = table.c.namespace_id == key.partition("/")[0]
-        if connection.execute(sa.select(sa.literal(1)).where(mine, named).limit(1)).scalar():
-            return True
-    return False
+    Return those that are not there, the last entry looked at, and whether there may be more.
+    """
+    rows = connection.execute(
+        sa.select(log_entries)
+        .where(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
+        .order_by(log_entries.c.seq)
+        .limit(_PAGE)
+    ).all()
+    left = keys
+    for row in rows:
+        texts = (
+            artifact.payloads(wh.blobs.path(row.artifact_key))
+            if row.kind == "artifact"
+            else [bytes(row.body)]
+        )
+        for text in texts:
+            if SCHEME.encode() in text:
+                left = {key: needle for key, needle in left.items() if needle not in text}
+    return left, rows[-1].seq if rows else after, len(rows) == _PAGE
 
 
 def _busy_batches(wh: Warehouse, namespace_id: str) -> bool:
@@ -668,19 +650,12 @@ def _any_at_work(connection: Connection, namespace_id: str) -> bool:
     )
 
 
-def _head(connection: Connection, namespace_id: str) -> int:
-    found = connection.execute(
-        sa.select(namespace_rows.c.head).where(namespace_rows.c.namespace_id == namespace_id)
-    ).scalar()
-    return int(found or 0)
-
-
 # --- the database --------------------------------------------------------------------------------------
 
 
 def _clean_database(work: _Work) -> str | None:
     """Remove copies of the database from before an upgrade and empty the write-ahead log."""
-    removed = data_directory.remove_database_copies(work.wh.settings.data)
+    removed = remove_copies(work.wh.db)
     with work.wh.db.write() as connection:
         work.count(database_copies_removed=removed)
         work.save(connection)

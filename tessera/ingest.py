@@ -153,14 +153,13 @@ def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
         return
     try:
         _fetch(wh, attempt, stop)
-        if stop.is_set():
-            return
         for collection_id in attempt.collection_ids:
-            _run_collection(wh, attempt, collection_id, stop)
-            if stop.is_set():
-                if not release(wh, claim):
-                    raise Superseded
-                return
+            if not stop.is_set():
+                _run_collection(wh, attempt, collection_id, stop)
+        if stop.is_set():
+            if not release(wh, claim):
+                raise Superseded
+            return
         wh.views.apply(attempt.namespace_id)
         _finish(wh, attempt)
         if attempt.compute.cluster is not None:

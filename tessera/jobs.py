@@ -89,6 +89,8 @@ class Jobs:
         self._purging: set[str] = set()
         #: Namespaces in which documents are being erased or the log folded: one at a time.
         self._maintaining: set[str] = set()
+        #: Set when this server ends, or when others took it for dead and may go on with what it maintains.
+        self._maintenance_stop = threading.Event()
         self._next_maintenance = 0.0
         self._rests: dict[str, _Rest] = {}
         self._lock = threading.Lock()
@@ -131,6 +133,7 @@ class Jobs:
         A chunk that takes longer than `timeout_s` is given up with its worker, and done anew.
         """
         self._park.set()
+        self._maintenance_stop.set()
         self._wake.set()
         deadline = time.monotonic() + timeout_s
         if self._dispatcher is not None:
@@ -171,6 +174,7 @@ class Jobs:
                 continue
             logger.warning("slot %d went to another server while this one stood still", slot.number)
             self._slot = None
+            self._maintenance_stop.set()
             self._drop_all()
             self._wake.set()
 
@@ -195,7 +199,6 @@ class Jobs:
             self._start_purge(namespace_id, partial(namespaces.purge, wh, namespace_id))
         for view_id in self._due_drops(wh):
             self._start_purge(view_id, partial(namespaces.drop_doomed, wh, view_id))
-        self._maintain(wh)
         if time.monotonic() >= self._next_sweep:
             uploads.sweep(wh)
             self._next_sweep = time.monotonic() + SWEEP_S
@@ -205,6 +208,8 @@ class Jobs:
         slot = self._slot
         if slot is None:
             slot = self._slot = self._slots.claim()
+        if self._slots.leads(slot):
+            self._maintain(wh)
         for claim in self._claim_batches(wh, slot, self._slots):
             self._start_batch(wh, claim)
         _give_up(wh)
@@ -265,23 +270,32 @@ class Jobs:
         return startable[: max(0, free)]
 
     def _maintain(self, wh: Warehouse) -> None:
-        """Start what is next: erase documents first, then fold logs that have grown long. One at a time."""
+        """Start what is next: erase documents first, then fold logs that have grown long. One at a time.
+
+        Of several servers on one database only the one with the lowest slot does so.
+        """
         assert self._maintenance_threads is not None
         minimum = wh.settings.compact_after_changes
         looks = time.monotonic() >= self._next_maintenance
         with self._lock:
             if self._maintaining:
                 return
+            stop = self._maintenance_stop = threading.Event()
+            if self._park.is_set() or self._slot is None:
+                return
             resting = self._resting()
         with wh.db.read() as connection:
             due: list[tuple[str, Callable[[], object]]] = [
-                (namespace_id, partial(erasure.erase, wh, task_id, self._park))
+                (namespace_id, partial(erasure.erase, wh, task_id, stop))
                 for task_id, namespace_id in erasure.due(connection)
             ]
             if looks:
                 self._next_maintenance = time.monotonic() + MAINTENANCE_S
                 due += [
-                    (namespace_id, partial(compaction.compact, wh, namespace_id, minimum, stop=self._park))
+                    (
+                        namespace_id,
+                        partial(compaction.compact, wh, namespace_id, minimum, stop=stop),
+                    )
                     for namespace_id in compaction.due(connection, minimum, 10)
                 ]
         for namespace_id, work in due:

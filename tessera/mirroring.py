@@ -151,21 +151,31 @@ def _mirror_one(
                 )
             except content.BadContent as error:
                 raise BadSample("unsupported", f"{shown(url)} {error.message}") from None
-            if "blob_key" in entry:
+            key = entry.get("blob_key")
+            is_new = key is not None and not wh.blobs.path(str(key)).exists()
+            if key is not None:
                 wh.blobs.adopt(namespace_id, part)
-            _record(wh, row, blob["blob_id"], entry)
+            if not _record(wh, row, blob["blob_id"], entry) and is_new:
+                _remove_unnamed(wh, str(key))
             return
 
 
-def _record(wh: Warehouse, row: RowMapping, blob_id: str, entry: dict[str, object]) -> None:
-    """Give the blob its content, unless the object was changed or deleted meanwhile."""
+def _remove_unnamed(wh: Warehouse, key: str) -> None:
+    """Remove what came for an object that is gone: whoever erased the object did not know of this file."""
+    with wh.db.write() as connection:
+        if not objects.is_named(connection, key):
+            wh.blobs.remove(key)
+
+
+def _record(wh: Warehouse, row: RowMapping, blob_id: str, entry: dict[str, object]) -> bool:
+    """Give the blob its content; False when the object was changed or deleted meanwhile."""
     this = sa.and_(object_rows.c.object_id == row["object_id"], object_rows.c.version == row["version"])
     with wh.db.write() as connection:
         blobs: Sequence[Mapping[str, Any]] | None = connection.execute(
             sa.select(object_rows.c.blobs).where(this)
         ).scalar()
         if blobs is None:
-            return
+            return False
         name = next(blob["property"] for blob in blobs if blob["blob_id"] == blob_id)
         connection.execute(
             sa.update(object_rows).where(this).values(**objects.with_content(blobs, blob_id, entry))
@@ -173,6 +183,7 @@ def _record(wh: Warehouse, row: RowMapping, blob_id: str, entry: dict[str, objec
         connection.execute(
             sa.delete(fetches).where(fetches.c.object_id == row["object_id"], fetches.c.property == name)
         )
+    return True
 
 
 def _access(wh: Warehouse, namespace_id: str) -> S3Access:

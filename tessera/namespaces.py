@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, data_directory, failpoints, idempotency, limits, listing, log, names
+from tessera import audit, failpoints, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
+from tessera.db.migrate import remove_copies
 from tessera.db.tables import (
     api_keys,
     buckets,
@@ -1148,7 +1149,7 @@ def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None
     wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
     failpoints.reach("purge.views")
     wh.blobs.delete_namespace(namespace_id)
-    data_directory.remove_database_copies(wh.settings.data)
+    remove_copies(wh.db)
     if wh.blobs.path(namespace_id).exists():
         raise StorageError("Some of its files cannot be removed now; while a backup runs none is.")
     failpoints.reach("purge.blobs")

@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from tessera import buckets, content, failpoints, idempotency, links, listing, log, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
-from tessera.db.tables import batch_rows, fetches, objects, sources, uploads
+from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources, uploads
 from tessera.errors import (
     ConflictError,
     NotFoundError,
@@ -953,6 +953,22 @@ def check_stored(wh: Warehouse, stored: Sequence[Mapping[str, Any]]) -> None:
                 "The content of this object was erased with another one at this moment; nothing of this request was "
                 "kept. Send it again."
             )
+
+
+def is_named(connection: Connection, key: str, *, but_for: Sequence[sa.Table] = ()) -> bool:
+    """Whether a row of any table names the file; the log's entries, erasures and `but_for` are not asked.
+
+    Called within the write transaction in which it is removed if none does.
+    """
+    for table in metadata.sorted_tables:
+        if table in (log_entries, erasures, *but_for) or "namespace_id" not in table.c:
+            continue
+        texts = [column for column in table.c if isinstance(column.type, sa.JSON | sa.String)]
+        named = sa.or_(*(sa.cast(column, sa.String).like(f"%{key}%") for column in texts))
+        mine = table.c.namespace_id == key.partition("/")[0]
+        if connection.execute(sa.select(sa.literal(1)).where(mine, named).limit(1)).scalar():
+            return True
+    return False
 
 
 def _reuse(draft: _Draft, before: Sequence[Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import collections, compaction, documents, idempotency, limits, log, names, namespaces
+from tessera import collections, documents, idempotency, limits, log, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import sources
@@ -28,6 +28,7 @@ from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
     Problem,
+    StorageUnavailableError,
     quote,
     raise_problems,
 )
@@ -355,8 +356,11 @@ def _store(
                 limits.check_quota(wh, connection, principal, "documents", len(made) - known)
                 _record(connection, namespace_id, collection_id, made)
                 if keys:
-                    for key in keys:
-                        seq = log.append_artifact(connection, namespace_id, key)
+                    _check_there(wh, keys)
+                    # One artifact holds more than a request brings; the count is for the first, zero for none else.
+                    for number, key in enumerate(keys):
+                        count = 0 if number else len(made)
+                        seq = log.append_artifact(connection, namespace_id, key, documents=count)
                 else:
                     seq = log.append_edit(connection, namespace_id, upserts=made)
                 is_first = True
@@ -383,9 +387,16 @@ def _fits_inline(made: Sequence[Document]) -> bool:
 def _write(wh: Warehouse, place: _Place, made: Sequence[Document]) -> tuple[str, ...]:
     """Write the documents beside the artifacts of extractions, under a name that nobody else makes."""
     namespace_id, collection_id = place.namespace["namespace_id"], place.collection["collection_id"]
-    # Folding and erasing know by this name that no batch will tell whether it is still needed.
-    key = f"{namespace_id}/artifacts/{compaction.READY_PREFIX}{collection_id}/{secrets.token_hex(16)}"
+    key = f"{namespace_id}/artifacts/ready/{collection_id}/{secrets.token_hex(16)}"
     return write_documents(wh.blobs, key, tuple(place.vectors.values()), made)
+
+
+def _check_there(wh: Warehouse, keys: Sequence[str]) -> None:
+    """Refuse to name a file that was taken for what a killed server left, because this request took so long."""
+    if not all(wh.blobs.path(key).exists() for key in keys):
+        raise StorageUnavailableError(
+            "The request took so long that what it had written was cleared away; nothing of it was kept. Send it again."
+        )
 
 
 def _check_not_extracted(wh: Warehouse, namespace_id: str, document_ids: Sequence[str]) -> None:

@@ -98,6 +98,17 @@ class Slots:
             live = job_slots.c.expires_at > _clock(connection)
             return set(connection.execute(sa.select(job_slots.c.token).where(live)).scalars())
 
+    def leads(self, slot: Slot) -> bool:
+        """Say whether the slot is the lowest of those that have not expired: one server's at most."""
+        with self._db.read() as connection:
+            first = connection.execute(
+                sa.select(job_slots.c.token)
+                .where(job_slots.c.expires_at > _clock(connection))
+                .order_by(job_slots.c.slot)
+                .limit(1)
+            ).scalar()
+        return first == slot.token
+
     def close(self) -> None:
         """Close the file, where there is one."""
         if self._own:

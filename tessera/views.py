@@ -165,6 +165,8 @@ class Views:
         self._build_change = threading.Condition(threading.RLock())
         self._builder: threading.Thread | None = None
         self._building: set[View] = set()
+        #: Set when no view is to be built any more, because the server ends.
+        self._builds_end = threading.Event()
         with self._db.write() as connection:
             # Builds that were under way when an earlier server ended are thrown away.
             connection.execute(
@@ -249,7 +251,7 @@ class Views:
 
         The new one has graphs if it is large enough, and all payload indexes of the log. One build runs at a time.
         """
-        if self._stop.is_set() or time.monotonic() < self._state(namespace_id).rest_until:
+        if self._builds_end.is_set() or time.monotonic() < self._state(namespace_id).rest_until:
             return
         with self._build_change:
             self._wanted.setdefault(namespace_id)
@@ -262,7 +264,7 @@ class Views:
         """Wait until no build of the namespace is wanted or under way; False when that takes longer."""
         with self._build_change:
             return self._build_change.wait_for(
-                lambda: namespace_id not in self._wanted or self._stop.is_set(), timeout_s
+                lambda: namespace_id not in self._wanted or self._builds_end.is_set(), timeout_s
             )
 
     def renew(self, namespace_id: str) -> None:
@@ -310,10 +312,10 @@ class Views:
         return mark.tail * width > self._graph_from_bytes and mark.tail > GRAPH_TAIL * inside
 
     def _build_wanted(self) -> None:
-        while not self._stop.is_set():
+        while not self._builds_end.is_set():
             with self._build_change:
-                self._build_change.wait_for(lambda: self._wanted or self._stop.is_set())
-                if self._stop.is_set():
+                self._build_change.wait_for(lambda: self._wanted or self._builds_end.is_set())
+                if self._builds_end.is_set():
                     return
                 namespace_id = next(iter(self._wanted))
             state = self._state(namespace_id)
@@ -323,7 +325,7 @@ class Views:
             except (NotFoundError, _Overtaken):
                 logger.info("the view that was built for %s is not needed any more", namespace_id)
             except Exception as error:  # noqa: BLE001  one namespace's trouble must not end the builder of all
-                if not self._stop.is_set():
+                if not self._builds_end.is_set():
                     state.rest_until = time.monotonic() + BUILD_AGAIN_S
                     logger.warning("no view could be built for %s: %s", namespace_id, error)
             finally:
@@ -347,6 +349,8 @@ class Views:
             self._building.add(view)
         began = time.monotonic()
         try:
+            if self._builds_end.is_set():
+                raise _Overtaken
             failpoints.reach("build.reserved")
             mark = self._vectors.begin(view, graph=graph, apart=apart)
             mark = self._follow(namespace_id, view, mark)
@@ -401,7 +405,7 @@ class Views:
     def _follow(self, namespace_id: str, view: View, mark: Mark) -> Mark:
         """Apply what the log has beyond `mark` to a view that is being built, until hardly anything is left."""
         for _ in range(CATCH_UP_ROUNDS):
-            if self._stop.is_set():
+            if self._builds_end.is_set():
                 raise _Overtaken
             head = self._head(namespace_id)
             mark = self._replay(namespace_id, view, mark, head)
@@ -425,6 +429,11 @@ class Views:
                 state.count,
                 mark.document_count,
             )
+        with self._build_change:
+            # From here on it is not dropped as one that is being built: it may answer for the namespace already.
+            if self._builds_end.is_set():
+                raise _Overtaken
+            self._building.discard(view)
         with self._db.write() as connection:
             row = connection.execute(
                 sa.update(namespaces)
@@ -499,9 +508,9 @@ class Views:
         with self._open_lock:
             self._open.pop(namespace_id, None)
 
-    def close(self) -> None:
-        """Make everything durable and stop; what is being built is thrown away."""
-        self._stop.set()
+    def end_builds(self) -> None:
+        """Throw away what is being built, which may take hours, and build nothing more; all else goes on."""
+        self._builds_end.set()
         with self._build_change:
             building = list(self._building)
             self._build_change.notify_all()
@@ -510,6 +519,11 @@ class Views:
                 self._vectors.drop(view)
             except TesseraError as error:
                 logger.warning("view %s, which was not finished, stays for now: %s", view.view_id, error)
+
+    def close(self) -> None:
+        """Make everything durable and stop; what is being built is thrown away."""
+        self.end_builds()
+        self._stop.set()
         if self._builder is not None:
             self._builder.join(timeout=10)
         self._flusher.join(timeout=5)
@@ -709,6 +723,11 @@ class Views:
                         local_path=self._blobs.path,
                     )
                 except log.Folded as folded:
+                    if not self._vectors.builds_apart(view):
+                        # Another server may have brought the view further, and folded what is not read here yet:
+                        # opened again, it tells.
+                        self._vectors.release(view)
+                        raise ViewLost(str(folded)) from folded
                     raise ViewDamaged(view.view_id, str(folded)) from folded
             if not entries:
                 return  # the log was removed with its namespace

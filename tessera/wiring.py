@@ -62,6 +62,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
 def close_warehouse(wh: Warehouse) -> None:
     """Park jobs at their next chunk, make everything durable, and let go of the data directory."""
     assert isinstance(wh.jobs, Jobs)
+    wh.views.end_builds()  # an erasure under way may be waiting for one
     wh.jobs.stop()
     wh.runner.close()
     wh.views.close()

@@ -7,6 +7,7 @@ newer schema can say which release is needed.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,21 @@ def _refuse_newer(current: str) -> None:
             f"The database has schema {current}, which Tessera {__version__} does not know. "
             f"Install {needed}; nothing was changed."
         )
+
+
+def remove_copies(db: Database) -> int:
+    """Remove the copies that upgrades made of `db`, which hold what was deleted since; return how many there were.
+
+    They lie beside it, wherever that is.
+    """
+    database = db.engine.url.database
+    if not db.is_sqlite or not database:
+        return 0
+    path = Path(database)
+    copies = list(path.parent.glob(f"{glob.escape(path.name)}.*.backup"))
+    for copy in copies:
+        copy.unlink(missing_ok=True)
+    return len(copies)
 
 
 def _back_up(db: Database, current: str) -> None:

@@ -386,7 +386,7 @@ def test_two_crashed_hosts_blame_the_view(tmp_path: Path, start: Callable[..., E
     vectors, where, neighbour = start(), view(tmp_path), view(tmp_path, "ns_2-1")
     vectors.open(where)
     vectors.open(neighbour)
-    for _ in range(2):
+    for crashes in (1, 2):
         busy = threading.Thread(target=_ignore_lost, args=(vectors, where))
         pid = host_pids(vectors)[0]
         os.kill(pid, signal.SIGSTOP)
@@ -395,7 +395,7 @@ def test_two_crashed_hosts_blame_the_view(tmp_path: Path, start: Callable[..., E
         os.kill(pid, signal.SIGSEGV)
         os.kill(pid, signal.SIGCONT)
         busy.join()
-        wait_until(lambda pid=pid: pid not in host_pids(vectors))
+        wait_until(lambda crashes=crashes: len(vectors._crashes.get(where.view_id, ())) == crashes)
         with_blame = None
         try:
             vectors.open(where)

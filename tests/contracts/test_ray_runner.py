@@ -95,7 +95,7 @@ def test_workers_stay_within_their_bounds(compute: Compute, ray_cluster: RayClus
     alive = [actor["name"].split("-")[1] for actor in actors if actor["alive"]]
     runner.close()
     assert (ever.count("bounded"), ever.count("fixed")) == (3, 1)
-    assert (alive.count("bounded"), alive.count("fixed")) == (2, 1)
+    assert 1 <= alive.count("bounded") <= 2 and alive.count("fixed") == 1
 
 
 def test_what_cannot_work_is_told_in_seconds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_what_a_document_says_of_files_is_not_believed(server: Server) -> None:
 
 def test_a_ready_document_is_erased_with_its_place(server: Server) -> None:
     with server.client() as client:
-        notes = Notes(client, "ready_made")
+        notes = Notes(client, "ready_place")
         other = notes.loop.collection(notes.bucket, TEXT)
         body = {"document_id": "brought", "note": CANARY.decode()}
         notes.loop.post(f"/collections/{notes.collection}/documents", body)
@@ -238,3 +239,46 @@ def test_a_kill_in_the_middle_is_finished_by_the_next_server(tmp_path: Path, poi
         assert until_gone(server.data, CANARY) == []
     finally:
         server.kill(group=True)
+
+
+def test_documents_that_were_sent_ready_made_are_erased_too(server: Server) -> None:
+    with server.client() as client:
+        notes = Notes(client, "ready_made")
+        rows = [{"document_id": f"row-{n}", "vectors": {}, "payload": {"n": n}} for n in range(150)]
+        word = b"nimble-otter-5d1e"
+        rows[7]["payload"] = {"n": 7, "words": word.decode()}
+        body = {"collection_id": notes.collection, "documents": rows}
+        client.post(f"/v1/namespaces/{notes.place}/documents/upsert", json=body).raise_for_status()
+        folder = server.data / "blobs" / notes.place / "artifacts" / "ready" / notes.collection
+        (written,) = folder.iterdir()
+        # What a server leaves that is killed before it names the file.
+        left = folder / f"{'0' * 32}.0.arrow"
+        left.write_bytes(written.read_bytes())
+        os.utime(left, (time.time() - 3600,) * 2)
+        task = notes.erase(document_ids=["row-7"], include_objects=True)
+        ended = server.wait_for_task(task["task_id"])
+        assert ended["status"] == "COMPLETED"
+        report = ended["additional_data"]["report"]
+        assert (report["documents"], report["objects"], report["artifacts_rewritten"]) == (1, 0, 1)
+        assert not left.exists()
+        assert until_gone(server.data, word) == []
+        counted = client.get(f"/v1/collections/{notes.collection}").json()["document_count"]
+        assert counted == 149 + 4, "it is not counted by its source any more"
+
+
+def test_an_upload_that_an_object_was_made_of_goes_with_it(server: Server) -> None:
+    with server.client() as client:
+        notes = Notes(client, "uploaded")
+        word = b"lucid-heron-77c2"
+        long = (b"words " * 200_000) + word  # kept as a file
+        request = {"filename": "n.txt", "content_type": "text/plain", "create_object_on_confirm": False}
+        upload = notes.loop.post(f"/buckets/{notes.bucket}/uploads", request)
+        httpx.put(upload["presigned_url"], content=long).raise_for_status()
+        where = f"/buckets/{notes.bucket}/uploads/{upload['upload_id']}"
+        notes.loop.post(f"{where}/confirm", {})
+        blob = {"property": "note", "upload_id": upload["upload_id"]}
+        made = notes.loop.object(notes.bucket, {"blobs": [blob]})
+        task = notes.erase(object_ids=[made])
+        assert server.wait_for_task(task["task_id"])["status"] == "COMPLETED"
+        assert until_gone(server.data, word) == []
+        assert client.get(f"/v1{where}").status_code == 404

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -310,6 +311,62 @@ def test_a_cancelled_batch_stops_fetching(loop: Loop, site: Site) -> None:
     loop.post(f"{base}/cancel", {})
     assert ended.wait(20), "the connection was given up"
     assert loop.get(base)["status"] == "CANCELED"
+
+
+def test_what_comes_for_an_object_that_was_erased_meanwhile_leaves_nothing(
+    server: Server, loop: Loop, site: Site
+) -> None:
+    bucket = loop.bucket(PROPERTIES)
+    loop.collection(bucket, READER)
+    url, body = page(site, b""), picture(RED) + b"only in this test"
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(request: Any) -> None:
+        begun.set()
+        released.wait(20)
+        request.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    site.pages[url.removeprefix(site.url(""))] = slow
+    thing = loop.object(bucket, {"blobs": [{"property": "photo", "url": url}]})
+    batch = loop.post(f"/buckets/{bucket}/batches", {"object_ids": [thing]})["batch_id"]
+    loop.post(f"/buckets/{bucket}/batches/{batch}/submit", {})
+    assert begun.wait(20)
+    erased = loop.post(f"/namespaces/{loop.namespace_id}/erase", {"object_ids": [thing]})
+    released.set()
+    assert loop.wait(erased["task_id"])["status"] == "COMPLETED"
+    assert found_in(server.data / "blobs", b"only in this test") == []
+
+
+def test_a_server_that_ends_while_it_fetches_lets_go_of_the_batch(tmp_path: Path) -> None:
+    """Else whoever goes on takes it for a batch under which a server died, and gives it up after three."""
+    with serving() as site:
+        begun, ended = threading.Event(), threading.Event()
+
+        def hang(_request: Any) -> None:
+            begun.set()
+            ended.wait(60)
+
+        site.pages["/slow"] = hang
+        environment = {"TESSERA_FETCH_ALLOWED_NETWORKS": "127.0.0.2/32"}
+        server = Server.start(tmp_path / "data", environment=environment)
+        try:
+            made = server.client().post(
+                "/v1/namespaces", json={"namespace_name": "parked", "feature_extractors": [TEXT]}
+            )
+            loop = Loop(server.client(), made.json())
+            bucket = loop.bucket(PROPERTIES)
+            loop.collection(bucket, READER)
+            thing = loop.object(bucket, note(site.url("/slow")))
+            batch = loop.post(f"/buckets/{bucket}/batches", {"object_ids": [thing]})["batch_id"]
+            loop.post(f"/buckets/{bucket}/batches/{batch}/submit", {})
+            assert begun.wait(20)
+            assert server.stop() == 0, server.log[-2000:]
+        finally:
+            ended.set()
+            server.kill(group=True)
+        with sqlite3.connect(server.data / "tessera.sqlite3") as connection:
+            rows = connection.execute("SELECT status, holder, crashes FROM batches").fetchall()
+        assert rows == [("IN_PROGRESS", None, 0)]
 
 
 def test_s3_urls_use_the_organization_s_secrets(server: Server, loop: Loop, site: Site) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,22 +20,22 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tessera import artifact, compaction, log
+from tessera import artifact, backup, compaction, erasure, log
 from tessera.config import Settings
 from tessera.context import Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import log_entries, namespaces
+from tessera.db.tables import batches, doomed_views, erasures, log_entries, namespaces, tasks
+from tessera.links import SCHEME
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Page
 from tessera.wiring import close_warehouse, open_warehouse
+from tests import qdrant_rest
 
 NAMESPACE = "ns_0123456789abcdef"
 INDEX = PayloadIndex(field_name="n", type=IndexType.INTEGER, field_schema={"type": "integer"})
 
 
-@pytest.fixture
-def wh(tmp_path: Path) -> Iterator[Warehouse]:
-    warehouse = open_warehouse(Settings(data=tmp_path / "data", offline=True), run_jobs=False)
+def make_namespace(warehouse: Warehouse) -> None:
     with warehouse.db.write() as connection:
         connection.execute(
             namespaces.insert().values(
@@ -52,6 +54,12 @@ def wh(tmp_path: Path) -> Iterator[Warehouse]:
             )
         )
         log.append_indexes(connection, NAMESPACE, [INDEX])
+
+
+@pytest.fixture
+def wh(tmp_path: Path) -> Iterator[Warehouse]:
+    warehouse = open_warehouse(Settings(data=tmp_path / "data", offline=True), run_jobs=False)
+    make_namespace(warehouse)
     yield warehouse
     close_warehouse(warehouse)
 
@@ -318,24 +326,6 @@ def test_nothing_is_removed_while_a_backup_runs(wh: Warehouse) -> None:
     assert len(list(wh.blobs.path(f"{NAMESPACE}/artifacts").iterdir())) == 1
 
 
-def test_artifacts_of_ready_documents_are_left_while_a_request_may_name_them(wh: Warehouse) -> None:
-    fill(wh)
-    make_durable(wh)
-    files = [
-        wh.blobs.new_path(f"{NAMESPACE}/artifacts/ready/col_1/{name}.0.arrow") for name in ("new", "old")
-    ]
-    for path in files:
-        path.write_bytes(b"x")
-    new, old = files
-    long_ago = time.time() - 2 * compaction.GRACE_S
-    os.utime(old, (long_ago, long_ago))
-    written = [f"{NAMESPACE}/artifacts/ready/col_1/new.0.arrow"]
-    assert compaction.being_written(wh, NAMESPACE, time.time() + 60) == written
-    assert compaction.being_written(wh, NAMESPACE, long_ago) == []
-    assert compaction.compact(wh, NAMESPACE, 0, grace_s=0)
-    assert new.exists() and not old.exists()
-
-
 def test_memory_follows_documents_not_history() -> None:
     """50,000 documents patched a hundred times are five million entries; they are never held together."""
     entries, documents = 60_000, 200
@@ -396,3 +386,208 @@ def test_fold_says_what_applying_in_order_says(
     for state in (log.fold(entries), log.fold(entries[cut:], log.fold(entries[:cut]))):
         assert {key: d.payload["n"] for key, d in state.documents.items()} == expected
         assert state.indexes == indexes and state.seq == len(entries)
+
+
+def test_what_was_sent_ready_made_is_cleared_away_when_no_request_can_name_it(wh: Warehouse) -> None:
+    bring(wh, "ready/col_a/1.0", [document(n) for n in range(20)])
+    make_durable(wh)
+    folder = wh.blobs.path(f"{NAMESPACE}/artifacts/ready/col_a")
+    for name, age_s in (("old", 3600), ("young", 0)):
+        artifact.write(folder / f"{name}.0.arrow", [document(1)], {"v": 4})
+        os.utime(folder / f"{name}.0.arrow", (time.time() - age_s,) * 2)
+    compaction.compact(wh, NAMESPACE, 1000, grace_s=0)
+    with wh.db.write() as connection:
+        connection.execute(sa.update(namespaces).values(folded_at=now()))
+    compaction.compact(wh, NAMESPACE, 1000, grace_s=0)
+    assert sorted(path.name for path in folder.iterdir()) == ["1.0.arrow", "young.0.arrow"]
+    assert row(wh).folded_at is None
+    assert len(found(wh)) == 20
+
+
+def test_a_second_server_does_not_take_a_log_that_the_first_has_folded_for_damage(tmp_path: Path) -> None:
+    """Both write to one view on a Qdrant server; who wrote less knows an older position of it."""
+    qdrant = qdrant_rest.start(tmp_path / "qdrant")
+    (tmp_path / "blobs").mkdir()
+    opened = []
+    try:
+        for name in ("one", "other"):
+            data = tmp_path / name
+            data.mkdir()
+            (data / "blobs").symlink_to(tmp_path / "blobs")
+            asked = Settings(
+                data=data,
+                offline=True,
+                database_url=f"sqlite:///{tmp_path / 'shared.sqlite3'}",
+                qdrant_url=qdrant.url,
+            )
+            opened.append(open_warehouse(asked, run_jobs=False))
+        one, other = opened
+        make_namespace(one)
+        edit(one, document(0))
+        one.views.apply(NAMESPACE)
+        assert len(found(other)) == 1
+        for number in range(10):
+            edit(one, document(number, "new"))
+        one.views.apply(NAMESPACE)
+        one.views._flush_dirty(5)
+        other.views._dirty.add(NAMESPACE)
+        other.views._flush_dirty(5)
+        make_durable(one)
+        assert compaction.fold(one, NAMESPACE)
+        other.views.apply(NAMESPACE, edit(other, document(20)))
+        assert found(other) == found(one) and len(found(one)) == 11
+        assert row(one).view_id == f"{NAMESPACE}-1", "nothing was made anew"
+    finally:
+        for warehouse in opened:
+            close_warehouse(warehouse)
+        qdrant.shutdown()
+        qdrant.server_close()
+
+
+# --- erasing, beside whatever else goes on ---------------------------------------------------------------
+
+
+def erase_later(wh: Warehouse, document_id: str, *blob_keys: str) -> str:
+    """Log a deletion and leave the rest to be done, as a request does."""
+    at = now()
+    seq = edit(wh, deletes=(document_id,))
+    targets = {"document_ids": [document_id], "object_ids": [], "source_ids": [], "blob_keys": [*blob_keys]}
+    report = {**dict.fromkeys(erasure._COUNTS, 0), "documents": 1, "keys": []}
+    with wh.db.write() as connection:
+        connection.execute(
+            tasks.insert().values(
+                task_id="tsk_1",
+                organization_id="org_1",
+                namespace_id=NAMESPACE,
+                task_type="api_namespaces_migrations_run",
+                status="PENDING",
+                created_at=at,
+                updated_at=at,
+            )
+        )
+        connection.execute(
+            erasures.insert().values(
+                task_id="tsk_1",
+                namespace_id=NAMESPACE,
+                targets={**targets, "seq": seq},
+                report=report,
+                due_at=at,
+                created_at=at,
+            )
+        )
+    return "tsk_1"
+
+
+def erasing_is_done(wh: Warehouse) -> bool:
+    with wh.db.read() as connection:
+        return connection.execute(sa.select(erasures)).one_or_none() is None
+
+
+def test_erasing_ends_although_others_write_all_the_time(
+    wh: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(wh, "btch_a-1", [document(n) for n in range(20)])
+    keys = [wh.blobs.put(NAMESPACE, words) for words in (b"only the erased had it", b"another has it")]
+    task_id = erase_later(wh, "doc_1", *keys)
+    looked = erasure._unnamed_by_documents
+
+    def look(*arguments: Any) -> Any:
+        found = looked(*arguments)
+        if arguments[1].get_execution_options().get("tessera_write") is None:
+            # Between the look at the log and the removal.
+            edit(wh, document(50, f"{SCHEME}{keys[1]}"))
+        return found
+
+    monkeypatch.setattr(erasure, "_unnamed_by_documents", look)
+    erasure.erase(wh, task_id)
+    assert erasing_is_done(wh)
+    assert [wh.blobs.path(key).exists() for key in keys] == [False, True]
+    assert "doc_1" not in found(wh)
+
+
+def test_erasing_leaves_views_alone_that_are_newer_than_its_own(
+    wh: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(wh, "btch_a-1", [document(n) for n in range(20)])
+    task_id = erase_later(wh, "doc_1")
+    renew = wh.views.renew
+
+    def renew_twice(namespace_id: str) -> None:
+        renew(namespace_id)
+        old = wh.views._state(namespace_id).view
+        assert old is not None
+        reserved, view = wh.views._reserve(namespace_id, old)
+        wh.vectors.open(view)
+        assert reserved.generation == 3
+
+    monkeypatch.setattr(wh.views, "renew", renew_twice)
+    erasure.erase(wh, task_id)
+    assert erasing_is_done(wh)
+    assert sorted(path.name for path in wh.settings.views_path.iterdir()) == [
+        f"{NAMESPACE}-2",
+        f"{NAMESPACE}-3",
+    ]
+    with wh.db.read() as connection:
+        assert list(connection.execute(sa.select(doomed_views.c.view_id)).scalars()) == [f"{NAMESPACE}-3"]
+
+
+def test_a_server_that_ends_waits_for_no_view_of_an_erasure(wh: Warehouse) -> None:
+    bring(wh, "btch_a-1", [document(n) for n in range(20)])
+    task_id, stop = erase_later(wh, "doc_1"), threading.Event()
+    wh.views.end_builds()
+    stop.set()
+    with pytest.raises(compaction.Interrupted):
+        erasure.erase(wh, task_id, stop)
+    assert not erasing_is_done(wh), "the next server goes on"
+    assert "doc_1" not in found(wh)
+
+
+# --- backup, beside whatever else goes on ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["confirmed", "given up"])
+def test_an_upload_that_ends_while_a_backup_runs_is_no_damage(
+    wh: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    digest = hashlib.sha256(b"words").hexdigest()
+    staged = wh.blobs.new_path(f"{NAMESPACE}/uploads/upl_1.{digest}")
+    staged.write_bytes(b"words")
+    taken = backup._take
+
+    def take(source: Path, copy: Path) -> None:
+        if source == staged:
+            if end == "confirmed":
+                wh.blobs.move(staged, f"{NAMESPACE}/blobs/{digest}")
+            else:
+                staged.unlink()
+        taken(source, copy)
+
+    monkeypatch.setattr(backup, "_take", take)
+    target = tmp_path / "backup"
+    backup.create(wh.settings.data, target)
+    restored = tmp_path / "restored"
+    backup.restore(target, restored)
+    kept = restored / "blobs" / NAMESPACE / "blobs" / digest
+    assert kept.exists() == (end == "confirmed")
+
+
+def test_a_restored_batch_is_held_by_nobody(wh: Warehouse, tmp_path: Path) -> None:
+    """Else the first server would count a crash that never was, and give up the batch after three."""
+    with wh.db.write() as connection:
+        connection.execute(
+            batches.insert().values(
+                batch_id="btch_1",
+                namespace_id=NAMESPACE,
+                bucket_id="bkt_1",
+                object_ids=[],
+                collection_ids=[],
+                status="IN_PROGRESS",
+                holder="slot_1",
+                created_at=now(),
+                updated_at=now(),
+            )
+        )
+    backup.create(wh.settings.data, tmp_path / "backup")
+    backup.restore(tmp_path / "backup", tmp_path / "restored")
+    with sqlite3.connect(tmp_path / "restored" / "tessera.sqlite3") as connection:
+        assert connection.execute("SELECT status, holder FROM batches").fetchall() == [("IN_PROGRESS", None)]

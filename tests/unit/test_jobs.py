@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tessera import ingest, jobs, namespaces
+from tessera import erasure, ingest, jobs, namespaces
 from tessera.config import Settings
 from tessera.context import Warehouse
 from tessera.db import tables
@@ -283,6 +283,36 @@ def test_two_servers_keep_one_limit_and_take_up_nothing_twice(
     assert sorted(started) == sorted(asked)
     assert most == {"one": 1, "three": 3}
     assert [batch for batch in started if batch.startswith("one-")] == [a for a in asked if a[:4] == "one-"]
+
+
+def test_one_of_two_servers_erases_and_the_other_goes_on_when_it_ends(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[Warehouse] = []
+
+    def erase(wh: Warehouse, _task_id: str, stop: threading.Event) -> None:
+        begun.append(wh)
+        stop.wait(20)
+
+    monkeypatch.setattr(erasure, "erase", erase)
+    shared = {"database_url": f"sqlite:///{tmp_path / 'shared.sqlite3'}", "job_lease_s": 3}
+    servers = [place(1, name, **shared) for name in ("a", "b")]
+    servers[0].namespace("ns_a")
+    with servers[0].wh.db.write() as connection:
+        connection.execute(
+            tables.erasures.insert().values(
+                task_id="tsk_1", namespace_id="ns_a", targets={}, report={}, due_at=now(), created_at=now()
+            )
+        )
+    for server in servers:
+        server.start()
+    until(lambda: len(begun) > 0, timeout_s=20)
+    time.sleep(1.5)  # the other one looks several times
+    assert len(begun) == 1
+    first = next(server for server in servers if server.wh is begun[0])
+    other = next(server for server in servers if server is not first)
+    first.jobs.stop()
+    until(lambda: begun[1:] == [other.wh], timeout_s=20)
 
 
 def test_the_batches_of_a_server_that_ended_are_taken_up(

@@ -91,3 +91,11 @@ def test_who_is_alone_waits_for_nobody(server: Callable[..., Slots], tmp_path: P
     for suffix in ("", "-wal", "-shm"):
         (tmp_path / f"{FILE_NAME}{suffix}").write_bytes(b"damaged" * 1000)
     assert server(is_alone=True).claim().number == 0
+
+
+def test_the_lowest_live_slot_leads(server: Callable[..., Slots]) -> None:
+    quick, patient = server(0.2), server(60)
+    first, second = quick.claim(), patient.claim()
+    assert quick.leads(first) and not patient.leads(second)
+    until(lambda: patient.leads(second))
+    assert not quick.leads(first), "its heartbeat has run out"

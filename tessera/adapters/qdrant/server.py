@@ -322,15 +322,18 @@ class ServerEngine:
             raise
         return standing
 
-    def _stored(self) -> dict[str, Any] | None:
+    def _stored(self, *, ours: bool = False) -> dict[str, Any] | None:
         """Return what the collection's metadata says of this view, None when it is not ours."""
-        with self._calling():
+        with self._calling(ours=ours):
             metadata = self._client.get_collection(self._name).config.metadata or {}
         stored = metadata.get(METADATA_KEY)
         return stored if isinstance(stored, dict) and stored.get("view_id") == self._name else None
 
     def write_standing(self, standing: Standing) -> None:
-        """Store how far the view has come."""
+        """Store how far the view has come, unless another server has brought it further."""
+        stored = self._stored(ours=True)
+        if stored is not None and stored.get("seq", 0) > standing.seq:
+            return
         with self._calling(ours=True):
             self._client.update_collection(self._name, metadata={METADATA_KEY: self._stated(standing)})
 

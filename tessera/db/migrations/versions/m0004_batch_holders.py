@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004_v0.2.0"
+revision = "0004_v0.3.0"
 down_revision = "0003_v0.3.0"
 branch_labels = None
 depends_on = None

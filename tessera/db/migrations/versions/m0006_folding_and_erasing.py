@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006_v0.3.0"
-down_revision = "0004_v0.2.0"
+down_revision = "0004_v0.3.0"
 branch_labels = None
 depends_on = None
 
