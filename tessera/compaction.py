@@ -10,7 +10,6 @@ One of `compact` and `tessera.erasure.erase` runs in a namespace at a time; the 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -39,8 +38,8 @@ _PAGE = 500
 _ARTIFACT_BYTES = 64 * 2**20
 #: Artifacts that no entry names any more are left so long for whoever is reading them.
 GRACE_S = 600.0
-#: Artifacts of ready-made documents are named so, below a namespace's artifacts.
-READY_PREFIX = "ready/"
+#: Documents that are sent are written and then named within one request; what is unnamed for longer stays so.
+STORING_S = 60.0
 #: Folding rests as long as it worked, at most this long, so that it takes no more than half a core.
 _LONGEST_REST_S = 0.05
 
@@ -293,12 +292,44 @@ def unnamed_artifacts(
 ) -> list[str]:
     """Return the keys of files among a namespace's artifacts that no entry names and no batch will name.
 
-    Half-written ones count. Those of batches in one of `open_states` stay: an attempt may still be at work. So do
-    those that `being_written` returns.
+    Half-written ones count. Those of batches in one of `open_states` stay: an attempt may still be at work; so do
+    those of a request that may still be at work (see `being_stored`).
     """
-    files = _artifact_files(wh, namespace_id)
-    named = _named_artifacts(wh, namespace_id)
+    unnamed = _unnamed(wh, namespace_id, open_states)
+    return [key for key in unnamed if written_at(wh, key) is None]
+
+
+def being_stored(wh: Warehouse, namespace_id: str) -> list[tuple[str, float]]:
+    """Return (key, seconds since 1970) of files that requests may be about to name, and when they were written."""
+    found = [(key, written_at(wh, key)) for key in _unnamed(wh, namespace_id, ())]
+    return [(key, at) for key, at in found if at is not None]
+
+
+def written_at(wh: Warehouse, key: str) -> float | None:
+    """Return when an artifact was written that a request may still be about to name; None when none is."""
+    if "/artifacts/ready/" not in key:
+        return None
+    try:
+        at = wh.blobs.path(key).stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return at if time.time() - at < STORING_S else None
+
+
+def _unnamed(wh: Warehouse, namespace_id: str, open_states: Sequence[str]) -> list[str]:
+    folder = wh.blobs.path(f"{namespace_id}/artifacts")
+    # The files first: whoever wrote one of them and is not at work any more has named it by now, or never will.
+    names = [
+        str(Path(parent, name).relative_to(folder)) for parent, _, files in os.walk(folder) for name in files
+    ]
     with wh.db.read() as connection:
+        named = set(
+            connection.execute(
+                sa.select(log_entries.c.artifact_key).where(
+                    log_entries.c.namespace_id == namespace_id, log_entries.c.artifact_key.is_not(None)
+                )
+            ).scalars()
+        )
         busy = set(
             connection.execute(
                 sa.select(batches.c.batch_id).where(
@@ -307,56 +338,8 @@ def unnamed_artifacts(
                 )
             ).scalars()
         )
-    old = time.time() - GRACE_S
-    return sorted(
-        f"{namespace_id}/artifacts/{name}"
-        for name, written_at in files.items()
-        if f"{namespace_id}/artifacts/{name}" not in named
-        and (written_at < old if name.startswith(READY_PREFIX) else name.partition("-")[0] not in busy)
-    )
-
-
-def being_written(wh: Warehouse, namespace_id: str, before: float) -> list[str]:
-    """Return the keys of ready-made documents' artifacts, written before then, that a request may be about to name.
-
-    It names them, if ever, within `GRACE_S`. `before` is in seconds since 1970.
-    """
-    files = _artifact_files(wh, namespace_id)
-    named = _named_artifacts(wh, namespace_id)
-    old = time.time() - GRACE_S
-    return sorted(
-        f"{namespace_id}/artifacts/{name}"
-        for name, written_at in files.items()
-        if name.startswith(READY_PREFIX)
-        and old <= written_at <= before
-        and f"{namespace_id}/artifacts/{name}" not in named
-    )
-
-
-def _artifact_files(wh: Warehouse, namespace_id: str) -> dict[str, float]:
-    """Return the files below a namespace's artifacts, each with the time it was written, in seconds since 1970.
-
-    To be called before the log is asked which it names: whoever wrote one and is not at work any more has named
-    it by then, or never will.
-    """
-    folder = wh.blobs.path(f"{namespace_id}/artifacts")
-    files: dict[str, float] = {}
-    for parent, _, names in os.walk(folder):
-        for path in (Path(parent, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):
-                files[path.relative_to(folder).as_posix()] = path.stat().st_mtime
-    return files
-
-
-def _named_artifacts(wh: Warehouse, namespace_id: str) -> set[str]:
-    with wh.db.read() as connection:
-        return set(
-            connection.execute(
-                sa.select(log_entries.c.artifact_key).where(
-                    log_entries.c.namespace_id == namespace_id, log_entries.c.artifact_key.is_not(None)
-                )
-            ).scalars()
-        )
+    keys = {f"{namespace_id}/artifacts/{name}": name.partition("-")[0] for name in names}
+    return sorted(key for key, batch_id in keys.items() if key not in named and batch_id not in busy)
 
 
 def _ago(seconds: float) -> str:

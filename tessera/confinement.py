@@ -45,15 +45,26 @@ def admit(
     if kind is None or namespace is None:
         return principal
     identifier = str(path_params[parts[3].strip("{}")])
+    refused: ForbiddenError | None = None
     with wh.db.read() as connection:
         try:
             place = namespaces.resolve(connection, replace(principal, scopes=()), namespace)
             if namespaces.in_scope(principal, place["namespace_id"], place["namespace_name"]):
-                return principal
+                try:
+                    namespaces.resolve(connection, principal, namespace)
+                except ForbiddenError as error:
+                    # Its scope there is too weak; one on the resource itself may be stronger.
+                    refused = error
+                else:
+                    return principal
             names = _names(connection, kind, place["namespace_id"], identifier)
         except NotFoundError:
+            if refused is not None:
+                raise refused from None
             raise NotFoundError("namespace", namespace) from None
     scopes = list(matching(principal, kind, names))
+    if refused is not None and max(map(strength, scopes), default=0) < RANK[principal.asks]:
+        raise refused
     if not scopes:
         raise NotFoundError("namespace", namespace)
     if max(strength(scope) for scope in scopes) < RANK[principal.asks]:

@@ -374,7 +374,7 @@ def delete_batch(
 
 
 def sources_of(wh: Warehouse, namespace_id: str, document_ids: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (document id, source id) of those documents that exist; no source is an empty text."""
+    """Return (document id, source id) of those documents that exist."""
     return [_with_source(hit) for hit in wh.views.get(namespace_id, list(dict.fromkeys(document_ids)))]
 
 
@@ -390,8 +390,7 @@ def all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tupl
 
 
 def _with_source(hit: Hit) -> tuple[str, str]:
-    # A ready-made document may say nothing of where it comes from.
-    return hit.document_id, str(hit.payload.get("source_object_id") or "")
+    return hit.document_id, str(hit.payload.get("source_object_id") or own_source(hit.document_id))
 
 
 def _remove(

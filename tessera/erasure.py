@@ -127,10 +127,10 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
-        object_ids, came_from = set(body.object_ids or ()), {object_id for _, object_id in found} - {""}
+        object_ids = set(body.object_ids or ())
         if body.include_objects:
-            object_ids |= came_from
-        # Also then: a ready-made document is a source of its own.
+            # What was sent ready-made is its own source, which no object is.
+            object_ids |= {source for document, source in found if source != documents.own_source(document)}
         documents.forget(connection, namespace_id, found)
         blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
         document_ids |= more
@@ -142,7 +142,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
                 "document_ids": sorted(document_ids),
                 "object_ids": sorted(object_ids),
                 # Whose error texts may quote them.
-                "source_ids": sorted(object_ids | came_from),
+                "source_ids": sorted(object_ids | {object_id for _, object_id in found}),
                 "blob_keys": sorted(blob_keys),
             },
         )
@@ -166,9 +166,8 @@ def _take_objects(
         mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
         for blobs in connection.execute(sa.select(object_rows.c.blobs).where(mine)).scalars():
             # A short text stands in the row, and was a file all the same when it was uploaded.
-            blob_keys |= {
-                f"{namespace_id}/blobs/{blob['details']['hash']}" for blob in blobs if _has_content(blob)
-            }
+            hashes = {blob["details"]["hash"] for blob in blobs} - {None}
+            blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
             document_ids.update(known)
@@ -187,36 +186,15 @@ def _take_objects(
                 updated_at=now(),
             )
         )
-        blob_keys |= _take_uploads(connection, namespace_id, uploads.c.object_id.in_(ids))
-        connection.execute(
-            sa.delete(fetches).where(fetches.c.namespace_id == namespace_id, fetches.c.object_id.in_(ids))
-        )
+        came_by = sa.and_(uploads.c.namespace_id == namespace_id, uploads.c.object_id.in_(ids))
+        # Also of objects that were deleted before.
+        blob_keys |= set(connection.execute(sa.select(uploads.c.blob_key).where(came_by)).scalars()) - {None}
+        for table in (uploads, fetches):
+            connection.execute(
+                sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
+            )
         connection.execute(sa.delete(object_rows).where(mine))
-    for keys in _slices(sorted(blob_keys)):
-        # Made for blobs of objects, which name them: they know of no object.
-        _take_uploads(
-            connection,
-            namespace_id,
-            sa.and_(uploads.c.object_id.is_(None), uploads.c.blob_key.in_(keys)),
-        )
     return blob_keys, document_ids
-
-
-def _has_content(blob: Mapping[str, Any]) -> bool:
-    """Whether the content of an object's blob is ours; what is behind a URL may not have been fetched yet."""
-    return (blob.get("details") or {}).get("hash") is not None
-
-
-def _take_uploads(connection: Connection, namespace_id: str, which: sa.ColumnElement[bool]) -> set[str]:
-    """Remove uploads; return the files that they had become."""
-    these = sa.and_(uploads.c.namespace_id == namespace_id, which)
-    keys = set(
-        connection.execute(
-            sa.select(uploads.c.blob_key).where(these, uploads.c.blob_key.is_not(None))
-        ).scalars()
-    )
-    connection.execute(sa.delete(uploads).where(these))
-    return keys
 
 
 def _record(
@@ -287,8 +265,7 @@ def erase(wh: Warehouse, task_id: str, stop: threading.Event | None = None) -> N
         row = connection.execute(sa.select(erasures).where(erasures.c.task_id == task_id)).one_or_none()
     if row is None or row.due_at > now():
         return
-    begun_at = datetime.fromisoformat(row.created_at).timestamp()
-    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), begun_at)
+    work = _Work(wh, task_id, row.namespace_id, dict(row.targets), dict(row.report), row.created_at)
     if work.stage in ("queued", "log"):
         work.enter("log")
         _rewrite_log(work, stop or threading.Event())
@@ -327,10 +304,10 @@ class _Work:
         namespace_id: str,
         targets: dict[str, Any],
         report: dict[str, Any],
-        begun_at: float,
+        created_at: str,
     ) -> None:
         self.wh, self.task_id, self.namespace_id = wh, task_id, namespace_id
-        self.targets, self.report, self.begun_at = targets, report, begun_at
+        self.targets, self.report, self.created_at = targets, report, created_at
         self._saved = dict(targets)
         self.documents = frozenset(targets["document_ids"])
 
@@ -583,9 +560,9 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
-    if compaction.being_written(wh, work.namespace_id, work.begun_at):
-        # Or what a request left that died before it named its file, or a backup kept: removed when it is old.
-        return "writes to this namespace"
+    asked_at = datetime.fromisoformat(work.created_at).timestamp()
+    if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):
+        return "documents that are being stored"
     for key in compaction.unnamed_artifacts(wh, work.namespace_id, open_states=("IN_PROGRESS",)):
         if not wh.blobs.remove(key):
             return "a backup"

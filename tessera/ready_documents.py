@@ -20,7 +20,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import collections, compaction, documents, idempotency, limits, log, names, namespaces
+from tessera import collections, documents, idempotency, limits, log, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import sources
@@ -387,8 +387,7 @@ def _fits_inline(made: Sequence[Document]) -> bool:
 def _write(wh: Warehouse, place: _Place, made: Sequence[Document]) -> tuple[str, ...]:
     """Write the documents beside the artifacts of extractions, under a name that nobody else makes."""
     namespace_id, collection_id = place.namespace["namespace_id"], place.collection["collection_id"]
-    # Folding and erasing know by this name that no batch will tell whether it is still needed.
-    key = f"{namespace_id}/artifacts/{compaction.READY_PREFIX}{collection_id}/{secrets.token_hex(16)}"
+    key = f"{namespace_id}/artifacts/ready/{collection_id}/{secrets.token_hex(16)}"
     return write_documents(wh.blobs, key, tuple(place.vectors.values()), made)
 
 

@@ -147,7 +147,7 @@ def test_what_a_document_says_of_files_is_not_believed(server: Server) -> None:
 
 def test_a_ready_document_is_erased_with_its_place(server: Server) -> None:
     with server.client() as client:
-        notes = Notes(client, "ready_made")
+        notes = Notes(client, "ready_place")
         other = notes.loop.collection(notes.bucket, TEXT)
         body = {"document_id": "brought", "note": CANARY.decode()}
         notes.loop.post(f"/collections/{notes.collection}/documents", body)

@@ -318,6 +318,26 @@ def test_a_scope_may_allow_less_than_the_key(
                 assert answer.status_code == status, (kind, operations, answer.text)
 
 
+def test_a_scope_on_one_resource_adds_to_a_weaker_one_on_its_namespace(
+    server: Server, key: Callable[..., str], two_places: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    place, _ = two_places
+    scopes = [
+        {"resource_type": "namespace", "resource_id": place["namespace"], "operations": ["read"]},
+        {"resource_type": "collection", "resource_id": place["collection"]},
+    ]
+    with server.client(key=key(permissions=["admin"], scopes=scopes), namespace=place["namespace"]) as client:
+        for path, status in (
+            ("collections/" + place["collection"], 200),
+            ("buckets/" + place["bucket"], 403),
+        ):
+            assert client.get(f"/v1/{path}").status_code == 200
+            answer = client.patch(f"/v1/{path}", json={"description": "y"})
+            assert answer.status_code == status, answer.text
+        assert client.patch("/v1/collections/absent", json={"description": "y"}).status_code in (403, 404)
+        assert client.get("/v1/collections/absent").status_code == 404
+
+
 def test_a_retriever_key_reads_no_more_than_its_retriever(
     server: Server,
     client: httpx.Client,

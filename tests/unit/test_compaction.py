@@ -326,24 +326,6 @@ def test_nothing_is_removed_while_a_backup_runs(wh: Warehouse) -> None:
     assert len(list(wh.blobs.path(f"{NAMESPACE}/artifacts").iterdir())) == 1
 
 
-def test_artifacts_of_ready_documents_are_left_while_a_request_may_name_them(wh: Warehouse) -> None:
-    fill(wh)
-    make_durable(wh)
-    files = [
-        wh.blobs.new_path(f"{NAMESPACE}/artifacts/ready/col_1/{name}.0.arrow") for name in ("new", "old")
-    ]
-    for path in files:
-        path.write_bytes(b"x")
-    new, old = files
-    long_ago = time.time() - 2 * compaction.GRACE_S
-    os.utime(old, (long_ago, long_ago))
-    written = [f"{NAMESPACE}/artifacts/ready/col_1/new.0.arrow"]
-    assert compaction.being_written(wh, NAMESPACE, time.time() + 60) == written
-    assert compaction.being_written(wh, NAMESPACE, long_ago) == []
-    assert compaction.compact(wh, NAMESPACE, 0, grace_s=0)
-    assert new.exists() and not old.exists()
-
-
 def test_memory_follows_documents_not_history() -> None:
     """50,000 documents patched a hundred times are five million entries; they are never held together."""
     entries, documents = 60_000, 200
