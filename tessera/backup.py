@@ -260,7 +260,10 @@ def _artifact_keys(connection: Connection) -> Iterator[str]:
 
 
 def _take(source: Path, copy: Path) -> None:
-    """Link `source` to `copy`, or copy it where that cannot be; durable, whole before it has its name."""
+    """Link `source` to `copy`, or copy it where that cannot be; durable, whole before it has its name.
+
+    Raises `FileNotFoundError` when `source` is gone.
+    """
     copy.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Files of ours are never changed, only removed: both names may be one file.

@@ -357,7 +357,7 @@ def _store(
                 _record(connection, namespace_id, collection_id, made)
                 if keys:
                     _check_there(wh, keys)
-                    # One artifact holds more than a request brings; the count is for the first, zero for none else.
+                    # Counted once, whatever the number of files: it decides when the log is folded.
                     for number, key in enumerate(keys):
                         count = 0 if number else len(made)
                         seq = log.append_artifact(connection, namespace_id, key, documents=count)
