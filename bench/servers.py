@@ -35,11 +35,12 @@ def tessera(data: Path) -> Iterator[httpx.Client]:
             if line.startswith("Tessera is ready at "):
                 url = line.split()[-1]
                 break
+        key = key or (data / "admin.key").read_text().strip()
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
             yield client
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(60)
 
 
 @contextlib.contextmanager

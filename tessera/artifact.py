@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -57,6 +58,26 @@ def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, in
         os.fsync(sink.fileno())
     part.rename(path)
     sync_folder(path.parent)
+
+
+def document_ids(path: Path | str) -> set[str]:
+    """Return the ids in the artifact at `path`; nothing else of it is read."""
+    return {document_id for column in _column(path, "document_id") for document_id in column.to_pylist()}
+
+
+def payloads(path: Path | str) -> Iterator[bytes]:
+    """Yield the payloads (JSON) in the artifact at `path`."""
+    for column in _column(path, "payload"):
+        yield from column.to_pylist()
+
+
+def _column(path: Path | str, name: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number).column(name)
 
 
 def read(path: Path | str) -> Iterator[list[Document]]:

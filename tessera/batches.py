@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, collections, idempotency, listing, namespaces, tasks
+from tessera import buckets, collections, idempotency, ingest, limits, listing, mirroring, namespaces, tasks
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, objects
@@ -20,6 +20,7 @@ from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, ConflictError, NotFoundError, quote
+from tessera.fetching import FetchError
 from tessera.ids import new_id
 from tessera.models.batches import (
     MAX_OBJECTS,
@@ -42,7 +43,7 @@ from tessera.models.tasks import FINISHED, GenericDeleteResponse, TaskResponse, 
 from tessera.pagination import PageRequest
 
 #: Kinds of failure that the same object and the same plan meet again; all others may pass.
-PERMANENT_KINDS = frozenset({"unreadable", "unsupported", "too_large", "limit"})
+PERMANENT_KINDS = frozenset({"unreadable", "unsupported", "too_large", "limit"}) | mirroring.PERMANENT_KINDS
 
 #: What the API calls the kinds of failure in a tier's errors.
 _CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource"]] = {
@@ -51,6 +52,7 @@ _CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource"]] = {
     "too_large": "resource",
     "limit": "resource",
     "model_missing": "dependency",
+    **{f"fetch_{kind}": "dependency" for kind in (*FetchError.KINDS, "unavailable", "superseded")},
 }
 
 #: Ids looked up in one statement; SQLite bounds the number of parameters.
@@ -85,6 +87,7 @@ def create(
         known = idempotency.claim(connection, once, batch_id) if once is not None else None
         if known is None:
             object_ids = _existing(connection, place, request.object_ids)
+            limits.check_quota(wh, connection, principal, "batch_objects", len(object_ids))
             wanted = _readers(connection, place, request.collection_ids)
             _insert(connection, place, batch_id, object_ids, wanted, request.metadata)
         row = _find(connection, place, known or batch_id, made=known)
@@ -204,6 +207,7 @@ def add_objects(
                 f"The batch would have {len(together)} objects; at most {MAX_OBJECTS} are allowed. Make another batch "
                 "for the rest."
             )
+        limits.check_quota(wh, connection, principal, "batch_objects", len(together))
         connection.execute(
             sa.update(batches)
             .where(batches.c.batch_id == row["batch_id"])
@@ -236,13 +240,17 @@ def patch(
 def delete(
     wh: Warehouse, principal: Principal, namespace: str, bucket: str, batch_id: str
 ) -> GenericDeleteResponse:
-    """Delete a batch that is not under way. The documents that it made stay."""
+    """Delete a batch; one that is under way is cancelled first. The documents that it made stay.
+
+    What is under way is given up within seconds, and nothing of it is applied.
+    """
     with wh.db.write() as connection:
         row = _find(connection, _bucket(connection, principal, namespace, bucket), batch_id)
         if row["status"] in _OPEN:
-            raise _state(row, "Cancel it first (POST …/cancel), or wait until it has ended.")
+            _cancel(connection, row)
         connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id == row["batch_id"]))
         connection.execute(sa.delete(batches).where(batches.c.batch_id == row["batch_id"]))
+    wh.jobs.wake()
     return GenericDeleteResponse(message=f"Batch {batch_id} was deleted; its documents stay.")
 
 
@@ -256,17 +264,20 @@ def submit(wh: Warehouse, principal: Principal, namespace: str, bucket: str, bat
     """
     with wh.db.write() as connection:
         place = _bucket(connection, principal, namespace, bucket)
-        answer = _submit(connection, place, _find(connection, place, batch_id))
+        row = _find(connection, place, batch_id)
+        if row["status"] == TaskStatus.DRAFT:
+            limits.check_quota(wh, connection, principal, "active_batches")
+            limits.check_quota(wh, connection, principal, "documents")
+        answer = _submit(connection, place, row)
     wh.jobs.wake()
     return answer
 
 
 def cancel(wh: Warehouse, principal: Principal, namespace: str, bucket: str, batch_id: str) -> TaskResponse:
-    """Cancel a batch that is not finished. What is done stays; what is under way is dropped when it comes.
+    """Cancel a batch that is not finished. What is done stays; what is under way is given up within seconds.
 
-    Can be repeated. `retry` with mode all takes up what was left.
+    Nothing is applied once this has returned. Can be repeated. `retry` takes up what was left.
     """
-    at = now()
     with wh.db.write() as connection:
         row = _find(connection, _bucket(connection, principal, namespace, bucket), batch_id)
         if row["status"] == TaskStatus.DRAFT:
@@ -274,17 +285,10 @@ def cancel(wh: Warehouse, principal: Principal, namespace: str, bucket: str, bat
         if row["status"] in FINISHED and row["status"] != TaskStatus.CANCELED:
             raise _state(row, "It has ended already.")
         if row["status"] in _OPEN:
-            connection.execute(
-                sa.update(batches)
-                .where(batches.c.batch_id == row["batch_id"])
-                .values(status=TaskStatus.CANCELED, updated_at=at)
-            )
-            connection.execute(
-                sa.update(task_rows)
-                .where(task_rows.c.task_id == row["task_id"])
-                .values(status=TaskStatus.CANCELED, updated_at=at)
-            )
-        return _task(connection, row["task_id"], batch_id)
+            _cancel(connection, row)
+        answer = _task(connection, row["task_id"], batch_id)
+    wh.jobs.wake()
+    return answer
 
 
 def retry(
@@ -377,6 +381,9 @@ def trigger(
             for start in range(0, len(object_ids), MAX_OBJECTS):
                 batch_id = new_id("btch")
                 part = object_ids[start : start + MAX_OBJECTS]
+                limits.check_quota(wh, connection, principal, "batch_objects", len(part))
+                limits.check_quota(wh, connection, principal, "active_batches")
+                limits.check_quota(wh, connection, principal, "documents")
                 _insert(connection, place, batch_id, part, [row["collection_id"]], None)
                 started.append((batch_id, _submit(connection, place, _find(connection, place, batch_id))))
             object_count += len(object_ids)
@@ -547,6 +554,20 @@ def _submit(connection: Connection, bucket: RowMapping, row: RowMapping) -> Task
     return _task(connection, task_id, row["batch_id"])
 
 
+def _cancel(connection: Connection, row: RowMapping) -> None:
+    at = now()
+    connection.execute(
+        sa.update(batches)
+        .where(batches.c.batch_id == row["batch_id"])
+        .values(status=TaskStatus.CANCELED, updated_at=at)
+    )
+    connection.execute(
+        sa.update(task_rows)
+        .where(task_rows.c.task_id == row["task_id"])
+        .values(status=TaskStatus.CANCELED, updated_at=at)
+    )
+
+
 def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str) -> str:
     """Make a task for the batch and put the batch in line."""
     task_id = new_id("tsk")
@@ -579,6 +600,8 @@ def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str)
         .values(
             status=TaskStatus.PENDING,
             task_id=task_id,
+            holder=None,
+            crashes=0,
             error=None,
             error_summary=sa.null(),
             submitted_at=at,
@@ -672,9 +695,9 @@ def _answer(connection: Connection, row: RowMapping) -> BatchModel:
         ),
         documents_written=written,
         failed_object_count=_failed_objects(connection, row["batch_id"]) if failed else 0,
-        # How often a server took the batch up again is not bounded here; the clients want the numbers.
         retry_count=max(0, row["attempt"] - 1),
-        max_node_death_resubmits=0,
+        max_node_death_resubmits=ingest.MAX_CRASHES - 1,
+        # How often a server that ends in order hands the batch on is not bounded; the clients want a number.
         max_deploy_resubmits=0,
         created_at=row["created_at"],
         updated_at=row["updated_at"],

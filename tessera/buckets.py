@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import listing, names, namespaces
+from tessera import audit, limits, listing, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import batch_rows, batches, buckets, collections, objects, tasks
+from tessera.db.tables import batch_rows, batches, buckets, collections, fetches, objects, tasks, uploads
 from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
@@ -100,7 +100,9 @@ def create(
             "created_at": at,
             "updated_at": at,
         }
+        limits.check_quota(wh, connection, principal, "buckets")
         connection.execute(buckets.insert().values(**row))
+        audit.record(connection, principal, "bucket_created", "bucket", str(row["bucket_id"]), {"name": name})
         return _answer(row, {}, {})
 
 
@@ -188,6 +190,14 @@ def patch(
                 .where(buckets.c.bucket_id == row["bucket_id"])
                 .values(**values, updated_at=now())
             )
+            audit.record(
+                connection,
+                principal,
+                "bucket_updated",
+                "bucket",
+                row["bucket_id"],
+                {"fields": sorted(values)},
+            )
         return _read(connection, find(connection, namespace_id, row["bucket_id"]))
 
 
@@ -228,8 +238,18 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         )
         connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id.in_(own_batches)))
         connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
+        own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)
+        connection.execute(sa.delete(fetches).where(fetches.c.object_id.in_(own_objects)))
+        own_uploads = uploads.c.bucket_id == bucket_id
+        is_open = uploads.c.status == "PENDING"
+        connection.execute(sa.delete(uploads).where(own_uploads, ~is_open))
+        # What came and was not confirmed is removed by the sweep of those that expired.
+        connection.execute(sa.update(uploads).where(own_uploads, is_open).values(expires_at=at))
         connection.execute(sa.delete(objects).where(objects.c.bucket_id == bucket_id))
         connection.execute(sa.delete(buckets).where(buckets.c.bucket_id == bucket_id))
+        audit.record(
+            connection, principal, "bucket_deleted", "bucket", bucket_id, {"name": row["bucket_name"]}
+        )
         task_id = new_id("tsk")
         connection.execute(
             tasks.insert().values(

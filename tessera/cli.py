@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_NO_SERVER = 3
+EXIT_REFUSED = 4
 EXIT_INTERRUPTED = 130
 
 #: Requests in flight get this long when the server is told to end; all of the ending twice that and more.
@@ -53,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has left; what is still buffered has no reader either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except OSError as error:
+        # A directory that is not ours, a disk that is full: nothing that a traceback would explain better.
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", EXIT_FAILED)
     return code
 
 
@@ -95,6 +101,70 @@ def _parser() -> argparse.ArgumentParser:
         description="Show which models there are and which are installed; install one.",
     )
     _add_model_commands(models)
+
+    secrets = commands.add_parser(
+        "secrets",
+        help="replace or give up the key that seals stored credentials",
+        description="Work on the master key of a data directory that no server uses.",
+    )
+    actions = secrets.add_subparsers(metavar="ACTION", required=True)
+    rotate = actions.add_parser(
+        "rotate",
+        help="seal every stored credential with a new master key",
+        description="Seal every stored credential anew: with a new key in DATA/master.key, or with TESSERA_MASTER_KEY "
+        "(then TESSERA_MASTER_KEY_PREVIOUS names the one before it). Killed at any moment, it can be run again.",
+    )
+    _add_data(rotate)
+    rotate.set_defaults(run=_secrets_rotate)
+    discard = actions.add_parser(
+        "discard",
+        help="remove stored credentials whose master key is lost",
+        description="Remove every stored credential that the present master key cannot open, so that the server starts "
+        "again. Secrets of organizations go; keys of Qdrant and tokens of Ray become empty, to be set again.",
+    )
+    _add_data(discard)
+    discard.set_defaults(run=_secrets_discard)
+
+    backup = commands.add_parser(
+        "backup",
+        help="copy a data directory, also while a server runs there",
+        description="Copy a data directory to DEST: new, empty, or with an earlier backup, to which only what is new "
+        "is added. A server may run meanwhile; what it had acknowledged before is in the copy.",
+    )
+    backup.add_argument("target", metavar="DEST", type=Path, help="directory of the backup")
+    backup.add_argument(
+        "--with-secrets",
+        action="store_true",
+        help="copy master.key, signing.key, admin.key and tessera.toml too: whoever reads the backup can then open "
+        "stored credentials",
+    )
+    _add_data(backup)
+    backup.set_defaults(run=_backup)
+
+    restore = commands.add_parser(
+        "restore",
+        help="make a data directory from a backup",
+        description="Verify a backup and copy it to a new data directory. Indexes are built on first use.",
+    )
+    restore.add_argument("source", metavar="SRC", type=Path, help="directory of the backup")
+    _add_data(restore)
+    restore.set_defaults(run=_restore)
+
+    erase = commands.add_parser(
+        "erase",
+        help="erase documents from everything that a running server keeps",
+        description="Erase documents, or objects with all their documents, and wait until nothing is left of them.",
+    )
+    erase.add_argument("namespace", metavar="NAMESPACE", help="id or name")
+    erase.add_argument("--document", action="append", default=[], metavar="ID", help="a document; repeatable")
+    erase.add_argument(
+        "--object", action="append", default=[], metavar="ID", help="an object with its documents; repeatable"
+    )
+    erase.add_argument(
+        "--with-objects", action="store_true", help="erase the objects that the documents came from too"
+    )
+    _add_data(erase)
+    erase.set_defaults(run=_erase)
 
     version = commands.add_parser("version", help="show the version")
     version.set_defaults(run=_version)
@@ -175,10 +245,11 @@ def _load(options: argparse.Namespace) -> Configuration:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from tessera import data_directory
+    from tessera import config, data_directory
     from tessera.db.engine import now
 
     settings = _load(options).settings
+    config.forget_secrets()
     os.umask(0o077)
     signal.signal(signal.SIGTERM, _end_while_starting)
     data_directory.prepare(settings.data)
@@ -219,8 +290,10 @@ def _first_key(data: Path, wh: Warehouse) -> None:
 def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
     import uvicorn
 
+    from tessera import collector
     from tessera.api.app import make_app
     from tessera.api.request_log import RequestLog
+    from tessera.api.wire import protocol
 
     _configure_logging(wh.settings)
     log = RequestLog(sys.stderr, wh.settings.log_format)
@@ -252,6 +325,7 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
     server = Server(
         uvicorn.Config(
             make_app(wh, log=log),
+            http=protocol(wh.settings, log),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -262,6 +336,7 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
+    collector.calm()
     server.run(sockets=[listener])
     log.close()
     return EXIT_INTERRUPTED if server.received == signal.SIGINT else EXIT_OK
@@ -475,6 +550,108 @@ def _key_revoke(options: argparse.Namespace) -> int:
         db.close()
     print(f"Key {row['name']} ({row['key_id']}) is revoked.")
     return EXIT_OK
+
+
+def _secrets_rotate(options: argparse.Namespace) -> int:
+    from tessera import data_directory
+    from tessera.wiring import rotate_master_key
+
+    settings = _load(options).settings
+    # Its schema is checked, and that it is a data directory at all.
+    _open_database(settings).close()
+    with data_directory.held(settings.data):
+        count, key_id = rotate_master_key(settings)
+    print(f"{count} stored credentials are sealed with the new master key {key_id}.")
+    if settings.master_key is not None:
+        _note("TESSERA_MASTER_KEY_PREVIOUS is needed no more.")
+    return EXIT_OK
+
+
+def _secrets_discard(options: argparse.Namespace) -> int:
+    from tessera import data_directory
+    from tessera.wiring import discard_lost_secrets
+
+    settings = _load(options).settings
+    _open_database(settings).close()
+    with data_directory.held(settings.data):
+        count = discard_lost_secrets(settings)
+    print(f"{count} stored credentials are discarded. Set them again.")
+    return EXIT_OK
+
+
+# --- tessera backup, restore, erase -------------------------------------------------------------------
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from tessera import backup
+
+    settings = _load(options).settings
+    os.umask(0o077)
+    if settings.database_url is not None:
+        return _fail("database_url is set: back that database up with its own tools.", EXIT_USAGE)
+    made = backup.create(settings.data, options.target, with_secrets=options.with_secrets)
+    print(
+        f"Backed up {made.namespaces} namespaces: {made.files} files, {made.size_bytes} bytes, {made.added} files new."
+    )
+    if not made.has_master_key:
+        _note(
+            "The master key is not in the backup: keep it elsewhere (DATA/master.key or the setting master_key). "
+            "Without it stored credentials cannot be opened; --with-secrets puts it in."
+        )
+    return EXIT_OK
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from tessera import backup
+
+    settings = _load(options).settings
+    os.umask(0o077)
+    made = backup.restore(options.source, settings.data)
+    print(f"Restored {made.namespaces} namespaces to {settings.data}: {made.files} files, all verified.")
+    if not made.has_master_key:
+        _note(
+            f"The backup has no master key: put yours into {settings.data / 'master.key'} (mode 0600) before the "
+            "server starts, or credentials that were stored cannot be opened."
+        )
+    return EXIT_OK
+
+
+def _erase(options: argparse.Namespace) -> int:
+    import time
+    from urllib.parse import quote
+
+    import httpx
+
+    from tessera import data_directory
+
+    if bool(options.document) == bool(options.object):
+        return _fail("name either --document or --object, each as often as needed.", EXIT_USAGE)
+    data = _load(options).settings.data
+    owner, key = data_directory.owner_of(data), data_directory.read_admin_key(data)
+    if owner is None:
+        return _fail(f"no server runs on {data}; start it first: tessera up.", EXIT_NO_SERVER)
+    if key is None:
+        return _fail(f"there is no {data / 'admin.key'}; make one: tessera key create --admin.", EXIT_FAILED)
+    body = (
+        {"document_ids": options.document, "include_objects": options.with_objects}
+        if options.document
+        else {"object_ids": options.object}
+    )
+    headers = {"Authorization": f"Bearer {key}"}
+    try:
+        # Not through the environment's proxies: the server is on this machine, and the key is for nobody else.
+        with httpx.Client(base_url=owner.url, headers=headers, timeout=60, trust_env=False) as client:
+            answer = client.post(f"/v1/namespaces/{quote(options.namespace, safe='')}/erase", json=body)
+            while answer.is_success and answer.json()["status"] in ("PENDING", "IN_PROGRESS"):
+                time.sleep(0.2)
+                answer = client.get(f"/v1/tasks/{answer.json()['task_id']}")
+    except httpx.TransportError:
+        return _fail(f"the server at {owner.url} does not answer.", EXIT_NO_SERVER)
+    if not answer.is_success:
+        return _fail(str(answer.json()["error"]["message"]), EXIT_REFUSED)
+    report = answer.json()["additional_data"]["report"]
+    _print_table([(name, str(value)) for name, value in report.items() if name != "keys"])
+    return EXIT_OK if answer.json()["status"] == "COMPLETED" else EXIT_FAILED
 
 
 def _open_database(settings: Settings) -> Database:

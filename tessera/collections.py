@@ -14,7 +14,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, listing, log, names, namespaces
+from tessera import audit, buckets, limits, listing, log, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, collections, sources
@@ -92,7 +92,16 @@ def create(
             "created_at": at,
             "updated_at": at,
         }
+        limits.check_quota(wh, connection, principal, "collections")
         connection.execute(collections.insert().values(**row))
+        audit.record(
+            connection,
+            principal,
+            "collection_created",
+            "collection",
+            str(row["collection_id"]),
+            {"name": name},
+        )
     return _answer(wh, place, row, 0)
 
 
@@ -184,6 +193,14 @@ def patch(
                 .where(collections.c.collection_id == row["collection_id"])
                 .values(**values, updated_at=now())
             )
+            audit.record(
+                connection,
+                principal,
+                "collection_updated",
+                "collection",
+                row["collection_id"],
+                {"fields": sorted(values)},
+            )
         row = find(connection, place["namespace_id"], row["collection_id"])
         counts = _document_counts(connection, [row["collection_id"]])
     return _answer(wh, place, row, counts.get(row["collection_id"], 0))
@@ -222,6 +239,14 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             )
         )
         connection.execute(sa.delete(collections).where(collections.c.collection_id == collection_id))
+        audit.record(
+            connection,
+            principal,
+            "collection_deleted",
+            "collection",
+            collection_id,
+            {"name": row["collection_name"]},
+        )
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:
@@ -778,7 +803,7 @@ def _answer(
         ),
         input_schema=BucketSchema.model_validate(row["input_schema"]),
         output_schema=BucketSchema.model_validate(row["output_schema"]),
-        vector_indexes=_vector_indexes(wh.registry, place, config),
+        vector_indexes=vector_indexes(wh.registry, place, config),
         payload_indexes=[index.model_dump(mode="json") for index in indexes],
         enabled=row["enabled"],
         metadata=row["metadata"] or {},
@@ -788,9 +813,10 @@ def _answer(
     )
 
 
-def _vector_indexes(
+def vector_indexes(
     registry: Registry, place: RowMapping, config: Mapping[str, Any]
 ) -> list[CollectionVectorIndex]:
+    """Return the vectors that documents of a collection with the extractor `config` have, the main one first."""
     name, version = config["feature_extractor_name"], config["version"]
     if version not in registry.versions(name):
         return []  # an extractor that was installed when the collection was made, and is not any more

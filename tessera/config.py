@@ -7,15 +7,16 @@ the default. An unknown key in either place is refused with the nearest known na
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from tessera.errors import TesseraError, quote
 
@@ -24,6 +25,23 @@ PREFIX = "TESSERA_"
 #: keep what their clients need.
 _FOREIGN_PREFIXES = ("TESSERA_TEST_", "TESSERA_BENCH_")
 _CLIENT_VARIABLES = ("TESSERA_API_KEY", "TESSERA_URL")
+
+
+#: Classes of routes whose requests are counted against a limit of their own.
+RATE_CLASSES = ("metadata", "data", "search", "upload", "compute")
+QUOTAS = (
+    "namespaces",
+    "buckets",
+    "collections",
+    "retrievers",
+    "documents",
+    "api_keys",
+    "batch_objects",
+    "active_batches",
+)
+
+#: Where a page comes from; ``https://*.example.org`` stands for all below it, ``*`` for everywhere.
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]{0,20}://(\*\.)?[^\s/*?#,]{1,255}", re.IGNORECASE)
 
 
 class ConfigurationError(TesseraError):
@@ -52,10 +70,24 @@ class Settings(BaseModel):
     )
     qdrant_api_key: SecretStr | None = Field(None, description="Key for `qdrant_url`.")
     ray_head_node_url: str | None = Field(
-        None, description="Ray cluster of the shared tier (ray://host:port)."
+        None,
+        description="Ray cluster of the shared tier (ray://host:port); default: processes of this server.",
     )
+    ray_auth_token: SecretStr | None = Field(None, description="Token for `ray_head_node_url`.")
+    ray_dashboard_url: str | None = Field(None, description="Dashboard of that cluster; tasks link to it.")
     vector_hosts: int = Field(1, ge=1, le=64, description="Processes that hold open Qdrant Edge shards.")
     max_open_views: int = Field(256, ge=1, description="Qdrant Edge shards kept open in all hosts together.")
+    max_view_memory_mib: int = Field(
+        1024,
+        ge=16,
+        description="Memory of all hosts together, in MiB, above which they give pages back that the system has in "
+        "its cache, then close views.",
+    )
+    graph_from_mb: int = Field(
+        200,
+        ge=1,
+        description="Vectors of a view are scanned, exactly, up to this size; above, a graph is built for them.",
+    )
     max_scan_documents: int = Field(
         100_000, ge=1, description="Most documents a filter or sort without an index may read."
     )
@@ -74,12 +106,124 @@ class Settings(BaseModel):
         10, ge=1, le=1000, description="Batches in progress per shared namespace."
     )
     job_threads: int = Field(4, ge=1, le=256, description="Batches in progress in this server.")
+    job_lease_s: float = Field(
+        15,
+        ge=1,
+        le=3600,
+        description="Several servers on one database: one that is not heard for so long loses its batches.",
+    )
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
+
+    compact_after_changes: int = Field(
+        10_000,
+        ge=1,
+        description="A namespace's log is folded when it holds so many changes more than twice its documents.",
+    )
+
+    request_timeout_s: float = Field(60, gt=0, description="Longest time until a request is answered.")
+    execute_timeout_s: float = Field(30, gt=0, description="The same for the execution of a retriever.")
+    max_header_bytes: int = Field(64 * 2**10, ge=1024, description="Largest head of a request.")
+
+    max_upload_bytes: int = Field(
+        5 * 2**30, ge=1, description="Largest file, uploaded or fetched by URL; it is streamed to disk."
+    )
+    upload_timeout_s: float = Field(3600, gt=0, description="Longest time for the PUT of one upload.")
+    upload_idle_s: float = Field(60, gt=0, description="Longest pause of a client inside that PUT.")
+
+    fetch_allowed_networks: str | None = Field(
+        None,
+        description="Networks that are fetched from although they are not public, on any port, separated by commas "
+        "(`10.1.0.0/16,fd00::/8`); default: none.",
+    )
+    fetch_ports: str = Field(
+        "80,443,8080,8443", description="Ports that are fetched from in public networks; `*` for all."
+    )
+    fetch_timeout_s: float = Field(
+        600, gt=0, description="Longest time to fetch one URL, redirects included."
+    )
+    fetch_threads: int = Field(4, ge=1, le=64, description="URLs that one batch fetches at a time.")
+    s3_endpoint_url: str | None = Field(
+        None, description="Store that `s3://` URLs are read from; default: AWS."
+    )
+    s3_region: str = Field("us-east-1", description="Region of that store.")
+    s3_access_key_id: str | None = Field(
+        None,
+        description="Key for it, used for every organization without one of its own; default: anonymous.",
+    )
+    s3_secret_access_key: SecretStr | None = Field(None, description="Secret of `s3_access_key_id`.")
+
+    master_key: SecretStr | None = Field(
+        None,
+        description="Key that seals stored credentials: 32 bytes in hex or base64; default: made once, in "
+        "`master.key` of the data directory.",
+    )
+    master_key_previous: SecretStr | None = Field(
+        None, description="The key before it, while `tessera secrets rotate` has not run."
+    )
+    operator_secret: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Opens `/v1/private/organizations`, where organizations are made; without it there is no "
+        "such route.",
+    )
+    cors_origins: str | None = Field(
+        None, description="Origins whose pages may call the server, separated by commas; `*` for all."
+    )
+    rate_limits: str | None = Field(
+        None,
+        description="Requests a minute of each key: `metadata=600,data=600,search=300,upload=60,compute=60` (or a "
+        "part of it), or `tiers` for those of the organization's account type; default: unlimited.",
+    )
+    quotas: str | None = Field(
+        None,
+        description="Most resources of an organization: `namespaces=10,buckets=50,collections=50,retrievers=50,"
+        "documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of it), or "
+        "`tiers`; default: unlimited.",
+    )
 
     allow_dedicated: bool = Field(
         True, description="Whether namespaces may ask for dedicated infrastructure."
     )
+
+    @field_validator("fetch_allowed_networks")
+    @classmethod
+    def _check_networks(cls, value: str | None) -> str | None:
+        parse_networks(value)
+        return value
+
+    @field_validator("fetch_ports")
+    @classmethod
+    def _check_ports(cls, value: str) -> str:
+        parse_ports(value)
+        return value
+
+    @field_validator("rate_limits")
+    @classmethod
+    def _check_rate_limits(cls, value: str | None) -> str | None:
+        parse_numbers(value, RATE_CLASSES)
+        return value
+
+    @field_validator("quotas")
+    @classmethod
+    def _check_quotas(cls, value: str | None) -> str | None:
+        parse_numbers(value, QUOTAS)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        for origin in (value or "").split(","):
+            if not ORIGIN.fullmatch(origin.strip() or "*"):
+                raise ValueError(f"{quote(origin.strip())} is no origin; write it as https://example.org")
+        return value
+
+    @property
+    def master_keys(self) -> list[str]:
+        """The stated master keys, the one that seals first."""
+        return [
+            key.get_secret_value() for key in (self.master_key, self.master_key_previous) if key is not None
+        ]
 
     @property
     def models_path(self) -> Path:
@@ -92,6 +236,36 @@ class Settings(BaseModel):
     @property
     def views_path(self) -> Path:
         return self.data / "views"
+
+
+def parse_numbers(text: str | None, known: Collection[str]) -> dict[str, int] | Literal["tiers"]:
+    """Return what ``a=1,b=2`` says, or the word ``tiers``. Raises `ValueError` that names what is known."""
+    if text is not None and text.strip() == "tiers":
+        return "tiers"
+    numbers: dict[str, int] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, number = (word.strip() for word in part.partition("="))
+        if name not in known or not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"{quote(part.strip())} is not one of {', '.join(known)} with a number from 1")
+        numbers[name] = int(number)
+    return numbers
+
+
+def parse_networks(text: str | None) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Return the networks of ``10.0.0.0/8,fd00::/8``. Raises `ValueError` that names the one that is none."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in (text or "").split(",") if part.strip())
+
+
+def parse_ports(text: str) -> frozenset[int] | None:
+    """Return the ports of ``80,443``, or None for ``*``. Raises `ValueError`."""
+    if text.strip() == "*":
+        return None
+    ports = frozenset(int(part) for part in text.split(",") if part.strip())
+    if not ports or not all(1 <= port <= 65535 for port in ports):
+        raise ValueError("ports are numbers from 1 to 65535, separated by commas, or *")
+    return ports
 
 
 @dataclass(frozen=True)
@@ -144,7 +318,7 @@ def load(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
-        hidden = "…" if "key" in name else quote(first["input"])
+        hidden = "…" if name in _secret_names() else quote(first["input"])
         raise ConfigurationError(
             f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}."
         ) from None
@@ -158,9 +332,27 @@ def failpoint() -> tuple[str, int, str] | None:
     return (name, int(count or 1), whom or "self") if name else None
 
 
+def forget_secrets() -> None:
+    """Take the secrets, which have been read, out of this process's environment: children would inherit them."""
+    for name in _secret_variables():
+        os.environ.pop(name, None)
+
+
 def child_environment() -> dict[str, str]:
-    """Return the environment for child processes: ours, with one thread a numeric library by default."""
-    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
+    """Return the environment for child processes: ours without its secrets, one thread a numeric library."""
+    secret = _secret_variables()
+    ours = {name: value for name, value in os.environ.items() if name not in secret}
+    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **ours}
+
+
+def _secret_variables() -> set[str]:
+    # The URL of a database may hold a password.
+    names = [*_secret_names(), "database_url", "api_key"]
+    return {f"{PREFIX}{name.upper()}" for name in names}
+
+
+def _secret_names() -> list[str]:
+    return [name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)]
 
 
 def _read_file(path: Path) -> dict[str, Any]:

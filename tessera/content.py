@@ -1,4 +1,4 @@
-"""What a request may carry inline: text, base64 and data URIs, decoded strictly, and what bytes really are.
+"""What a request may carry inline: text, base64 and data URIs, decoded strictly, and what bytes and files really are.
 
 The type of bytes is decided by the bytes; what a client declares is believed only where they say nothing.
 """
@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import io
 import re
 import urllib.parse
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
 OCTET_STREAM = "application/octet-stream"
+#: A ZIP archive with a longer list of files is not looked into.
+MOST_ARCHIVE_LIST_BYTES = 2**20
+#: So much of a file tells what it is.
+_HEAD_BYTES = 4096
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
 _URL = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]{0,31})://\S*\s*")
@@ -83,8 +90,8 @@ def decode(value: object, kind: str, *, max_bytes: int) -> Content:
         example = "data:text/plain;charset=utf-8,…" if kind == "text" else f"data:{_EXAMPLES[kind]};base64,…"
         raise BadContent(
             "url",
-            f"is a URL ({scheme}://…), and fetching by URL is not available in this version. Send the content itself: "
-            f"{'as text' if kind == 'text' else 'as base64'} or as a data URI ({example}).",
+            f"is a URL of scheme {scheme[:32]}; http://, https:// and s3:// are fetched. Send one of those, or the "
+            f"content itself: {'as text' if kind == 'text' else 'as base64'} or as a data URI ({example}).",
         )
     if value[:5].lower() == "data:":
         data, declared, charset = _data_uri(value)
@@ -103,8 +110,41 @@ def decode(value: object, kind: str, *, max_bytes: int) -> Content:
     return Content(data, _checked_type(data, kind, declared))
 
 
-def sniff(data: bytes) -> str | None:
-    """Return the media type that the first bytes of `data` tell, or None when they tell nothing."""
+def identify(path: Path, kind: str, declared: str | None) -> str:
+    """Return the media type of a file that is to be of type `kind` (a key of `FORMATS`).
+
+    `declared` is believed only where the bytes say nothing. Raises `BadContent` as `decode` does.
+    """
+    size = path.stat().st_size
+    if not size:
+        raise BadContent("empty", "is empty.")
+    if kind == "text":
+        _refuse_other_text(path)
+        return declared if declared in _TEXT_TYPES and declared is not None else "text/plain"
+    seen = sniff_file(path)
+    if seen is None and kind == "excel":
+        with path.open("rb") as file:
+            seen = "text/csv" if begins_as_text(file.read(_HEAD_BYTES)) else None
+    mime_type = seen or declared
+    if mime_type is None or mime_type == OCTET_STREAM:
+        raise BadContent("unrecognised", f"is not recognised as {kind}: {FORMATS[kind]}.")
+    return _fitting(mime_type, kind)
+
+
+def sniff_file(path: Path) -> str | None:
+    """Return the media type that a file's bytes tell, or None when they tell nothing."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if head[:4] == b"PK\x03\x04":
+            return XLSX if _is_workbook(file) else "application/zip"
+    return sniff(head, path.stat().st_size)
+
+
+def sniff(data: bytes, size_bytes: int | None = None) -> str | None:
+    """Return the media type that the first bytes of `data` tell, or None when they tell nothing.
+
+    `size_bytes` is how long the content is, when `data` is only its beginning.
+    """
     for offset, magic, mime_type in _MAGIC:
         if data[offset : offset + len(magic)] == magic:
             return mime_type
@@ -119,15 +159,27 @@ def sniff(data: bytes) -> str | None:
         return "video/webm" if b"webm" in head else "video/x-matroska"
     if head[:4] == b"OggS":
         return "video/ogg" if b"theora" in head else "audio/ogg"
-    if head[:2] == b"BM" and len(data) >= 26 and int.from_bytes(head[2:6], "little") in (0, len(data)):
+    size_bytes = len(data) if size_bytes is None else size_bytes
+    if head[:2] == b"BM" and len(data) >= 26 and int.from_bytes(head[2:6], "little") in (0, size_bytes):
         return "image/bmp"
     if head[:4] == b"PK\x03\x04":
-        return XLSX if _is_workbook(data) else "application/zip"
+        return XLSX if _is_workbook(io.BytesIO(data)) else "application/zip"
     if head[:1] == b"\x47" and data[188:189] == b"\x47" and data[376:377] in (b"\x47", b""):
         return "video/mp2t"
     if b"%PDF-" in data[:1024]:
         return "application/pdf"
     return _sound_frame(head)
+
+
+def begins_as_text(head: bytes) -> bool:
+    """Say whether bytes from the beginning of a file are UTF-8 text, cut anywhere."""
+    if b"\x00" in head:
+        return False
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 3  # cut inside a character
+    return True
 
 
 def family(mime_type: str) -> str:
@@ -197,12 +249,17 @@ def _checked_type(data: bytes, kind: str, declared: str | None) -> str:
             f"decodes to {len(data)} bytes that are not recognised as {kind}: {FORMATS[kind]}. If they are, send them "
             f"as a data URI that names their media type (data:{_EXAMPLES[kind]};base64,…).",
         )
-    if not _fits(mime_type, kind):
+    return _fitting(mime_type, kind)
+
+
+def _fitting(mime_type: str, kind: str) -> str:
+    if not fits(mime_type, kind):
         raise BadContent("mismatch", f"holds {mime_type}, but {kind} is needed: {FORMATS[kind]}.")
     return mime_type
 
 
-def _fits(mime_type: str, kind: str) -> bool:
+def fits(mime_type: str, kind: str) -> bool:
+    """Say whether content of this media type can be a blob of type `kind`."""
     if family(mime_type) == kind:
         return True
     return (kind == "video" and mime_type == "image/gif") or (
@@ -251,6 +308,17 @@ def _as_utf8(data: bytes, charset: str | None) -> bytes:
         raise BadContent("encoding", f"does not decode as {named[:40]} text; send UTF-8.") from None
 
 
+def _refuse_other_text(path: Path) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                decoder.decode(piece)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise BadContent("encoding", "does not decode as utf-8 text; send UTF-8.") from None
+
+
 def _is_text(data: bytes) -> bool:
     try:
         return b"\x00" not in data and bool(data.decode())
@@ -258,9 +326,17 @@ def _is_text(data: bytes) -> bool:
         return False
 
 
-def _is_workbook(data: bytes) -> bool:
+def _is_workbook(file: IO[bytes]) -> bool:
+    # The last record of a ZIP archive (APPNOTE 4.3.16) tells how large its list of files is: one that would fill
+    # the memory is no workbook.
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 66_000))
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or int.from_bytes(tail[end + 12 : end + 16], "little") > MOST_ARCHIVE_LIST_BYTES:
+        return False
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             return any(name.startswith("xl/") for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,8 +10,10 @@ if TYPE_CHECKING:
     from tessera.blobs import Blobs
     from tessera.config import Settings
     from tessera.db.engine import Database
+    from tessera.fetching import Fetcher
     from tessera.ports import Runner, Vectors
     from tessera.registry import Registry
+    from tessera.sealing import Vault
     from tessera.views import Views
 
 
@@ -26,7 +29,11 @@ class JobQueue(Protocol):
 
 @dataclass(frozen=True)
 class Warehouse:
-    """Settings and the parts behind them. `signing_key` signs cursors and URLs (32 bytes)."""
+    """Settings and the parts behind them.
+
+    `fetcher` is the only way to content behind a URL; `signing_key` signs cursors and URLs (32 bytes), `vault`
+    seals credentials of other systems.
+    """
 
     settings: Settings
     db: Database
@@ -36,7 +43,9 @@ class Warehouse:
     runner: Runner
     registry: Registry
     jobs: JobQueue
+    fetcher: Fetcher
     signing_key: bytes = field(repr=False)
+    vault: Vault = field(repr=False)
     base_url: str = "http://127.0.0.1:8700"
 
 
@@ -47,6 +56,12 @@ class Principal:
     `permissions` are of ``read``, ``write``, ``delete``, ``admin``, expanded: a key with ``write``
     carries ``read`` too. `internal_id` is the organization's secret id and never leaves the server.
     `asks` is the permission that the request at hand needs; a scope may allow less than the key.
+    `through` is the kind of the resource for whose sake alone a narrow key was let into a namespace (see
+    ``confinement.py``): the rest of that namespace is none of its business.
+    `account_type`, `rate_limits` (requests a minute by class, of the organization) and `key_limit` (of the
+    key, for each class) bound what may be asked; `reads_audited` says whether reads are written down.
+    `actor_type` is ``user``, or ``operator`` for who holds the server itself; `caller` is where the request
+    came from. Both are for the audit log.
     """
 
     key_id: str
@@ -56,3 +71,20 @@ class Principal:
     permissions: frozenset[str]
     scopes: tuple[dict[str, object], ...] = ()
     asks: str = "read"
+    through: str | None = None
+    account_type: str = "enterprise"
+    rate_limits: Mapping[str, int] | None = None
+    key_limit: int | None = None
+    reads_audited: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    actor_type: str = "user"
+    caller: Caller | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Where a request came from, as far as the server can tell."""
+
+    ip_address: str | None
+    user_agent: str | None
+    request_id: str

@@ -27,7 +27,7 @@ from tessera.models.documents import (
 )
 from tessera.models.tasks import GenericDeleteResponse
 from tessera.pagination import PageRequest, encode_cursor, paginate
-from tessera.ports import Hit, Page, Vector
+from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
 
 #: Root fields that stay at the root of an answer although the system writes them.
 _SHOWN_SYSTEM_FIELDS = (
@@ -37,8 +37,6 @@ _SHOWN_SYSTEM_FIELDS = (
     "created_at",
     "updated_at",
 )
-#: Root fields that never leave the server as they are: the organization's secret id, and the engine's shadows.
-_HIDDEN = frozenset({"internal_id", "_s", "_internal", "namespace_id", "bucket_id", "object_id"})
 #: Keys of an answer that are the system's own, whatever a payload holds under the same name.
 _OWN = frozenset({"document_id", "collection_id", "document_blobs"})
 
@@ -70,7 +68,7 @@ def present(
     fields = {
         name: value
         for name, value in payload.items()
-        if name not in _HIDDEN and name not in _OWN and name not in system
+        if name not in HIDDEN_FIELDS and name not in _OWN and name not in system
     }
     blobs: list[JsonObject] = []
     fields = {name: _signed(wh, namespace_id, name, value, blobs) for name, value in fields.items()}
@@ -342,7 +340,7 @@ def delete_batch(
         namespace_id, collection_id = _place(connection, principal, namespace, collection)
     assert collection_id is not None
     if request.document_ids is None:
-        found = list(_all_found(wh, namespace_id, _within(collection_id, request.filters)))
+        found = list(all_found(wh, namespace_id, _within(collection_id, request.filters)))
         _remove(wh, principal, namespace_id, collection_id, found)
         return BatchDeleteResponse(
             deleted_count=len(found),
@@ -375,7 +373,12 @@ def delete_batch(
     )
 
 
-def _all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tuple[str, str]]:
+def sources_of(wh: Warehouse, namespace_id: str, document_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (document id, source id) of those documents that exist."""
+    return [_with_source(hit) for hit in wh.views.get(namespace_id, list(dict.fromkeys(document_ids)))]
+
+
+def all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tuple[str, str]]:
     """Yield (document id, source id) of every document that the filter lets through now."""
     after = None
     while True:
@@ -387,7 +390,7 @@ def _all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tup
 
 
 def _with_source(hit: Hit) -> tuple[str, str]:
-    return hit.document_id, str(hit.payload.get("source_object_id"))
+    return hit.document_id, str(hit.payload.get("source_object_id") or own_source(hit.document_id))
 
 
 def _remove(
@@ -403,37 +406,58 @@ def _remove(
     with wh.db.write() as connection:
         namespaces.resolve(connection, principal, namespace_id)
         for start in range(0, len(found), _DELETE_PAGE):
-            _forget(connection, collection_id, found[start : start + _DELETE_PAGE])
+            _forget(connection, sources.c.collection_id == collection_id, found[start : start + _DELETE_PAGE])
         seq = log.append_edit(connection, namespace_id, deletes=[document_id for document_id, _ in found])
     wh.views.apply(namespace_id, seq)
 
 
-def _forget(connection: Connection, collection_id: str, found: Sequence[tuple[str, str]]) -> None:
+def own_source(document_id: str) -> str:
+    """Return the source id of a document that was sent ready-made: it is a source of its own.
+
+    The colon keeps it apart from the ids of objects, whatever the user calls the document.
+    """
+    return f"ready:{document_id}"
+
+
+def forget(connection: Connection, namespace_id: str, found: Sequence[tuple[str, str]]) -> None:
+    """Take documents, (document id, source id), of any collection of the namespace off their sources."""
+    for start in range(0, len(found), _DELETE_PAGE):
+        _forget(connection, sources.c.namespace_id == namespace_id, found[start : start + _DELETE_PAGE])
+
+
+def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Sequence[tuple[str, str]]) -> None:
     """Take documents off their sources.
 
     The input hash of a source goes too, so that processing it again brings its documents back.
     """
     gone = {document_id for document_id, _ in found}
     known = connection.execute(
-        sa.select(sources.c.source_id, sources.c.document_ids).where(
-            sources.c.collection_id == collection_id,
-            sources.c.source_id.in_({source_id for _, source_id in found}),
+        sa.select(sources.c.collection_id, sources.c.source_id, sources.c.document_ids).where(
+            within,
+            sources.c.source_id.in_(
+                {source_id for _, source_id in found} | {own_source(document_id) for document_id in gone}
+            ),
         )
     ).all()
-    left = {source_id: [d for d in ids if d not in gone] for source_id, ids in known}
+    left = {
+        (row.collection_id, row.source_id): [d for d in row.document_ids if d not in gone] for row in known
+    }
+    touched = {(row.collection_id, row.source_id) for row in known if gone.intersection(row.document_ids)}
     this = sa.and_(
-        sources.c.collection_id == collection_id, sources.c.source_id == sa.bindparam("b_source_id")
+        sources.c.collection_id == sa.bindparam("b_collection_id"),
+        sources.c.source_id == sa.bindparam("b_source_id"),
     )
-    fewer = [{"b_source_id": source_id, "b_left": ids} for source_id, ids in left.items() if ids]
+    keys = [
+        {"b_collection_id": key[0], "b_source_id": key[1], "b_left": left[key]} for key in sorted(touched)
+    ]
+    fewer = [key for key in keys if key["b_left"]]
     if fewer:
         connection.execute(
             sa.update(sources).where(this).values(document_ids=sa.bindparam("b_left"), input_hash=""), fewer
         )
-    none = [source_id for source_id, ids in left.items() if not ids]
+    none = [key for key in keys if not key["b_left"]]
     if none:
-        connection.execute(
-            sa.delete(sources).where(sources.c.collection_id == collection_id, sources.c.source_id.in_(none))
-        )
+        connection.execute(sa.delete(sources).where(this), none)
 
 
 # --- inside --------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ next step. Secrets never go into ``message`` or ``details``.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,6 +77,12 @@ class NotEnabledError(ForbiddenError):
     type = "NotEnabledError"
 
 
+class QuotaExceededError(ForbiddenError):
+    """The organization may not have more of this; the details say what, how much and how much is allowed."""
+
+    type = "QuotaExceededError"
+
+
 class NotFoundError(TesseraError):
     """Also what belongs to another organization or lies outside a key's scope: same body."""
 
@@ -101,6 +109,23 @@ class PayloadTooLargeError(TesseraError):
     type, status = "PayloadTooLargeError", 413
 
 
+class HeadersTooLargeError(TesseraError):
+    type, status = "RequestHeaderFieldsTooLargeError", 431
+
+
+class RangeNotSatisfiableError(TesseraError):
+    """The file is shorter than the range that was asked for."""
+
+    type, status = "RangeNotSatisfiableError", 416
+    size_bytes: int = 0
+
+
+class RequestTimeoutError(TesseraError):
+    """The client took too long to send its request."""
+
+    type, status, retryable = "RequestTimeoutError", 408, True
+
+
 class UnsupportedMediaTypeError(TesseraError):
     type, status = "UnsupportedMediaTypeError", 415
 
@@ -118,7 +143,10 @@ class ValidationError(TesseraError):
 
 
 class TooManyRequestsError(TesseraError):
+    """A key asked too often; `headers` tell it where it stands."""
+
     type, status, retryable = "TooManyRequestsError", 429, True
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 class ProcessingError(TesseraError):
@@ -131,6 +159,12 @@ class FeatureExtractionError(TesseraError):
 
 class StorageError(TesseraError):
     type, status = "StorageError", 500
+
+
+class StorageUnavailableError(StorageError):
+    """The disk, or what a program needs to reach it, fails now; the same request may succeed later."""
+
+    status, retryable = 503, True
 
 
 class UnavailableError(TesseraError):
@@ -157,12 +191,30 @@ class QdrantRefusedError(QdrantError):
     retryable = False
 
 
+class ClusterError(UnavailableError):
+    """The Ray cluster cannot be used: unreachable, of another version, without the resources asked for."""
+
+    type, retryable = "ClusterError", False
+
+
 class DeadlineError(UnavailableError):
     type = "TimeoutError"
 
 
+class OutcomeUnknownError(DeadlineError):
+    """It took too long and cannot be taken back: sending it again could do it twice."""
+
+    retryable = False
+
+
 class InsufficientStorageError(TesseraError):
     type, status, retryable = "InsufficientStorageError", 507, True
+
+
+class EngineFullError(QdrantError):
+    """The disk that holds a view is full."""
+
+    type, status = "InsufficientStorageError", 507
 
 
 class BadSample(TesseraError):
@@ -180,6 +232,56 @@ class BadSample(TesseraError):
     def __reduce__(self) -> tuple[Callable[..., BadSample], tuple[str, str]]:
         # It travels between processes as a value.
         return BadSample, (self.kind, self.message)
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FAILING = frozenset({errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE})
+#: How Rust's and SQLite's messages carry what the system said.
+_IN_WORDS = (
+    (re.compile(r"os error (\d+)"), None),
+    (re.compile(r"no space left|disk is full", re.IGNORECASE), errno.ENOSPC),
+    (re.compile(r"too many open files", re.IGNORECASE), errno.EMFILE),
+    (re.compile(r"disk i/o|input/output error|readonly database", re.IGNORECASE), errno.EIO),
+)
+
+
+def storage_trouble(error: BaseException) -> int | None:
+    """Return the ``errno`` of a full or failing disk, or of exhausted descriptors, that `error` speaks of.
+
+    None when it speaks of something else. Libraries that wrap what the system said are read by their message.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        text = str(error)
+        for pattern, meant in _IN_WORDS:
+            found = pattern.search(text)
+            if found:
+                number = meant if meant is not None else int(found[1])
+                break
+    return number if number in _FULL | _FAILING else None
+
+
+def storage_error(error: BaseException) -> TesseraError | None:
+    """Return what a client is told when `error` speaks of a full or failing disk; None when it does not."""
+    number = storage_trouble(error)
+    if number is None:
+        return None
+    if number in _FULL:
+        return InsufficientStorageError(
+            "The disk that holds the data directory is full. Free space and send the request again; what was "
+            "acknowledged before is safe.",
+            retry_after_s=5,
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return StorageUnavailableError(
+            "The server has as many files open as the system allows. Try again in a moment; if this goes on, let the "
+            "operator raise the limit (ulimit -n).",
+            retry_after_s=2,
+        )
+    return StorageUnavailableError(
+        "The disk that holds the data directory cannot be read or written now. Try again; the server's log has more.",
+        retry_after_s=5,
+    )
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:

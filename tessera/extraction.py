@@ -6,6 +6,7 @@ no database, so that its result can be dropped when the batch has moved on.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tessera import artifact
+from tessera import artifact, failpoints
 from tessera.blobs import Blobs
 from tessera.db.engine import now
-from tessera.errors import TesseraError
+from tessera.errors import InsufficientStorageError, StorageUnavailableError, TesseraError, storage_trouble
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
 from tessera.ids import document_id
 from tessera.log import check_documents
@@ -81,6 +82,8 @@ class ChunkResult:
     rows: tuple[RowResult, ...]
     artifact_keys: tuple[str, ...] = ()
     documents: int = 0
+    #: What the system said (``errno``) when the disk or the descriptors gave out; then nothing else counts.
+    storage_errno: int | None = None
 
 
 @dataclass(slots=True)
@@ -94,7 +97,20 @@ _process = _Process()
 
 
 def run_chunk(job: ChunkJob) -> ChunkResult:
-    """Extract every row of `job`, write the artifacts, and say for each row what became of it."""
+    """Extract every row of `job`, write the artifacts, and say for each row what became of it.
+
+    A disk that is full or fails is no row's fault: it is told for the chunk as a whole.
+    """
+    try:
+        return _run_chunk(job)
+    except (OSError, StorageUnavailableError, InsufficientStorageError) as error:
+        number = storage_trouble(error) or storage_trouble(error.__cause__ or error)
+        if number is None and isinstance(error, OSError):
+            raise
+        return ChunkResult((), storage_errno=number or errno.EIO)
+
+
+def _run_chunk(job: ChunkJob) -> ChunkResult:
     registry = _registry(job)
     extractor, params = configured(
         registry, job.extractor_name, job.extractor_version, job.params, job.running
@@ -116,12 +132,15 @@ def run_chunk(job: ChunkJob) -> ChunkResult:
             check_documents(made, declared)
         except BadSample as error:
             results.append(RowResult(row.object_id, error_kind=error.kind, error_message=error.message))
+        except (StorageUnavailableError, InsufficientStorageError):
+            raise
         except TesseraError as error:
             results.append(RowResult(row.object_id, error_kind="ours", error_message=error.message))
         else:
             documents.extend(made)
             results.append(RowResult(row.object_id, tuple(document.document_id for document in made)))
     keys = _write(job, blobs, documents)
+    failpoints.reach("artifact.written")
     return ChunkResult(tuple(results), keys, len(documents))
 
 

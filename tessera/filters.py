@@ -244,7 +244,7 @@ class _Reader:
                 message = f"A filter has at most {MAX_CONDITIONS} conditions; `in` takes many values at once."
                 self.wrong(path_location[:-1], message, "filter_too_long")
             return None
-        if not _is_path(path):
+        if not is_path(path):
             self.wrong(
                 path_location,
                 f"{quote(path)} is not a field: a path is names with dots between them, at most {MAX_PATH_CHARS} "
@@ -285,7 +285,8 @@ class _Reader:
         return here
 
 
-def _is_path(path: object) -> TypeGuard[str]:
+def is_path(path: object) -> TypeGuard[str]:
+    """Say whether `path` names a field as a condition may: names with dots between them, no brackets ``[]``."""
     return (
         isinstance(path, str)
         and len(path) <= MAX_PATH_CHARS

@@ -95,6 +95,26 @@ def claim(connection: Connection, request: Once, resource_id: str) -> str | None
     ).scalar()
     if claimed is not None:
         return None
+    return _first(connection, request, mine)
+
+
+def find(connection: Connection, request: Once) -> str | None:
+    """Return the id that an earlier such request made, without claiming anything; None when there is none.
+
+    For effects outside the database, which must not begin twice. Raises `ConflictError` as `claim` does.
+    """
+    oldest = (datetime.now(UTC) - KEPT_FOR).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    mine = sa.and_(
+        idempotency.c.organization_id == request.organization_id,
+        idempotency.c.route == request.route,
+        idempotency.c.key == request.key,
+        idempotency.c.created_at >= oldest,
+    )
+    exists = connection.execute(sa.select(sa.literal(1)).select_from(idempotency).where(mine)).scalar()
+    return _first(connection, request, mine) if exists else None
+
+
+def _first(connection: Connection, request: Once, mine: sa.ColumnElement[bool]) -> str:
     known = connection.execute(
         sa.select(idempotency.c.body_hash, idempotency.c.resource_id).where(mine)
     ).one()

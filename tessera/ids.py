@@ -5,12 +5,14 @@ Prefixes are those of the API (`contract`): ``ns_ bkt_ obj_ blob_ btch_ col_ doc
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import uuid
 from collections.abc import Sequence
 
 #: Root of every name-based id of this project; a random constant, fixed for good.
 _ROOT = uuid.UUID("5f0d7c4e-9f0b-4b0e-8d5b-0d9a4d1b7c55")
+_ROOT_BYTES = _ROOT.bytes
 
 
 def new_id(prefix: str) -> str:
@@ -26,4 +28,10 @@ def document_id(collection_id: str, source_id: str, position: Sequence[str | int
 
 def point_id(namespace_id: str, document_id: str) -> str:
     """Return the point id (a UUID in canonical form) of a document: never the same in two namespaces."""
-    return str(uuid.uuid5(_ROOT, f"{namespace_id}\x1f{document_id}"))
+    # The UUIDv5 of RFC 9562, as `uuid.uuid5` makes it in four times the time; every write needs one a document.
+    name = f"{namespace_id}\x1f{document_id}".encode()
+    digest = bytearray(hashlib.sha1(_ROOT_BYTES + name, usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -2,14 +2,16 @@
 
 Every chunk ends in one transaction that checks that the batch, the attempt, the collection and each
 object's version are still the ones planned, appends the artifact, and records what became of its rows.
-A server that dies between two chunks takes the batch up again with the next attempt; what an older
+When a server dies between two chunks, it or another takes the batch up with the next attempt; what an older
 attempt still brings is dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, log
+from tessera import artifact, failpoints, log, mirroring
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -34,6 +36,7 @@ from tessera.db.tables import (
     sources,
     tasks,
 )
+from tessera.errors import storage_error
 from tessera.extraction import (
     ChunkJob,
     ChunkResult,
@@ -45,7 +48,8 @@ from tessera.extraction import (
     write_documents,
 )
 from tessera.filters import values_at
-from tessera.ports import DenseVector, Failed
+from tessera.objects import is_missing
+from tessera.ports import HERE, Compute, DenseVector, Failed
 
 logger = logging.getLogger("tessera.ingest")
 
@@ -58,6 +62,8 @@ WINDOW_ROWS = 1024
 PROGRESS_INTERVAL_S = 0.5
 #: What a row keeps of an error's message.
 MAX_MESSAGE_CHARS = 1000
+#: A batch under which so many servers ended in a row, without a chunk done in between, is given up.
+MAX_CRASHES = 3
 
 
 class Superseded(Exception):
@@ -68,6 +74,32 @@ class _CollectionGone(Exception):
     """The collection was deleted while we worked for it; the batch goes on with its other collections."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A batch as a server took it up: under which attempt, and under which token of its slot.
+
+    `is_resumed` tells that it was begun before; `crashes` servers ended under it lately.
+    """
+
+    batch_id: str
+    attempt: int
+    holder: str
+    is_resumed: bool = False
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a run is told to end: `park` at its next chunk, `drop` at once, with what is under way."""
+
+    park: threading.Event = field(default_factory=threading.Event)
+    drop: threading.Event = field(default_factory=threading.Event)
+
+    def is_set(self) -> bool:
+        """Whether the run shall end."""
+        return self.park.is_set() or self.drop.is_set()
+
+
 @dataclass(slots=True)
 class _Pace:
     """When progress may be counted again: counting reads every row of the batch."""
@@ -75,6 +107,10 @@ class _Pace:
     due_s: float = 0.0
     #: Whether a worker may have left an artifact behind that nothing names.
     litter: bool = False
+    #: Servers that ended under the batch and are not forgiven yet: a chunk that is done forgives all.
+    crashes: int = 0
+    #: So many chunks are still to be done one by one.
+    wary_chunks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +119,7 @@ class _Attempt:
 
     batch_id: str
     number: int
+    holder: str
     namespace_id: str
     internal_id: str
     bucket_id: str
@@ -92,41 +129,76 @@ class _Attempt:
     #: What the namespace fixed when it was made: parameters by extractor name, model id by vector name.
     locked: Mapping[str, Mapping[str, Any]]
     running: Mapping[str, str]
+    #: Where its rows are extracted.
+    compute: Compute
     pace: _Pace = field(default_factory=_Pace)
 
 
-def run_batch(wh: Warehouse, batch_id: str, stop: threading.Event) -> None:
-    """Bring batch `batch_id` to its end, or to the next chunk when `stop` is set (it stays IN_PROGRESS then).
+def run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
+    """Bring a batch to its end, or to where `stop` ends it (it stays IN_PROGRESS then, free to be taken up).
 
     Can be repeated: rows that are done are not done again. When it returns with the batch COMPLETED,
-    its documents are durable and findable.
+    its documents are durable and findable. A disk that is full or fails is an error that may pass, wherever it
+    was met.
     """
-    attempt = _take_up(wh, batch_id)
+    try:
+        _run_batch(wh, claim, stop)
+    except OSError as error:
+        raise storage_error(error) or error from error
+
+
+def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
+    attempt = _take_up(wh, claim)
     if attempt is None:
         return
     try:
+        _fetch(wh, attempt, stop)
         for collection_id in attempt.collection_ids:
-            _run_collection(wh, attempt, collection_id, stop)
-            if stop.is_set():
-                return
+            if not stop.is_set():
+                _run_collection(wh, attempt, collection_id, stop)
+        if stop.is_set():
+            if not release(wh, claim):
+                raise Superseded
+            return
         wh.views.apply(attempt.namespace_id)
         _finish(wh, attempt)
+        if attempt.compute.cluster is not None:
+            _sweep(wh, attempt)
     except Superseded:
         logger.info(
-            "batch %s was superseded; what attempt %d still brings is dropped", batch_id, attempt.number
+            "batch %s was superseded; what attempt %d still brings is dropped",
+            claim.batch_id,
+            claim.attempt,
         )
         attempt.pace.litter = True
     if attempt.pace.litter:
         _sweep(wh, attempt)
 
 
-def fail_batch(wh: Warehouse, batch_id: str, message: str) -> None:
-    """End a batch that cannot go on as FAILED; rows that are done stay done."""
+def release(wh: Warehouse, claim: Claim) -> bool:
+    """Let go of a batch that is not done, so that any server may take it up; False when it is not ours any more."""
+    with wh.db.write() as connection:
+        released = connection.execute(
+            sa.update(batches)
+            .where(
+                batches.c.batch_id == claim.batch_id,
+                batches.c.attempt == claim.attempt,
+                batches.c.holder == claim.holder,
+                batches.c.status == "IN_PROGRESS",
+            )
+            .values(holder=None)
+        )
+    return released.rowcount == 1
+
+
+def fail_batch(wh: Warehouse, batch_id: str, message: str, *, attempt: int | None = None) -> None:
+    """End a batch that cannot go on as FAILED, unless `attempt` is over; rows that are done stay done."""
+    mine = sa.true() if attempt is None else batches.c.attempt == attempt
     with wh.db.write() as connection:
         row = connection.execute(
             sa.update(batches)
-            .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]))
-            .values(status="FAILED", error=message, updated_at=now())
+            .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]), mine)
+            .values(status="FAILED", holder=None, error=message, updated_at=now())
             .returning(batches.c.task_id)
         ).one_or_none()
         if row is not None and row.task_id:
@@ -137,14 +209,16 @@ def fail_batch(wh: Warehouse, batch_id: str, message: str) -> None:
             )
 
 
-def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
-    with wh.db.write() as connection:
+def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
+    with wh.db.read() as connection:
         row = (
             connection.execute(
-                sa.update(batches)
-                .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]))
-                .values(status="IN_PROGRESS", attempt=batches.c.attempt + 1, updated_at=now())
-                .returning(batches)
+                sa.select(batches).where(
+                    batches.c.batch_id == claim.batch_id,
+                    batches.c.attempt == claim.attempt,
+                    batches.c.holder == claim.holder,
+                    batches.c.status == "IN_PROGRESS",
+                )
             )
             .mappings()
             .one_or_none()
@@ -156,20 +230,20 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
                 namespaces.c.vectors,
                 namespaces.c.feature_extractors,
                 namespaces.c.vector_inference_map,
+                namespaces.c.infrastructure,
+                namespaces.c.place,
                 organizations.c.internal_id,
             )
             .join(organizations, organizations.c.organization_id == namespaces.c.organization_id)
             .where(namespaces.c.namespace_id == row["namespace_id"])
         ).one()
-        if row["task_id"]:
-            connection.execute(
-                sa.update(tasks)
-                .where(tasks.c.task_id == row["task_id"])
-                .values(status="IN_PROGRESS", updated_at=now())
-            )
+    compute = _compute(wh, row["namespace_id"], place.infrastructure, place.place)
+    if links := _links(compute):
+        _tell(wh, row["task_id"], links)
     attempt = _Attempt(
-        batch_id,
-        row["attempt"],
+        claim.batch_id,
+        claim.attempt,
+        claim.holder,
         row["namespace_id"],
         place.internal_id,
         row["bucket_id"],
@@ -178,14 +252,68 @@ def _take_up(wh: Warehouse, batch_id: str) -> _Attempt | None:
         tuple(DenseVector(**vector) for vector in place.vectors),
         {entry["feature_extractor_name"]: entry.get("params") or {} for entry in place.feature_extractors},
         place.vector_inference_map,
+        # Work that was under way when the server ended waits for a cluster that may come back with it.
+        replace(compute, is_patient=claim.is_resumed),
     )
+    if claim.crashes:
+        # What was under way when the servers ended is done one by one: only the culprit is met again and again.
+        attempt.pace.crashes = claim.crashes
+        attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
     if attempt.number > 1:
         _sweep(wh, attempt)
     return attempt
 
 
+def _compute(
+    wh: Warehouse, namespace_id: str, asked: Mapping[str, Any], place: Mapping[str, Any] | None
+) -> Compute:
+    """Return where a namespace's rows are extracted: on the cluster that it was placed on, else on the server's.
+
+    The bounds are the namespace's own. Only on its own cluster are workers kept for it while it has no work.
+    """
+    settings = wh.settings
+    if place is not None:
+        sealed = place.get("ray_auth_token")
+        compute = Compute(
+            place["ray_head_node_url"],
+            wh.vault.unseal(sealed) if sealed else None,
+            dashboard_url=place["ray_dashboard_url"],
+            gpu_type=asked["gpu_type"],
+            gpus_per_worker=asked["gpus_per_worker"] if place["compute_tier"] == "dedicated_gpu" else 0,
+        )
+    elif settings.ray_head_node_url is not None:
+        token = settings.ray_auth_token
+        compute = Compute(
+            settings.ray_head_node_url,
+            token.get_secret_value() if token is not None else None,
+            dashboard_url=settings.ray_dashboard_url,
+        )
+    else:
+        return HERE
+    return replace(
+        compute,
+        pool=namespace_id,
+        min_workers=asked["min_workers"] if place is not None and place["source"] == "namespace" else 0,
+        max_workers=asked["max_workers"],
+        autoscaling=asked["autoscaling_enabled"],
+    )
+
+
+def _links(compute: Compute) -> dict[str, str]:
+    """Return where a batch that is extracted there can be watched, as its task tells it."""
+    return {"ray_dashboard_url": compute.dashboard_url} if compute.dashboard_url else {}
+
+
+def _tell(wh: Warehouse, task_id: str | None, values: Mapping[str, str]) -> None:
+    """Add `values` to what a task says about itself."""
+    this = tasks.c.task_id == task_id
+    with wh.db.write() as connection:
+        told = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar()
+        connection.execute(sa.update(tasks).where(this).values(additional_data={**(told or {}), **values}))
+
+
 def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
-    """Remove artifacts that this attempt or an earlier one wrote but never logged."""
+    """Remove artifacts that were written but never logged: by earlier attempts, by workers that were lost."""
     prefix = f"{attempt.namespace_id}/artifacts"
     with wh.db.read() as connection:
         logged = set(
@@ -199,14 +327,67 @@ def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
     mine = f"{prefix}/{attempt.batch_id}-"
     for key in wh.blobs.keys(prefix):
         if key.startswith(mine) and key not in logged and _attempt_of(key, mine) <= attempt.number:
-            wh.blobs.path(key).unlink(missing_ok=True)
+            wh.blobs.remove(key)
 
 
 def _attempt_of(key: str, prefix: str) -> int:
     return int(key[len(prefix) :].partition("-")[0])
 
 
-def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: threading.Event) -> None:
+def _fetch(wh: Warehouse, attempt: _Attempt, stop: Stop) -> None:
+    """Make what the batch's objects have by URL our own; the rows of an object where that fails end with it."""
+    with contextlib.closing(mirroring.fetch_sources(wh, attempt.batch_id, stop.is_set)) as failures:
+        for failure in failures:
+            if failure is None:
+                with wh.db.read() as connection:
+                    _check_attempt(connection, attempt)
+                continue
+            if stop.is_set():
+                return
+            _fail_object(wh, attempt, failure)
+
+
+def _with_content(
+    wh: Warehouse,
+    attempt: _Attempt,
+    collection_id: str,
+    rows: Sequence[RowMapping],
+    stop: Stop,
+) -> Sequence[RowMapping]:
+    """Return those of `rows` whose content is ours: all, unless objects got a new URL since it was fetched.
+
+    Those are fetched now; what a user changes faster than that ends as failed, for a retry when it is over.
+    """
+    if not any(map(_lacks_content, rows)):
+        return rows
+    _fetch(wh, attempt, stop)
+    if stop.is_set():
+        return ()
+    fresh = _pending(wh, attempt, collection_id)
+    for row in filter(_lacks_content, fresh):
+        message = "The object got another URL while it was fetched. Retry the batch."
+        _fail_object(wh, attempt, mirroring.Failure(row["object_id"], "fetch_superseded", message))
+    return [row for row in fresh if not _lacks_content(row)]
+
+
+def _lacks_content(row: RowMapping) -> bool:
+    return any(is_missing(blob) for blob in row["blobs"])
+
+
+def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -> None:
+    _end_rows(
+        wh,
+        attempt,
+        "fetch",
+        batch_rows.c.object_id == failure.object_id,
+        status="FAILED",
+        error_kind=failure.kind,
+        error_message=failure.message[:MAX_MESSAGE_CHARS],
+        attempts=batch_rows.c.attempts + 1,
+    )
+
+
+def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: Stop) -> None:
     with wh.db.read() as connection:
         collection = (
             connection.execute(sa.select(collections).where(collections.c.collection_id == collection_id))
@@ -222,6 +403,7 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
             rows = _pending(wh, attempt, collection_id)
             if not rows:
                 break
+            rows = _with_content(wh, attempt, collection_id, rows, stop)
             _run_chunks(wh, attempt, plan_hash, _jobs(wh, attempt, collection, rows, plan_hash), stop)
     except _CollectionGone:
         attempt.pace.litter = True
@@ -233,11 +415,11 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
 
 
 def _run_chunks(
-    wh: Warehouse, attempt: _Attempt, plan_hash: str, jobs: Sequence[ChunkJob], stop: threading.Event
+    wh: Warehouse, attempt: _Attempt, plan_hash: str, jobs: Sequence[ChunkJob], stop: Stop
 ) -> None:
     """Extract and commit `jobs`; every row of them has ended when this returns, unless `stop` is set."""
     again: list[ChunkJob] = []
-    for chunk, outcome in _map(wh, jobs):
+    for chunk, outcome in _map(wh, attempt, jobs, stop):
         if stop.is_set() and isinstance(outcome, Failed):
             return  # our workers were stopped under it: its rows are for the next server
         if isinstance(outcome, Failed) and (len(chunk.rows) > 1 or outcome.retryable):
@@ -250,7 +432,7 @@ def _run_chunks(
             return
     for tries_left in range(wh.settings.row_attempts - 1, -1, -1):
         retry: list[ChunkJob] = []
-        for chunk, outcome in _map(wh, again):
+        for chunk, outcome in _map(wh, attempt, again, stop):
             if stop.is_set() and isinstance(outcome, Failed):
                 return
             if isinstance(outcome, Failed) and outcome.retryable and tries_left:
@@ -262,9 +444,30 @@ def _run_chunks(
         again = retry
 
 
-def _map(wh: Warehouse, jobs: Sequence[ChunkJob]) -> Iterator[tuple[ChunkJob, ChunkResult | Failed]]:
-    for index, outcome in wh.runner.map(run_chunk, jobs, timeout_s=wh.settings.extract_timeout_s):
-        yield jobs[index], outcome
+def _map(
+    wh: Warehouse, attempt: _Attempt, jobs: Sequence[ChunkJob], stop: Stop
+) -> Iterator[tuple[ChunkJob, ChunkResult | Failed]]:
+    first, rest = jobs[: attempt.pace.wary_chunks], jobs[attempt.pace.wary_chunks :]
+    for part in (*([job] for job in first), rest):
+        if stop.is_set():
+            return
+        for index, outcome in wh.runner.map(
+            run_chunk,
+            part,
+            timeout_s=wh.settings.extract_timeout_s,
+            compute=attempt.compute,
+            again=_apart,
+            stop=stop.drop,
+        ):
+            if isinstance(outcome, ChunkResult) and outcome.storage_errno is not None:
+                raise OSError(outcome.storage_errno, os.strerror(outcome.storage_errno))
+            yield part[index], outcome
+        attempt.pace.wary_chunks = max(0, attempt.pace.wary_chunks - len(part))
+
+
+def _apart(chunk: ChunkJob, run: int) -> ChunkJob:
+    """Return `chunk` with an artifact of its own: an earlier run of it may still be writing."""
+    return replace(chunk, artifact_key=f"{chunk.artifact_key.partition('~')[0]}~{run}")
 
 
 def _alone(chunk: ChunkJob) -> Iterator[ChunkJob]:
@@ -536,6 +739,7 @@ def _set(payload: dict[str, Any], path: str, value: Any) -> None:
 def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, result: ChunkResult) -> None:
     """Append what a chunk brought and record its rows, in one transaction; then make it findable."""
     rows = {row.object_id: row for row in chunk.rows}
+    failpoints.reach("batch.commit")
     for _ in range(5):
         with wh.db.write() as connection:
             late = _check(connection, attempt, chunk)
@@ -545,6 +749,7 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
         result = _without(wh, chunk, result, late)
     else:
         raise Superseded
+    failpoints.reach("log.appended")
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)
 
@@ -570,10 +775,13 @@ def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[st
 
 def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
     """Raise `Superseded` unless the batch is still ours."""
+    # Locked until the transaction ends, so that nobody takes it up or cancels it in between.
     batch = connection.execute(
-        sa.select(batches.c.status, batches.c.attempt).where(batches.c.batch_id == attempt.batch_id)
+        sa.select(batches.c.status, batches.c.attempt, batches.c.holder)
+        .where(batches.c.batch_id == attempt.batch_id)
+        .with_for_update()
     ).one_or_none()
-    if batch is None or batch.status != "IN_PROGRESS" or batch.attempt != attempt.number:
+    if batch != ("IN_PROGRESS", attempt.number, attempt.holder):
         raise Superseded
 
 
@@ -635,9 +843,18 @@ def _append(
         ],
     )
     _record_rows(connection, attempt, chunk.collection_id, result.rows, late)
+    if attempt.pace.crashes:
+        attempt.pace.crashes = 0
+        connection.execute(sa.update(batches).where(batches.c.batch_id == attempt.batch_id).values(crashes=0))
     seq: int | None = None
     for number, key in enumerate(result.artifact_keys):
-        seq = log.append_artifact(connection, attempt.namespace_id, key, deletes=stale if number == 0 else ())
+        seq = log.append_artifact(
+            connection,
+            attempt.namespace_id,
+            key,
+            deletes=stale if number == 0 else (),
+            documents=result.documents if number == 0 else 0,
+        )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
     return seq
@@ -688,18 +905,22 @@ def _close_rows(
     wh: Warehouse, attempt: _Attempt, collection_id: str, status: str, kind: str | None, message: str | None
 ) -> None:
     """Close the rows of a collection that are still to be done."""
+    which = batch_rows.c.collection_id == collection_id
+    _end_rows(wh, attempt, "extract", which, status=status, error_kind=kind, error_message=message)
+
+
+def _end_rows(
+    wh: Warehouse, attempt: _Attempt, stage: str, which: sa.ColumnElement[bool], **values: Any
+) -> None:
+    """Give `values` to those of the batch's rows that are still to be done."""
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
         connection.execute(
             sa.update(batch_rows)
-            .where(
-                batch_rows.c.batch_id == attempt.batch_id,
-                batch_rows.c.collection_id == collection_id,
-                batch_rows.c.status == "PENDING",
-            )
-            .values(status=status, error_kind=kind, error_message=message, updated_at=now())
+            .where(batch_rows.c.batch_id == attempt.batch_id, which, batch_rows.c.status == "PENDING")
+            .values(**values, updated_at=now())
         )
-        _record_progress(connection, attempt, "extract")
+        _record_progress(connection, attempt, stage)
 
 
 def _close_unchanged(
@@ -757,6 +978,7 @@ def _record_progress(
                 "total": total,
                 "done": total - counts.get("PENDING", 0),
                 "failed": counts.get("FAILED", 0),
+                **_links(attempt.compute),
             },
             updated_at=now(),
         )
@@ -790,9 +1012,17 @@ def _finish(wh: Warehouse, attempt: _Attempt) -> None:
             .where(
                 batches.c.batch_id == attempt.batch_id,
                 batches.c.attempt == attempt.number,
+                batches.c.holder == attempt.holder,
                 batches.c.status == "IN_PROGRESS",
             )
-            .values(status=status, error=error, error_summary=kinds or None, updated_at=now())
+            .values(
+                status=status,
+                holder=None,
+                crashes=0,
+                error=error,
+                error_summary=kinds or None,
+                updated_at=now(),
+            )
             .returning(batches.c.batch_id)
         ).one_or_none()
         if done is None:

@@ -23,8 +23,7 @@ _KEY = re.compile(r"(ns_[0-9a-f]{16})/blobs/[0-9a-f]{64}")
 
 def sign(wh: Warehouse, namespace_id: str, key: str) -> str | None:
     """Return an absolute URL for blob `key`, good for an hour; None for a key that is not of this namespace."""
-    match = _KEY.fullmatch(key)
-    if match is None or match[1] != namespace_id:
+    if not _is_of(namespace_id, key):
         return None
     expires = int(time.time()) + LIFETIME_S
     return f"{wh.base_url}/v1/blobs/{key}?expires={expires}&signature={_signature(wh, key, expires)}"
@@ -32,9 +31,21 @@ def sign(wh: Warehouse, namespace_id: str, key: str) -> str | None:
 
 def resolve(wh: Warehouse, namespace_id: str, value: object) -> str | None:
     """Return the signed URL for a payload value ``blob://<key>``; None for every other value."""
+    key = key_in(namespace_id, value)
+    return sign(wh, namespace_id, key) if key is not None else None
+
+
+def key_in(namespace_id: str, value: object) -> str | None:
+    """Return the key of a payload value ``blob://<key>`` that names a blob of the namespace; None for every other."""
     if isinstance(value, str) and value.startswith(SCHEME):
-        return sign(wh, namespace_id, value.removeprefix(SCHEME))
+        key = value.removeprefix(SCHEME)
+        return key if _is_of(namespace_id, key) else None
     return None
+
+
+def _is_of(namespace_id: str, key: str) -> bool:
+    match = _KEY.fullmatch(key)
+    return match is not None and match[1] == namespace_id
 
 
 def verify(wh: Warehouse, key: str, expires: int, signature: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import orjson
 
 from tessera.context import Warehouse
+from tessera.errors import BadRequestError
 from tessera.filters import Filter, matches, parse, values_at
 from tessera.models.base import JsonObject, PaginationResponse
 from tessera.pagination import PageRequest, paginate
@@ -41,6 +42,17 @@ def choose(
         and (not search or contains(row, search, search_in, case_sensitive=case_sensitive))
     ]
     return found if sort is None else ordered(found, *sort, id_field=id_field)
+
+
+def refuse_long_scan(wh: Warehouse, total: int, noun: str) -> None:
+    """Raise `BadRequestError` when filters, search or sort would read more rows than the setting allows."""
+    limit = wh.settings.max_scan_documents
+    if total > limit:
+        raise BadRequestError(
+            f"The bucket has {total} {noun}; filters, search and sort read at most {limit} (setting "
+            "max_scan_documents). List without them, or use a bucket of its own for them.",
+            details={"count": total, "max_scan_documents": limit},
+        )
 
 
 def cut(wh: Warehouse, page: PageRequest, chosen: Sequence[Row]) -> tuple[list[Row], PaginationResponse]:

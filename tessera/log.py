@@ -3,14 +3,19 @@
 An entry's number is ``head + 1`` of the namespace's row, taken as the last statement before the
 insert, so that entries commit in the order of their numbers on any database. Entries hold *final
 values by document id*; applying one again changes nothing.
+
+A prefix of the log may have been folded into a **checkpoint** (`tessera.compaction`): entries of the usual
+kinds numbered `checkpoint_first` to `checkpoint_seq`, the index set and then artifacts, which bring a new view
+to where all entries up to `checkpoint_seq` brought the old one. Numbers behind it stay as they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tessera import artifact
-from tessera.db.engine import now
+from tessera.db.engine import Database, now
 from tessera.db.tables import log_entries, namespaces
 from tessera.errors import NotFoundError, Problem, ValidationError
 from tessera.models import PayloadIndex
@@ -29,10 +34,18 @@ MAX_INLINE_DOCUMENTS = 100
 MAX_INLINE_BYTES = 256 * 1024
 
 
+class Folded(Exception):
+    """What a reader would need next was folded into a checkpoint; it must begin again, with an empty view."""
+
+
 def append_indexes(connection: Connection, namespace_id: str, indexes: Sequence[PayloadIndex]) -> int:
     """Append the complete index set that holds from now on; return the entry's number."""
-    body = orjson.dumps([index.model_dump(mode="json") for index in indexes])
-    return _append(connection, namespace_id, "indexes", body, None)
+    return _append(connection, namespace_id, "indexes", indexes_body(indexes), None)
+
+
+def indexes_body(indexes: Sequence[PayloadIndex]) -> bytes:
+    """Return the body of an entry that holds an index set."""
+    return orjson.dumps([index.model_dump(mode="json") for index in indexes])
 
 
 def append_edit(
@@ -61,25 +74,37 @@ def append_edit(
     )
     if len(upserts) > MAX_INLINE_DOCUMENTS or (upserts and len(body) > MAX_INLINE_BYTES):
         raise ValueError("an edit of this size belongs into an artifact")
-    return _append(connection, namespace_id, "edit", body, None)
+    return _append(connection, namespace_id, "edit", body, None, len(upserts) + len(deletes))
 
 
 def append_artifact(
-    connection: Connection, namespace_id: str, artifact_key: str, *, deletes: Sequence[str] = ()
+    connection: Connection,
+    namespace_id: str,
+    artifact_key: str,
+    *,
+    deletes: Sequence[str] = (),
+    documents: int = artifact.MAX_DOCUMENTS,
 ) -> int:
-    """Append an artifact that already is in blob storage, with the ids that it replaces for good."""
-    return _append(
-        connection, namespace_id, "artifact", orjson.dumps({"deletes": list(deletes)}), artifact_key
-    )
+    """Append an artifact that already is in blob storage, with the ids that it replaces for good.
+
+    `documents` is how many it holds, as far as that is known: it decides when the log is folded.
+    """
+    body = orjson.dumps({"deletes": list(deletes)})
+    return _append(connection, namespace_id, "artifact", body, artifact_key, documents + len(deletes))
 
 
 def _append(
-    connection: Connection, namespace_id: str, kind: str, body: bytes, artifact_key: str | None
+    connection: Connection,
+    namespace_id: str,
+    kind: str,
+    body: bytes,
+    artifact_key: str | None,
+    changes: int = 0,
 ) -> int:
     head = connection.execute(
         sa.update(namespaces)
         .where(namespaces.c.namespace_id == namespace_id)
-        .values(head=namespaces.c.head + 1)
+        .values(head=namespaces.c.head + 1, logged_changes=namespaces.c.logged_changes + changes)
         .returning(namespaces.c.head)
     ).scalar()
     if head is None:
@@ -105,32 +130,98 @@ def read(
     limit: int,
     local_path: Callable[[str], Path],
 ) -> list[Entry]:
-    """Return up to `limit` entries numbered above `after`, in order.
+    """Return up to `limit` entries numbered above `after`, in order; from the start, all of a checkpoint.
 
+    A checkpoint comes as a whole, however long: between its entries nobody can stop and go on.
     `local_path` turns an artifact's key into a file that this machine can map.
+
+    Raises `Folded` when `after` lies within what a checkpoint has replaced: documents that were deleted
+    between there and the checkpoint are not named any more.
     """
-    rows = connection.execute(
-        sa.select(log_entries)
-        .where(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
-        .order_by(log_entries.c.seq)
-        .limit(limit)
-    )
-    return [_entry(row.seq, row.kind, row.body, row.artifact_key, local_path) for row in rows]
+    mine = namespaces.c.namespace_id == namespace_id
+    query = sa.select(
+        log_entries, sa.select(namespaces.c.checkpoint_seq).where(mine).scalar_subquery().label("checkpoint")
+    ).where(log_entries.c.namespace_id == namespace_id)
+    if after == 0:
+        place = connection.execute(
+            sa.select(namespaces.c.checkpoint_first, namespaces.c.checkpoint_seq).where(mine)
+        ).one_or_none()
+        first, last = place if place is not None else (0, 0)
+        query = query.where(log_entries.c.seq >= first).limit(max(limit, last - first + 1))
+    else:
+        query = query.where(log_entries.c.seq > after).limit(limit)
+    rows = connection.execute(query.order_by(log_entries.c.seq)).all()
+    if rows and 0 < after < rows[0].checkpoint:
+        raise Folded(f"entry {after} lies before the checkpoint at {rows[0].checkpoint}")
+    return [entry_of(row, local_path) for row in rows]
 
 
-def _entry(
-    seq: int, kind: str, body: bytes, artifact_key: str | None, local_path: Callable[[str], Path]
-) -> Entry:
-    value = orjson.loads(body)
-    if kind == "indexes":
-        return Entry(seq, "indexes", indexes=tuple(PayloadIndex.model_validate(item) for item in value))
-    if kind == "artifact":
-        assert artifact_key is not None
+def last_indexes(connection: Connection, namespace_id: str, up_to: int) -> tuple[PayloadIndex, ...] | None:
+    """Return the index set in force at entry `up_to`, None when none was ever logged."""
+    body = connection.execute(
+        sa.select(log_entries.c.body)
+        .where(
+            log_entries.c.namespace_id == namespace_id,
+            log_entries.c.kind == "indexes",
+            log_entries.c.seq <= up_to,
+        )
+        .order_by(log_entries.c.seq.desc())
+        .limit(1)
+    ).scalar()
+    if body is None:
+        return None
+    return tuple(PayloadIndex.model_validate(item) for item in orjson.loads(body))
+
+
+def newest_first(
+    db: Database,
+    namespace_id: str,
+    *,
+    last: int,
+    page: int,
+    local_path: Callable[[str], Path],
+    pause: Callable[[], None] = lambda: None,
+) -> Iterator[Entry]:
+    """Yield the entries up to number `last`, the newest first, down to the start or the checkpoint.
+
+    Each `page` of them is read in a transaction of its own; `pause` is called between two.
+    """
+    first = sa.select(namespaces.c.checkpoint_first).where(namespaces.c.namespace_id == namespace_id)
+    below = last + 1
+    while True:
+        with db.read() as connection:
+            rows = connection.execute(
+                sa.select(log_entries)
+                .where(
+                    log_entries.c.namespace_id == namespace_id,
+                    log_entries.c.seq < below,
+                    log_entries.c.seq >= first.scalar_subquery(),
+                )
+                .order_by(log_entries.c.seq.desc())
+                .limit(page)
+            ).all()
+        for row in rows:
+            yield entry_of(row, local_path)
+        if len(rows) < page:
+            return
+        below = rows[-1].seq
+        pause()
+
+
+def entry_of(row: Any, local_path: Callable[[str], Path]) -> Entry:
+    """Return the entry that a row of `log_entries` holds."""
+    value = orjson.loads(row.body)
+    if row.kind == "indexes":
+        return Entry(row.seq, "indexes", indexes=tuple(PayloadIndex.model_validate(item) for item in value))
+    if row.kind == "artifact":
         return Entry(
-            seq, "artifact", deletes=tuple(value["deletes"]), artifact_path=str(local_path(artifact_key))
+            row.seq,
+            "artifact",
+            deletes=tuple(value["deletes"]),
+            artifact_path=str(local_path(row.artifact_key)),
         )
     return Entry(
-        seq,
+        row.seq,
         "edit",
         upserts=tuple(
             Document(
@@ -154,24 +245,44 @@ class State:
 
 
 def fold(entries: Iterable[Entry], state: State | None = None) -> State:
-    """Fold `entries` into `state`. Pure but for reading artifacts; replay, compaction and tests share it.
+    """Fold `entries`, in order, into a new state that begins with `state`.
 
-    Within one entry deletes come first, so that an id which an artifact brings again survives.
+    Pure but for reading artifacts. What survives is decided by `survivors`, as in compaction.
     """
-    state = state or State()
-    for entry in entries:
-        for document_id in entry.deletes:
-            state.documents.pop(document_id, None)
-        if entry.indexes is not None:
-            state.indexes = entry.indexes
-        for document in entry.upserts:
-            state.documents[document.document_id] = document
+    before = state or State()
+    ordered = list(entries)
+    decided: set[str] = set()
+    newest = {document.document_id: document for document in survivors(reversed(ordered), decided)}
+    kept = {document_id: d for document_id, d in before.documents.items() if document_id not in decided}
+    indexes = (entry.indexes for entry in reversed(ordered) if entry.indexes is not None)
+    return State(
+        {**kept, **dict(reversed(newest.items()))},
+        next(indexes, before.indexes),
+        ordered[-1].seq if ordered else before.seq,
+    )
+
+
+def survivors(newest_first: Iterable[Entry], decided: set[str]) -> Iterator[Document]:
+    """Yield each document that exists after the entries, once, with its final value; the newest first.
+
+    `newest_first` are entries from the last to the first; the ids that they decide about are added to
+    `decided`. Memory holds those ids and one artifact, however long the log is. Within one entry deletes
+    come first, so that an id which an artifact brings again survives.
+    """
+    for entry in newest_first:
         if entry.artifact_path is not None:
-            for documents in artifact.read(entry.artifact_path):
-                for document in documents:
-                    state.documents[document.document_id] = document
-        state.seq = entry.seq
-    return state
+            slices = list(artifact.read(entry.artifact_path))
+            for documents in reversed(slices):
+                yield from _undecided(documents, decided)
+        yield from _undecided(entry.upserts, decided)
+        decided.update(entry.deletes)
+
+
+def _undecided(documents: Sequence[Document], decided: set[str]) -> Iterator[Document]:
+    for document in reversed(documents):
+        if document.document_id not in decided:
+            decided.add(document.document_id)
+            yield document
 
 
 def check_documents(documents: Sequence[Document], vectors: Mapping[str, DenseVector]) -> None:

@@ -49,6 +49,8 @@ _PICTURE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG20
 _DECODED = frozenset({f"image/{kind}" for kind in ("jpeg", "png", "webp", "bmp", "tiff", "avif", "jp2")})
 #: FFmpeg's readers that are used: none that opens other files or addresses (hls, dash, concat).
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,srt,webvtt,ass"
+#: What every file is opened with: nothing but files, and none that could name another.
+DECODER_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _TEXT_SUBTITLES = frozenset({"mov_text", "subrip", "srt", "ass", "ssa", "webvtt", "text"})
 #: Frames further ahead than this are reached by seeking, nearer ones by decoding on.
 _SEEK_AHEAD_S = 12.0
@@ -88,9 +90,7 @@ class Cue:
 
 def sniff(path: Path) -> str | None:
     """Return the media type that the file's bytes tell, or None."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    return content.sniff(head)
+    return content.sniff_file(path)
 
 
 # --- pictures -----------------------------------------------------------------------------------------
@@ -268,8 +268,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         mime_type = sniff(path)
         if mime_type is None or not (mime_type.startswith("video/") or mime_type == "image/gif"):
             raise _not_a("video", path, content.FORMATS["video"])
-        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-        with av.open(str(path), options=options, metadata_errors="replace") as container:
+        with av.open(str(path), options=dict(DECODER_OPTIONS), metadata_errors="replace") as container:
             yield container
 
 

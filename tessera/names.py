@@ -19,7 +19,7 @@ def check(
 ) -> list[Problem]:
     """Return what is wrong with `name`: printable, no ``/``, no blank at its ends, no id, no route word."""
     shown, field = quote(name), location[-1]
-    if not name.isprintable() or any(unicodedata.category(c) == "Cs" for c in name):
+    if not name.isprintable():  # nor is half of a surrogate pair
         why = "holds a character that cannot be printed"
     elif "/" in name:
         why = "holds a slash, which separates parts of a path"

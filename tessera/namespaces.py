@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import idempotency, listing, log, names, sealing
+from tessera import audit, failpoints, idempotency, limits, listing, log, names
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
+from tessera.db.migrate import remove_copies
 from tessera.db.tables import (
     api_keys,
     buckets,
     collections,
+    doomed_views,
     log_entries,
     namespaces,
     objects,
@@ -62,11 +67,13 @@ from tessera.plan import (
     NamespaceChange,
     effective_indexes,
     keeps_key,
+    keeps_token,
     plan_namespace,
     plan_patch,
     plan_update,
     stored_indexes,
 )
+from tessera.ports import DenseVector, View
 
 logger = logging.getLogger("tessera.namespaces")
 
@@ -79,13 +86,16 @@ _ID = re.compile(r"ns_[0-9a-f]{16}\Z")
 _RANK = {"read": 1, "write": 2, "modify": 2, "delete": 3, "manage": 4, "admin": 4}
 #: After a sweep that failed, the next one.
 _AGAIN_S = 10
+#: A view that was provisioned for a creation that never ended is dropped after this time.
+_PROVISIONING_S = 120
+#: A view that a namespace has left is dropped when every request that may still read it has ended.
+_GRACE_S = 90
+#: A change of payload indexes over many documents is waited for this long.
+_INDEX_PATIENCE_S = 20
+#: Time to reach a Ray head; nothing more is asked of it while a namespace is created.
+_RAY_CONNECT_S = 2.0
 _URL_FIELDS = ("qdrant_url", "ray_head_node_url", "ray_dashboard_url")
-
-
-class DedicatedUnavailableError(UnavailableError):
-    """The namespace would need dedicated infrastructure, which this version does not provision."""
-
-    retryable = False
+_SECRETS = ("qdrant_api_key", "ray_auth_token")
 
 
 # --- infrastructure ----------------------------------------------------------------------------------
@@ -93,13 +103,14 @@ class DedicatedUnavailableError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A Qdrant and a Ray that somebody brought. `qdrant_api_key` is sealed, and never part of an answer."""
+    """A Qdrant and a Ray that somebody brought. Key and token are sealed, and never part of an answer."""
 
     compute_tier: ComputeTier = ComputeTier.SHARED
     qdrant_url: str | None = None
     ray_head_node_url: str | None = None
     ray_dashboard_url: str | None = None
     qdrant_api_key: str | None = field(default=None, repr=False)
+    ray_auth_token: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any] | None) -> Backend:
@@ -107,7 +118,7 @@ class Backend:
         stored = stored or {}
         return cls(
             ComputeTier(stored.get("compute_tier") or ComputeTier.SHARED),
-            *(stored.get(name) for name in (*_URL_FIELDS, "qdrant_api_key")),
+            *(stored.get(name) for name in (*_URL_FIELDS, *_SECRETS)),
         )
 
 
@@ -130,6 +141,39 @@ def resolve_infrastructure(namespace: Backend, organization: Backend | None, ser
     if organization is not None and organization.compute_tier != ComputeTier.SHARED:
         return Resolved(organization, "organization")
     return Resolved(server, "server")
+
+
+def place_of(
+    infrastructure: Mapping[str, Any], of_organization: Mapping[str, Any] | None
+) -> JsonObject | None:
+    """Return where a namespace's view shall live; None for the server's own default. Pure.
+
+    On the namespace's own infrastructure `qdrant_collection` is the alias by which its owner knows it; on
+    the organization's it is only a name.
+    """
+    resolved = resolve_infrastructure(
+        Backend.of(infrastructure), Backend.of(of_organization) if of_organization else None, Backend()
+    )
+    if resolved.source == "server":
+        return None
+    backend = resolved.backend
+    return {
+        "source": resolved.source,
+        "compute_tier": backend.compute_tier.value,
+        "qdrant_url": backend.qdrant_url,
+        "qdrant_api_key": backend.qdrant_api_key,
+        "ray_head_node_url": backend.ray_head_node_url,
+        "ray_dashboard_url": backend.ray_dashboard_url,
+        "ray_auth_token": backend.ray_auth_token,
+        "alias": infrastructure["qdrant_collection"] if resolved.source == "namespace" else None,
+    }
+
+
+def _same_store(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Say whether two places are one collection on one server (or both the server's default)."""
+    if one is None or other is None:
+        return one is other
+    return (one["qdrant_url"], one["alias"]) == (other["qdrant_url"], other["alias"])
 
 
 def server_backend(settings: Settings) -> Backend:
@@ -426,15 +470,13 @@ def answer(wh: Warehouse, row: Row) -> JsonObject:
 
 
 def _shown_infrastructure(settings: Settings, row: Row) -> JsonObject:
-    stored = row["infrastructure"]
-    of_organization = row["organization_infrastructure"]
-    resolved = resolve_infrastructure(
-        Backend.of(stored), Backend.of(of_organization) if of_organization else None, server_backend(settings)
-    )
-    shown = {name: value for name, value in stored.items() if name != "qdrant_api_key"}
-    shown["compute_tier"] = resolved.backend.compute_tier.value
-    if resolved.source == "organization":
-        shown.update({name: getattr(resolved.backend, name) for name in _URL_FIELDS})
+    """Return the infrastructure that the namespace really runs on, and whose it is; no secret."""
+    place = row["place"]
+    shown = {name: value for name, value in row["infrastructure"].items() if name not in _SECRETS}
+    shown["compute_tier"] = place["compute_tier"] if place else ComputeTier.SHARED.value
+    shown["source"] = place["source"] if place else "server"
+    if place and place["source"] == "organization":
+        shown.update({name: place[name] for name in _URL_FIELDS})
     return shown
 
 
@@ -450,8 +492,8 @@ def create(
     makes nothing and returns what the first call made.
 
     Raises `ValidationError` or `BadRequestError` with everything that is wrong, `AlreadyExistsError` when
-    only the name is taken, `DedicatedUnavailableError` when the namespace would run on dedicated
-    infrastructure.
+    only the name (or, on a dedicated Qdrant, the collection) is taken, `QdrantError` or `UnavailableError`
+    when dedicated infrastructure cannot be reached: then nothing is left behind, here or there.
     """
     _authorize_infrastructure(wh, principal, body)
     once = idempotency.once(principal, CREATE_ROUTE, idempotency_key, body)
@@ -485,19 +527,31 @@ def create(
         "created_at": at,
         "updated_at": at,
     }
-    try:
-        with wh.db.write() as connection:
-            first = idempotency.claim(connection, once, namespace_id) if once is not None else None
-            if first is None:
-                of_organization = connection.execute(
-                    _OF_ORGANIZATION, {"organization_id": principal.organization_id}
-                ).scalar()
-                connection.execute(_INSERT, row)
-                # Inside the transaction, so that a name that is taken is told before what this version lacks.
-                _refuse_dedicated(row["infrastructure"], of_organization)
-                log.append_indexes(connection, namespace_id, plan.indexes)
-    except sa.exc.IntegrityError as error:
-        raise _name_taken(plan.namespace_name) from error
+    with wh.db.read() as connection:
+        of_organization = connection.execute(
+            _OF_ORGANIZATION, {"organization_id": principal.organization_id}
+        ).scalar()
+        place = row["place"] = place_of(row["infrastructure"], of_organization)
+        if place is not None and once is not None:
+            made = idempotency.find(connection, once)
+            if made is not None:
+                return _made_before(wh, principal, made)
+        if place is not None and _name_is_taken(connection, principal, plan.namespace_name):
+            raise _name_taken(plan.namespace_name)
+    if place is None:
+        first = _insert(wh, principal, row, plan.indexes, once)
+    else:
+        row["mark_seq"] = 1
+        view = wh.views.view_at(
+            namespace_id, row["view_id"], tuple(DenseVector(**v) for v in row["vectors"]), place
+        )
+        try:
+            with _provisioned(wh, view, plan.indexes, 1, place):
+                first = _insert(wh, principal, row, plan.indexes, once)
+                if first is not None:
+                    raise _MadeBeforeError
+        except _MadeBeforeError:
+            pass
     if first is not None:
         return _made_before(wh, principal, first)
     return answer(
@@ -509,6 +563,196 @@ def create(
             "collection_count": 0,
             "object_count": 0,
         },
+    )
+
+
+def _insert(
+    wh: Warehouse,
+    principal: Principal,
+    row: Mapping[str, Any],
+    indexes: Sequence[PayloadIndex],
+    once: idempotency.Once | None,
+) -> str | None:
+    """Insert the namespace and its first log entry; return the id that an earlier such request made, or None.
+
+    From the commit on a view that was provisioned for it is in use, so it is no longer due to be dropped.
+    """
+    try:
+        with wh.db.write() as connection:
+            if once is not None:
+                first = idempotency.claim(connection, once, row["namespace_id"])
+                if first is not None:
+                    return first
+            limits.check_quota(wh, connection, principal, "namespaces")
+            connection.execute(_INSERT, row)
+            audit.record(
+                connection,
+                principal,
+                "namespace_created",
+                "namespace",
+                row["namespace_id"],
+                {"name": row["namespace_name"]},
+            )
+            log.append_indexes(connection, row["namespace_id"], indexes)
+            if row["place"] is not None:
+                connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == row["view_id"]))
+    except sa.exc.IntegrityError as error:
+        raise _name_taken(row["namespace_name"]) from error
+    failpoints.reach("namespace.committed")
+    return None
+
+
+class _MadeBeforeError(Exception):
+    """While a view was provisioned, the same request came to its end elsewhere; ours is undone."""
+
+
+@contextmanager
+def _provisioned(
+    wh: Warehouse, view: View, indexes: Sequence[PayloadIndex], seq: int, place: JsonObject
+) -> Iterator[None]:
+    """Make `view` on dedicated infrastructure for the block that begins to use it, and undo it when that fails.
+
+    What is to be undone is written down first: when the server is killed in between, `drop_doomed` does it.
+    """
+    _check_ray(place["ray_head_node_url"])
+    # The first contact makes nothing: a server that is not there or refuses the key leaves nothing to undo.
+    wh.views.drop(view)
+    with wh.db.write() as connection:
+        _check_alias(connection, view.namespace_id, place)
+        _check_alone(connection, view.namespace_id)
+        connection.execute(
+            doomed_views.insert().values(
+                view_id=view.view_id,
+                namespace_id=view.namespace_id,
+                place=place,
+                due_at=_in(_PROVISIONING_S),
+            )
+        )
+    try:
+        wh.views.provision(view, indexes, seq)
+        failpoints.reach("namespaces.provisioned")
+        yield
+    except BaseException as error:
+        with wh.db.write() as connection:
+            connection.execute(
+                sa.update(doomed_views).where(doomed_views.c.view_id == view.view_id).values(due_at=now())
+            )
+        if isinstance(error, QdrantError) and error.retryable:
+            # A server that went away in the middle would only keep the caller waiting once more.
+            wh.jobs.wake()
+        else:
+            drop_doomed(wh, view.view_id)
+        raise
+
+
+def _check_alias(connection: Connection, namespace_id: str, place: JsonObject) -> None:
+    """Refuse the collection of another namespace, be it that one is only just being made.
+
+    A Qdrant server would let the later of two requests at once take the alias from the earlier.
+    """
+    if place["alias"] is None:
+        return
+    for table in (namespaces, doomed_views):
+        taken = connection.execute(
+            sa.select(table.c.namespace_id)
+            .where(
+                table.c.namespace_id != namespace_id,
+                table.c.place["alias"].as_string() == place["alias"],
+                table.c.place["qdrant_url"].as_string() == place["qdrant_url"],
+            )
+            .limit(1)
+        ).scalar()
+        if taken is not None:
+            raise AlreadyExistsError(
+                f"The collection {quote(place['alias'])} at {place['qdrant_url']} belongs to another namespace. It is "
+                "left as it is; choose another qdrant_collection.",
+                details={"resource": "collection", "id": place["alias"]},
+            )
+
+
+def _check_alone(connection: Connection, namespace_id: str) -> None:
+    """Refuse a second move while a first is under way: they would take the alias from each other."""
+    used = connection.execute(
+        sa.select(namespaces.c.view_id).where(namespaces.c.namespace_id == namespace_id)
+    ).scalar()
+    doomed = connection.execute(
+        sa.select(doomed_views.c.view_id).where(
+            doomed_views.c.namespace_id == namespace_id, doomed_views.c.due_at > now()
+        )
+    ).scalars()
+    # Views that were left behind are doomed too, and older than the one in use.
+    if used is not None and any(_generation(view_id) > _generation(used) for view_id in doomed):
+        raise ConflictError(
+            "Another request is changing the infrastructure of this namespace. Send this one again when it has ended.",
+            details={"namespace_id": namespace_id},
+        )
+
+
+def _generation(view_id: str) -> int:
+    return int(view_id.rpartition("-")[2])
+
+
+def end_provisioning(wh: Warehouse) -> None:
+    """Let every doomed view be dropped now: those who were making it or reading it ended with an earlier server."""
+    waits = doomed_views.c.due_at > now()
+    with wh.db.read() as connection:
+        if connection.execute(sa.select(doomed_views.c.view_id).where(waits).limit(1)).scalar() is None:
+            return
+    with wh.db.write() as connection:
+        connection.execute(sa.update(doomed_views).where(waits).values(due_at=now()))
+
+
+def drop_doomed(wh: Warehouse, view_id: str) -> None:
+    """Drop a view that nothing refers to, if it is due. Can be repeated; one that cannot be dropped now waits."""
+    with wh.db.read() as connection:
+        row = connection.execute(
+            sa.select(doomed_views).where(doomed_views.c.view_id == view_id, doomed_views.c.due_at <= now())
+        ).one_or_none()
+    if row is None:
+        return
+    this = doomed_views.c.view_id == view_id
+    try:
+        wh.views.drop(wh.views.view_at(row.namespace_id, view_id, (), row.place))
+    except (TesseraError, OSError) as error:
+        logger.warning("view %s is not dropped yet, next try in %d s: %s", view_id, _AGAIN_S, error)
+        with wh.db.write() as connection:
+            connection.execute(sa.update(doomed_views).where(this).values(due_at=_in(_AGAIN_S)))
+        return
+    with wh.db.write() as connection:
+        connection.execute(sa.delete(doomed_views).where(this))
+
+
+def due_to_drop(connection: Connection) -> list[str]:
+    """Return the views that are to be dropped now."""
+    return list(
+        connection.execute(sa.select(doomed_views.c.view_id).where(doomed_views.c.due_at <= now())).scalars()
+    )
+
+
+def _check_ray(url: str) -> None:
+    """Try to reach a Ray head for 2 s. Raises `UnavailableError` that names it."""
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 10001), _RAY_CONNECT_S):
+            return
+    except OSError as error:
+        raise UnavailableError(
+            f"The Ray head at {parts.hostname}:{parts.port or 10001} cannot be reached: {error.strerror or error}. "
+            "Nothing was created; start it, or correct ray_head_node_url, and send the request again.",
+            details={"ray_head_node_url": url},
+            retry_after_s=5,
+        ) from None
+
+
+def _name_is_taken(connection: Connection, principal: Principal, name: str) -> bool:
+    return (
+        connection.execute(
+            sa.select(namespaces.c.namespace_id).where(
+                namespaces.c.organization_id == principal.organization_id,
+                namespaces.c.namespace_name == name,
+            )
+        ).scalar()
+        is not None
     )
 
 
@@ -539,15 +783,19 @@ def _stored_infrastructure(
 ) -> JsonObject:
     """Return the infrastructure as the row keeps it: complete, its key sealed."""
     infrastructure = sent or NamespaceInfrastructure()
-    stored = infrastructure.model_dump(mode="json", exclude={"qdrant_api_key"})
+    stored = infrastructure.model_dump(mode="json", exclude=set(_SECRETS))
     if infrastructure.qdrant_collection is None:
         stored["qdrant_collection"] = before["qdrant_collection"] if before is not None else new_id("ns")
     if "max_concurrent_jobs" not in infrastructure.model_fields_set:
         stored["max_concurrent_jobs"] = wh.settings.max_concurrent_jobs
     if infrastructure.qdrant_api_key is not None:
-        stored["qdrant_api_key"] = sealing.seal(wh.signing_key, infrastructure.qdrant_api_key)
+        stored["qdrant_api_key"] = wh.vault.seal(infrastructure.qdrant_api_key)
     elif before is not None and keeps_key(infrastructure, before):
         stored["qdrant_api_key"] = before["qdrant_api_key"]
+    if infrastructure.ray_auth_token is not None:
+        stored["ray_auth_token"] = wh.vault.seal(infrastructure.ray_auth_token)
+    elif before is not None and keeps_token(infrastructure, before):
+        stored["ray_auth_token"] = before["ray_auth_token"]
     return stored
 
 
@@ -572,33 +820,14 @@ def _authorize_infrastructure(wh: Warehouse, principal: Principal, body: object)
         )
 
 
-def _refuse_dedicated(stored: JsonObject, of_organization: JsonObject | None) -> None:
-    """Raise `DedicatedUnavailableError` when the namespace would not run on the server's own infrastructure."""
-    resolved = resolve_infrastructure(
-        Backend.of(stored), Backend.of(of_organization) if of_organization else None, Backend()
-    )
-    if resolved.source == "server":
-        return
-    tier = resolved.backend.compute_tier.value
-    remedy = (
-        "Send compute_tier 'shared' or leave infrastructure out."
-        if resolved.source == "namespace"
-        else "It is the organization's; remove it there to use the server's shared infrastructure."
-    )
-    raise DedicatedUnavailableError(
-        f"The infrastructure is well formed, but dedicated provisioning ({tier}) is not available in this version "
-        f"of Tessera; nothing was changed. {remedy}",
-        details={"compute_tier": tier, "source": resolved.source},
-    )
-
-
 # --- changing ----------------------------------------------------------------------------------------
 
 
 def patch(wh: Warehouse, principal: Principal, identifier: str, body: object) -> JsonObject:
     """Change what `body` names and return the namespace. Repeating it changes nothing more.
 
-    When this returns, the change is durable and a changed index set is in force.
+    When this returns, the change is durable and a changed index set is in force; over many documents it comes
+    into force when the view that is built with it is ready, which this waits for only so long.
     """
     return _change(wh, principal, identifier, body, plan_patch)
 
@@ -609,10 +838,82 @@ def update(wh: Warehouse, principal: Principal, identifier: str, body: object) -
 
 
 def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, plan: Any) -> JsonObject:
-    with wh.db.read() as connection:
-        namespace_id = resolve(connection, principal, identifier)["namespace_id"]
     if plan is plan_patch:
         _authorize_infrastructure(wh, principal, body)
+    with wh.db.read() as connection:
+        current = _find(connection, principal, identifier, _SHOWN_BY_ID, _SHOWN_BY_NAME)
+        moves, place = _planned_place(wh, connection, current, plan(body, current))
+    move = _begun_move(wh, current, place) if moves else None
+    if move is None or move.place is None:
+        return _write_change(wh, principal, current["namespace_id"], body, plan, move)
+    with _provisioned(wh, move.view, move.indexes, move.head, move.place):
+        return _write_change(wh, principal, current["namespace_id"], body, plan, move)
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A change of place of an empty namespace: the view that it leaves, and the one that it will use.
+
+    Of the latter's indexes, those of log entry `head` are made.
+    """
+
+    leaves: str
+    view: View
+    place: JsonObject | None
+    indexes: tuple[PayloadIndex, ...]
+    head: int
+
+
+def _planned_place(
+    wh: Warehouse, connection: Connection, current: RowMapping, change: NamespaceChange
+) -> tuple[bool, JsonObject | None]:
+    """Say whether a change of infrastructure moves the view, and where it is to be.
+
+    Raises `ConflictError` when there is something to move.
+    """
+    if "infrastructure" not in change.values:
+        return False, current["place"]
+    stored = _stored_infrastructure(wh, change.values["infrastructure"], current["infrastructure"])
+    place = place_of(stored, current["organization_infrastructure"])
+    if _same_store(place, current["place"]):
+        return False, place
+    if _has_documents(connection, current["namespace_id"]):
+        raise ConflictError(
+            f"Namespace {quote(current['namespace_name'])} holds documents, and moving them to another Qdrant is "
+            "not available in this version: only an empty namespace can change its place. Create another namespace "
+            "there and ingest again.",
+            details={"namespace_id": current["namespace_id"]},
+        )
+    return True, place
+
+
+def _begun_move(wh: Warehouse, current: RowMapping, place: JsonObject | None) -> _Move:
+    """Return a move under a generation of its own: views of two moves at once, or of one that failed, never meet."""
+    namespace_id = current["namespace_id"]
+    with wh.db.write() as connection:
+        generation = connection.execute(
+            sa.update(namespaces)
+            .where(namespaces.c.namespace_id == namespace_id)
+            .values(generation=namespaces.c.generation + 1)
+            .returning(namespaces.c.generation)
+        ).scalar_one_or_none()
+    if generation is None:
+        raise NotFoundError("namespace", current["namespace_name"])
+    view = wh.views.view_at(
+        namespace_id,
+        f"{namespace_id}-{generation}",
+        tuple(DenseVector(**vector) for vector in current["vectors"]),
+        place,
+    )
+    indexes = effective_indexes(
+        stored_indexes(current["user_indexes"]), stored_indexes(current["added_indexes"])
+    )
+    return _Move(current["view_id"], view, place, indexes, current["head"])
+
+
+def _write_change(
+    wh: Warehouse, principal: Principal, namespace_id: str, body: object, plan: Any, move: _Move | None
+) -> JsonObject:
     seq: int | None = None
     filled = False
     try:
@@ -620,12 +921,20 @@ def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, 
             # Planned against the row that the transaction holds: two changes at once cannot mix.
             current = _find(connection, principal, namespace_id, _LOCKED_BY_ID, _LOCKED_BY_NAME)
             change: NamespaceChange = plan(body, current)
-            values = _column_values(wh, connection, current, change)
+            values = _column_values(wh, connection, current, change, move)
             if values:
                 connection.execute(
                     sa.update(namespaces)
                     .where(namespaces.c.namespace_id == namespace_id)
                     .values(**values, updated_at=now())
+                )
+                audit.record(
+                    connection,
+                    principal,
+                    "namespace_updated",
+                    "namespace",
+                    namespace_id,
+                    {"fields": sorted(values)},
                 )
             if "user_indexes" in change.values:
                 filled = _has_documents(connection, namespace_id)
@@ -636,9 +945,12 @@ def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, 
             shown = _find(connection, principal, namespace_id, _SHOWN_BY_ID, _SHOWN_BY_NAME)
     except sa.exc.IntegrityError as error:
         raise _name_taken(str(change.values["namespace_name"])) from error
+    if "place" in values:
+        wh.views.forget(namespace_id)
     if seq is not None and (filled or wh.views.is_open(namespace_id)):
         try:
-            wh.views.apply(namespace_id, seq)
+            if wh.views.apply(namespace_id, seq).behind:
+                wh.views.wait_for_build(namespace_id, _INDEX_PATIENCE_S)
         except QdrantError as error:
             # The log has the change, so the next use of the view applies it.
             logger.warning("index change %s of %s waits for its view: %s", seq, namespace_id, error.message)
@@ -646,30 +958,54 @@ def _change(wh: Warehouse, principal: Principal, identifier: str, body: object, 
 
 
 def _column_values(
-    wh: Warehouse, connection: Connection, current: RowMapping, change: NamespaceChange
+    wh: Warehouse,
+    connection: Connection,
+    current: RowMapping,
+    change: NamespaceChange,
+    move: _Move | None,
 ) -> dict[str, Any]:
     values = dict(change.values)
     if "user_indexes" in values:
         values["user_indexes"] = _dumped(values["user_indexes"])
-    if "infrastructure" in values:
-        stored = _stored_infrastructure(wh, values.pop("infrastructure"), current["infrastructure"])
-        if stored != current["infrastructure"]:
-            _refuse_move(connection, current, stored)
-            values["infrastructure"] = stored
-    return values
-
-
-def _refuse_move(connection: Connection, current: RowMapping, stored: JsonObject) -> None:
-    """Refuse what would move the namespace elsewhere."""
-    if stored["compute_tier"] == current["infrastructure"]["compute_tier"] == ComputeTier.SHARED:
-        return
-    if _has_documents(connection, current["namespace_id"]):
+    if "infrastructure" not in values:
+        return values
+    stored = _stored_infrastructure(wh, values.pop("infrastructure"), current["infrastructure"])
+    if stored == current["infrastructure"]:
+        return values
+    values["infrastructure"] = stored
+    of_organization = connection.execute(
+        _OF_ORGANIZATION, {"organization_id": current["organization_id"]}
+    ).scalar()
+    place = place_of(stored, of_organization)
+    if place != current["place"]:
+        values["place"] = place
+    if move is None and _same_store(place, current["place"]):
+        return values  # at most the key or the Ray cluster is another
+    if (
+        move is None
+        or not _same_store(place, move.place)
+        or current["view_id"] != move.leaves
+        or current["head"] != move.head
+        or _has_documents(connection, current["namespace_id"])
+    ):
         raise ConflictError(
-            f"Namespace {quote(current['namespace_name'])} holds documents, and moving them to other infrastructure "
-            "is not available in this version. Its tier can change only while it is empty.",
+            f"Namespace {quote(current['namespace_name'])} was changed while its infrastructure was prepared. Send "
+            "the request again.",
             details={"namespace_id": current["namespace_id"]},
         )
-    _refuse_dedicated(stored, None)
+    connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id == move.view.view_id))
+    connection.execute(
+        doomed_views.insert().values(
+            view_id=current["view_id"],
+            namespace_id=current["namespace_id"],
+            place=current["place"],
+            due_at=_in(_GRACE_S),
+        )
+    )
+    return values | {
+        "view_id": move.view.view_id,
+        "mark_seq": move.head if move.place is not None else 0,
+    }
 
 
 def _has_documents(connection: Connection, namespace_id: str) -> bool:
@@ -724,14 +1060,24 @@ def delete(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
                 organization_id=row["organization_id"],
                 task_id=task_id,
                 targets={
-                    "view_ids": [f"{namespace_id}-{number}" for number in range(1, row["generation"] + 1)]
+                    "view_ids": [f"{namespace_id}-{number}" for number in range(1, row["generation"] + 1)],
+                    "place": row["place"],
                 },
                 created_at=at,
             )
         )
         _revoke_keys(connection, row, at)
+        audit.record(
+            connection,
+            principal,
+            "namespace_deleted",
+            "namespace",
+            namespace_id,
+            {"name": row["namespace_name"]},
+        )
         connection.execute(sa.delete(tasks).where(tasks.c.namespace_id == namespace_id))
         connection.execute(sa.delete(namespaces).where(namespaces.c.namespace_id == namespace_id))
+    failpoints.reach("purge.decided")
     wh.jobs.wake()
     return {
         "success": True,
@@ -777,7 +1123,7 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
         return
     this = purges.c.namespace_id == namespace_id
     try:
-        _sweep(wh, namespace_id, row.targets["view_ids"])
+        _sweep(wh, namespace_id, row.targets)
     except (TesseraError, OSError) as error:
         logger.warning("namespace %s is not removed yet, next try in %d s: %s", namespace_id, _AGAIN_S, error)
         again = {**row.targets, "due_at": _in(_AGAIN_S)}
@@ -795,14 +1141,18 @@ def purge(wh: Warehouse, namespace_id: str) -> None:
                 .where(tasks.c.task_id == row.task_id)
                 .values(status=TaskStatus.COMPLETED, outputs=[namespace_id], updated_at=now())
             )
+    failpoints.reach("purge.recorded")
     wh.db.forget_deleted()
 
 
-def _sweep(wh: Warehouse, namespace_id: str, view_ids: Sequence[str]) -> None:
-    wh.views.purge(namespace_id, view_ids)
+def _sweep(wh: Warehouse, namespace_id: str, targets: Mapping[str, Any]) -> None:
+    wh.views.purge(namespace_id, targets["view_ids"], targets.get("place"))
+    failpoints.reach("purge.views")
     wh.blobs.delete_namespace(namespace_id)
+    remove_copies(wh.db)
     if wh.blobs.path(namespace_id).exists():
-        raise StorageError("Some of its files cannot be removed now.")
+        raise StorageError("Some of its files cannot be removed now; while a backup runs none is.")
+    failpoints.reach("purge.blobs")
 
 
 def _in(seconds: float) -> str:

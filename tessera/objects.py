@@ -1,7 +1,8 @@
 """Objects: user fields, and blobs that hold what extractors read; checked against their bucket's schema.
 
-An object is checked as a whole before anything is stored. Its files are written first and its row last,
-so an object that exists is complete; files without a row are content-addressed and harm nothing.
+An object is checked as a whole before anything is stored. Its files are written first and its row last;
+files without a row are content-addressed and harm nothing. A blob that is a URL is accepted as such, with a row in
+`fetches` in the same transaction: the first batch with the object fetches it before anything is extracted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -18,20 +20,21 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, idempotency, links, listing, log, namespaces
+from tessera import buckets, content, failpoints, idempotency, links, listing, log, namespaces
 from tessera.context import Principal, Warehouse
-from tessera.db.engine import now
-from tessera.db.tables import batch_rows, objects, sources
+from tessera.db.engine import insert_or_replace, now
+from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources, uploads
 from tessera.errors import (
-    BadRequestError,
     ConflictError,
     NotFoundError,
     Problem,
+    StorageError,
     TesseraError,
     ValidationError,
     quote,
     raise_problems,
 )
+from tessera.fetching import SCHEMES, FetchError
 from tessera.filters import Filter, matches
 from tessera.ids import new_id
 from tessera.models.base import JsonObject
@@ -60,13 +63,32 @@ Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class _Kept:
+    """Content that is stored already: what a blob's entry says of it."""
+
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """Content behind a URL; `shown` is how answers show it, `again` asks for it although it came before."""
+
+    url: str
+    shown: str
+    again: bool
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.url.encode()).hexdigest()
+
+
+@dataclass(slots=True)
 class _Blob:
     """A blob that passed its checks and is not stored yet."""
 
     property: str
     type: FieldType
-    data: bytes
-    mime_type: str
+    content: content.Content | _Kept | _Remote
     filename: str | None
     key_prefix: str | None
     metadata: JsonObject
@@ -101,9 +123,12 @@ def create(
     """
     with wh.db.read() as connection:
         place = _bucket(connection, principal, namespace, bucket)
-    new = _prepare(wh, principal, place, request, idempotency_key)
+    new = prepare(wh, principal, place, request, idempotency_key)
+    failpoints.reach("object.stored")
     with wh.db.write() as connection:
-        made = _insert(connection, place, new)
+        check_stored(wh, new.blobs)
+        made = insert(connection, place, new)
+    failpoints.reach("object.committed")
     return _answer(wh, made.row)
 
 
@@ -124,18 +149,20 @@ def create_batch(
     with wh.db.read() as connection:
         place = _bucket(connection, principal, namespace, bucket)
     failed: list[FailedObject] = []
-    prepared: list[tuple[int, _New]] = []
+    prepared: list[tuple[int, New]] = []
     for index, item in enumerate(items):
         key = f"{idempotency_key}/{index}" if idempotency_key is not None else None
         try:
-            prepared.append((index, _prepare(wh, principal, place, _validated(item), key)))
+            prepared.append((index, prepare(wh, principal, place, _validated(item), key)))
         except TesseraError as error:
             failed.append(_failure(index, error))
-    made: list[tuple[int, _Made]] = []
+    failpoints.reach("object.stored")
+    made: list[tuple[int, Made]] = []
     with wh.db.write() as connection:
         for index, new in prepared:
             try:
-                made.append((index, _insert(connection, place, new)))
+                check_stored(wh, new.blobs)
+                made.append((index, insert(connection, place, new)))
             except ConflictError as error:
                 failed.append(_failure(index, error))
     succeeded = [
@@ -178,30 +205,37 @@ def _failure(index: int, error: TesseraError) -> FailedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class _New:
+class New:
     """An object that is checked and whose files are written; only its row is missing."""
 
     draft: _Draft
     blobs: list[dict[str, Any]]
+    #: The URLs that are still to be fetched, sealed, by property.
+    remote: Mapping[str, str]
     once: idempotency.Once | None
     skip_duplicates: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class Made:
     """The row that answers a request, and what made it stand for another one's."""
 
     row: RowMapping
     replayed_by: str | None
 
 
-def _prepare(
+def prepare(
     wh: Warehouse,
     principal: Principal,
     bucket: RowMapping,
     request: CreateObjectRequest,
-    idempotency_key: str | None,
-) -> _New:
+    idempotency_key: str | None = None,
+    uploaded: Mapping[Any, Any] | None = None,
+) -> New:
+    """Check an object and write its files, for `insert`. Raises with everything that is wrong with it.
+
+    `uploaded` is an upload that is being confirmed, and so is not yet one that a blob may name.
+    """
     key = idempotency_key if idempotency_key is not None else request.idempotency_key
     once = None
     if key is not None:
@@ -211,12 +245,13 @@ def _prepare(
     fields = dict(request.model_extra or {})
     if request.metadata is not None:
         fields["metadata"] = request.metadata
-    draft = _draft(wh, BucketSchema.model_validate(bucket["bucket_schema"]), request, fields)
+    draft = _draft(wh, bucket, request, fields, uploaded=uploaded)
     raise_problems(draft.problems)
-    return _New(draft, _store(wh, bucket["namespace_id"], draft), once, bool(request.skip_duplicates))
+    stored = _store(wh, bucket["namespace_id"], draft)
+    return New(draft, stored, _sealed(wh, draft), once, bool(request.skip_duplicates))
 
 
-def _insert(connection: Connection, bucket: RowMapping, new: _New) -> _Made:
+def insert(connection: Connection, bucket: RowMapping, new: New) -> Made:
     """Insert the object's row, or find the object that the request stands for already."""
     namespace_id, bucket_id = bucket["namespace_id"], bucket["bucket_id"]
     # The bucket may have gone while files were written.
@@ -224,7 +259,7 @@ def _insert(connection: Connection, bucket: RowMapping, new: _New) -> _Made:
     at, object_id, digest = now(), new_id("obj"), _content_hash(new.draft, new.blobs)
     known = idempotency.claim(connection, new.once, object_id) if new.once is not None else None
     if known is not None:
-        return _Made(_row(connection, bucket, known, made=known), "idempotency_key")
+        return Made(_row(connection, bucket, known, made=known), "idempotency_key")
     if new.skip_duplicates:
         twin = connection.execute(
             sa.select(objects.c.object_id)
@@ -233,7 +268,7 @@ def _insert(connection: Connection, bucket: RowMapping, new: _New) -> _Made:
             .limit(1)
         ).scalar()
         if twin is not None:
-            return _Made(_row(connection, bucket, twin), "skip_duplicates")
+            return Made(_row(connection, bucket, twin), "skip_duplicates")
     connection.execute(
         objects.insert().values(
             object_id=object_id,
@@ -250,7 +285,8 @@ def _insert(connection: Connection, bucket: RowMapping, new: _New) -> _Made:
             updated_at=at,
         )
     )
-    return _Made(_row(connection, bucket, object_id), None)
+    _note_remote(connection, namespace_id, object_id, new.remote)
+    return Made(_row(connection, bucket, object_id), None)
 
 
 # --- read ----------------------------------------------------------------------------------------------
@@ -299,7 +335,7 @@ def list_(
                 connection.execute(query.limit(page.limit).offset(page.offset)).mappings().all()
             )
         else:
-            _refuse_long_scan(wh, total)
+            listing.refuse_long_scan(wh, total, "objects")
             # Closed whatever happens: a result that is left open disturbs the next use of its connection.
             with connection.execute(sa.select(objects).where(in_bucket).order_by(*oldest_first)) as scan:
                 chosen = list(_chosen(scan.mappings(), wanted, request))
@@ -335,16 +371,6 @@ def list_(
             objects_by_status=statuses,
         ),
     )
-
-
-def _refuse_long_scan(wh: Warehouse, total: int) -> None:
-    limit = wh.settings.max_scan_documents
-    if total > limit:
-        raise BadRequestError(
-            f"The bucket has {total} objects; filters, search and sort read at most {limit} (setting "
-            "max_scan_documents). List without them, or keep such objects in a bucket of their own.",
-            details={"object_count": total, "max_scan_documents": limit},
-        )
 
 
 def _chosen(
@@ -406,23 +432,28 @@ def update(
         earlier = {} if replace or request.metadata is None else before["fields"].get("metadata") or {}
         fields["metadata"] = {**earlier, **request.metadata} if request.metadata is not None else None
     fields = {name: value for name, value in fields.items() if value is not None}
-    schema = BucketSchema.model_validate(place["bucket_schema"])
     kept = [] if request.blobs is not None else before["blobs"]
-    draft = _draft(wh, schema, request, fields, kept={blob["property"] for blob in kept})
+    draft = _draft(wh, place, request, fields, kept={blob["property"] for blob in kept})
     if draft.key_prefix is None:
         draft.key_prefix = before["key_prefix"]
     raise_problems(draft.problems)
+    _reuse(draft, before["blobs"])
     given_properties = {blob.property for blob in draft.blobs}
     kept = [blob for blob in kept if blob["property"] not in given_properties]
     stored = [*kept, *_store(wh, place["namespace_id"], draft)]
-    values = {
-        "key_prefix": draft.key_prefix,
-        "fields": draft.fields,
-        "blobs": stored,
-        "size_bytes": _size(stored),
-        "content_hash": _content_hash(draft, stored),
-    }
+    remote = _sealed(wh, draft)
     with wh.db.write() as connection:
+        # What was fetched meanwhile is no change of the object, and stays.
+        present = {blob["blob_id"]: blob for blob in _row(connection, place, before["object_id"])["blobs"]}
+        stored = [present.get(blob["blob_id"], blob) for blob in stored]
+        values = {
+            "key_prefix": draft.key_prefix,
+            "fields": draft.fields,
+            "blobs": stored,
+            "size_bytes": _size(stored),
+            "content_hash": _content_hash(draft, stored),
+        }
+        check_stored(wh, stored)
         changed = connection.execute(
             sa.update(objects)
             .where(
@@ -436,6 +467,9 @@ def update(
                 f"Object {before['object_id']} was changed by another request meanwhile. Read it and send the "
                 "change again."
             )
+        gone = fetches.c.property.not_in([blob["property"] for blob in stored if is_missing(blob)])
+        connection.execute(sa.delete(fetches).where(fetches.c.object_id == before["object_id"], gone))
+        _note_remote(connection, place["namespace_id"], before["object_id"], remote)
         row = _row(connection, place, before["object_id"])
     return _answer(wh, row, texts=True)
 
@@ -472,6 +506,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
                 updated_at=now(),
             )
         )
+        connection.execute(sa.delete(fetches).where(fetches.c.object_id == row["object_id"]))
         connection.execute(sa.delete(objects).where(objects.c.object_id == row["object_id"]))
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
@@ -482,18 +517,29 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
 # --- checking ------------------------------------------------------------------------------------------
 
 
+def field_problems(
+    wh: Warehouse, bucket: RowMapping, blob_property: str, metadata: JsonObject
+) -> list[Problem]:
+    """Return what is wrong with an object of `metadata` and one blob, whose content is still to come."""
+    request = CreateObjectRequest(metadata=metadata)
+    return _draft(wh, bucket, request, {"metadata": metadata}, kept={blob_property}).problems
+
+
 def _draft(
     wh: Warehouse,
-    schema: BucketSchema,
+    bucket: RowMapping,
     request: CreateObjectRequest | UpdateObjectRequest,
     fields: JsonObject,
     *,
     kept: set[str] | None = None,
+    uploaded: Mapping[Any, Any] | None = None,
 ) -> _Draft:
     """Check a request against its bucket's schema.
 
-    `fields` are the object's own, `kept` the properties whose stored blobs stay.
+    `fields` are the object's own, `kept` the properties whose stored blobs stay, `uploaded` is an upload that
+    is just being confirmed.
     """
+    schema = BucketSchema.model_validate(bucket["bucket_schema"])
     draft = _Draft(request.key_prefix)
     _take_fields(draft, schema, fields)
     blobs: list[tuple[Location, CreateBlobRequest]] = [
@@ -504,6 +550,9 @@ def _draft(
         if named is not None:
             blobs.append((("body", "blob"), named))
     blobs += _fields_as_blobs(draft, schema, {blob.property for _, blob in blobs})
+    known = _uploads(wh, bucket, [blob.upload_id for _, blob in blobs if blob.upload_id is not None])
+    if uploaded is not None:
+        known[uploaded["upload_id"]] = uploaded
     seen: set[str] = set()
     for location, blob in blobs:
         if blob.property in seen:
@@ -517,7 +566,8 @@ def _draft(
             )
             continue
         seen.add(blob.property)
-        _take_blob(wh, draft, schema, blob, location)
+        again = request.force_remirror if blob.force_remirror is None else blob.force_remirror
+        _take_blob(wh, draft, schema, blob, location, known, again=bool(again))
     _check_values(draft, schema)
     _check_required(draft, schema, seen | (kept or set()))
     return draft
@@ -573,10 +623,7 @@ def _named_blob(schema: BucketSchema, blob: LooseBlob, problems: list[Problem]) 
             )
         )
         return None
-    data = blob.data if blob.data is not None else blob.url
-    return CreateBlobRequest(
-        property=candidates[0], data=data, filename=blob.filename, metadata=blob.metadata
-    )
+    return CreateBlobRequest(property=candidates[0], **blob.model_dump(exclude_none=True))
 
 
 def _fields_as_blobs(
@@ -597,78 +644,144 @@ def _fields_as_blobs(
 
 
 def _take_blob(
-    wh: Warehouse, draft: _Draft, schema: BucketSchema, blob: CreateBlobRequest, location: Location
+    wh: Warehouse,
+    draft: _Draft,
+    schema: BucketSchema,
+    blob: CreateBlobRequest,
+    location: Location,
+    known_uploads: Mapping[str, Mapping[Any, Any]],
+    *,
+    again: bool,
 ) -> None:
     where = label(location)
+
+    def wrong(name: str, message: str, kind: str, status: int = 422) -> None:
+        # A field that stands for a blob is its own place; a blob has one for each of its keys.
+        place = (*location, name) if location[1] in ("blobs", "blob") else location
+        draft.problems.append(Problem(place, message.replace("{place}", label(place)), kind, status))
+
     declared = schema.properties.get(blob.property)
     if declared is None:
         known = ", ".join(f"{name} ({item.type.value})" for name, item in schema.properties.items()) or "none"
-        draft.problems.append(
-            Problem(
-                (*location, "property"),
-                f"{where}: the bucket has no property {quote(blob.property)}; its properties are: {known}.",
-                "unknown_property",
-            )
+        wrong(
+            "property",
+            f"{where}: the bucket has no property {quote(blob.property)}; its properties are: {known}.",
+            "unknown_property",
         )
         return
     if blob.type is not None and blob.type != declared.type:
-        draft.problems.append(
-            Problem(
-                (*location, "type"),
-                f"{where}: property {quote(blob.property)} is {declared.type.value} in the bucket's schema, not "
-                f"{blob.type.value}. Send type {declared.type.value}, or leave it out.",
-                "type_mismatch",
-            )
+        wrong(
+            "type",
+            f"{where}: property {quote(blob.property)} is {declared.type.value} in the bucket's schema, not "
+            f"{blob.type.value}. Send type {declared.type.value}, or leave it out.",
+            "type_mismatch",
         )
         return
-    if blob.upload_id is not None:
-        draft.problems.append(
-            Problem(
-                (*location, "upload_id"),
-                f"{where}: uploads are not available in this version. Send the content in `data`, as base64 or as a "
-                "data URI.",
-                "not_available",
-                400,
-            )
-        )
+    given = [name for name in ("data", "url", "upload_id") if getattr(blob, name) is not None]
+    if len(given) > 1:
+        wrong(given[1], f"{where} has {' and '.join(given)}; send exactly one of them.", "ambiguous")
         return
-    if blob.data is None and blob.url is not None:
-        draft.problems.append(
-            Problem(
-                (*location, "url"),
-                f"{where}.url: fetching by URL is not available in this version. Send the content in `data`, as text, "
-                "as base64 or as a data URI.",
-                "not_available",
-                400,
-            )
-        )
+    if not given:
+        wrong("data", f"{where}.data is required.", "missing")
         return
-    if blob.data is None:
-        draft.problems.append(Problem((*location, "data"), f"{where}.data is required.", "missing"))
-        return
-    if declared.type not in BLOB_TYPES:
-        draft.fields[blob.property] = blob.data
-        return
-    try:
-        decoded = content.decode(blob.data, declared.type.value, max_bytes=wh.settings.max_body_bytes)
-    except content.BadContent as error:
-        status = 400 if error.kind == "url" else 422
-        place = (*location, "data") if location[1] in ("blobs", "blob") else location
-        draft.problems.append(Problem(place, f"{label(place)} {error.message}", f"data_{error.kind}", status))
-        return
+    value = getattr(blob, given[0])
     metadata = blob.metadata or {}
     named = blob.filename or metadata.get("filename")
+    if declared.type not in BLOB_TYPES:
+        if blob.upload_id is not None:
+            wrong(
+                "upload_id",
+                f"{{place}}: property {quote(blob.property)} is {declared.type.value}, a value and no file. Send it "
+                "in `data`.",
+                "type_mismatch",
+            )
+            return
+        draft.fields[blob.property] = value
+        return
+    found: content.Content | _Kept | _Remote
+    try:
+        if blob.upload_id is not None:
+            row = known_uploads.get(blob.upload_id)
+            problem = _upload_problem(row, blob.upload_id)
+            if row is None or problem is not None:
+                wrong("upload_id", f"{{place}}: {problem}", "upload", 400)
+                return
+            found = _uploaded(wh, row, declared.type)
+            named = named or row["filename"]
+        elif isinstance(value, str) and (blob.url is not None or content.url_scheme(value) in SCHEMES):
+            found = _Remote(value.strip(), wh.fetcher.check(value), again)
+        else:
+            found = content.decode(value, declared.type.value, max_bytes=wh.settings.max_body_bytes)
+    except content.BadContent as error:
+        wrong(
+            given[0], f"{{place}} {error.message}", f"data_{error.kind}", 400 if error.kind == "url" else 422
+        )
+        return
+    except FetchError as error:
+        wrong(given[0], f"{{place}} cannot be fetched: {error.message}", f"fetch_{error.kind}", 400)
+        return
     draft.blobs.append(
         _Blob(
             blob.property,
             declared.type,
-            decoded.data,
-            decoded.mime_type,
+            found,
             _filename(named) if isinstance(named, str) else None,
             blob.key_prefix,
             metadata,
         )
     )
+
+
+def _uploads(wh: Warehouse, bucket: RowMapping, upload_ids: Sequence[str]) -> dict[str, Mapping[Any, Any]]:
+    if not upload_ids:
+        return {}
+    with wh.db.read() as connection:
+        rows = connection.execute(
+            sa.select(uploads).where(
+                uploads.c.upload_id.in_(upload_ids), uploads.c.bucket_id == bucket["bucket_id"]
+            )
+        ).mappings()
+        return {row["upload_id"]: row for row in rows}
+
+
+def _upload_problem(row: Mapping[Any, Any] | None, upload_id: str) -> str | None:
+    if row is None:
+        return f"this bucket has no upload {quote(upload_id)}."
+    if row["blob_key"] is None:
+        return (
+            f"upload {upload_id} is {row['status']}. Confirm it first (POST …/uploads/{upload_id}/confirm); an "
+            "upload for a blob is made with create_object_on_confirm false."
+        )
+    return None
+
+
+def _uploaded(wh: Warehouse, row: Mapping[Any, Any], kind: FieldType) -> _Kept:
+    path = wh.blobs.path(row["blob_key"])
+    if not path.is_file():
+        raise content.BadContent("gone", "is an upload whose file is gone; upload it again.")
+    declared = row["content_type"].partition(";")[0].strip().lower()
+    return _Kept(stored_file(path, row["blob_key"], kind, declared, row["filename"], row["sha256"]))
+
+
+def stored_file(
+    path: Path, key: str, kind: FieldType, declared: str | None, filename: str | None, sha256: str
+) -> dict[str, Any]:
+    """Return what a blob's entry says of the file `key`. Raises `content.BadContent` when it is not of type `kind`."""
+    mime_type = content.identify(path, kind.value, declared)
+    size_bytes = path.stat().st_size
+    entry: dict[str, Any] = {
+        "details": {
+            "filename": _filename(filename) if filename else None,
+            "size_bytes": size_bytes,
+            "mime_type": mime_type,
+            "hash": sha256,
+        }
+    }
+    if kind is FieldType.TEXT and size_bytes <= MAX_INLINE_TEXT_BYTES:
+        entry["text"] = path.read_bytes().decode("utf-8-sig")
+    else:
+        entry["blob_key"] = key
+    return entry
 
 
 def _filename(name: str) -> str | None:
@@ -803,20 +916,101 @@ def _store(wh: Warehouse, namespace_id: str, draft: _Draft) -> list[dict[str, An
             "property": blob.property,
             "type": blob.type.value,
             "key_prefix": blob.key_prefix,
-            "details": {
-                "filename": blob.filename,
-                "size_bytes": len(blob.data),
-                "mime_type": blob.mime_type,
-                "hash": hashlib.sha256(blob.data).hexdigest(),
-            },
             "metadata": blob.metadata,
         }
-        if blob.type is FieldType.TEXT and len(blob.data) <= MAX_INLINE_TEXT_BYTES:
-            entry["text"] = blob.data.decode()
+        details: dict[str, Any] = {"filename": None, "size_bytes": None, "mime_type": None, "hash": None}
+        found = blob.content
+        if isinstance(found, _Kept):
+            entry |= found.entry
+            details = dict(found.entry["details"])
+        elif isinstance(found, _Remote):
+            entry["source"] = {"url": found.shown, "digest": found.digest}
         else:
-            entry["blob_key"] = wh.blobs.put(namespace_id, blob.data)
+            details |= {
+                "size_bytes": len(found.data),
+                "mime_type": found.mime_type,
+                "hash": hashlib.sha256(found.data).hexdigest(),
+            }
+            if blob.type is FieldType.TEXT and len(found.data) <= MAX_INLINE_TEXT_BYTES:
+                entry["text"] = found.data.decode()
+            else:
+                entry["blob_key"] = wh.blobs.put(namespace_id, found.data)
+        entry["details"] = {**details, "filename": blob.filename or details["filename"]}
         stored.append(entry)
     return stored
+
+
+def check_stored(wh: Warehouse, stored: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to refer to a file that was erased with another object since it was stored.
+
+    Called within the transaction that refers to it. Files are removed within write transactions too, so what is
+    there now stays. Raises `StorageError`.
+    """
+    for blob in stored:
+        key = blob.get("blob_key")
+        if key and not wh.blobs.path(key).exists():
+            raise StorageError(
+                "The content of this object was erased with another one at this moment; nothing of this request was "
+                "kept. Send it again."
+            )
+
+
+def is_named(connection: Connection, key: str, *, but_for: Sequence[sa.Table] = ()) -> bool:
+    """Whether a row of any table names the file; the log's entries, erasures and `but_for` are not asked.
+
+    Called within the write transaction in which it is removed if none does.
+    """
+    for table in metadata.sorted_tables:
+        if table in (log_entries, erasures, *but_for) or "namespace_id" not in table.c:
+            continue
+        texts = [column for column in table.c if isinstance(column.type, sa.JSON | sa.String)]
+        named = sa.or_(*(sa.cast(column, sa.String).like(f"%{key}%") for column in texts))
+        mine = table.c.namespace_id == key.partition("/")[0]
+        if connection.execute(sa.select(sa.literal(1)).where(mine, named).limit(1)).scalar():
+            return True
+    return False
+
+
+def _reuse(draft: _Draft, before: Sequence[Mapping[str, Any]]) -> None:
+    """Let blobs from a URL that was fetched for the same property keep what came: a URL is fetched once."""
+    known = {(blob["property"], blob["source"]["digest"]): blob for blob in before if "source" in blob}
+    for blob in draft.blobs:
+        if isinstance(blob.content, _Remote) and not blob.content.again:
+            earlier = known.get((blob.property, blob.content.digest))
+            if earlier is not None and not is_missing(earlier):
+                parts = ("details", "text", "blob_key", "source")
+                blob.content = _Kept({name: earlier[name] for name in parts if name in earlier})
+
+
+def is_missing(blob: Mapping[str, Any]) -> bool:
+    """Say whether a stored blob is still to be fetched."""
+    return "text" not in blob and "blob_key" not in blob
+
+
+def _sealed(wh: Warehouse, draft: _Draft) -> dict[str, str]:
+    return {
+        blob.property: wh.vault.seal(blob.content.url)
+        for blob in draft.blobs
+        if isinstance(blob.content, _Remote)
+    }
+
+
+def _note_remote(
+    connection: Connection, namespace_id: str, object_id: str, remote: Mapping[str, str]
+) -> None:
+    insert_or_replace(
+        connection,
+        fetches,
+        [
+            {
+                "object_id": object_id,
+                "property": name,
+                "namespace_id": namespace_id,
+                "sealed_url": sealed_url,
+            }
+            for name, sealed_url in remote.items()
+        ],
+    )
 
 
 def _content_hash(draft: _Draft, stored: Sequence[Mapping[str, Any]]) -> str:
@@ -824,13 +1018,36 @@ def _content_hash(draft: _Draft, stored: Sequence[Mapping[str, Any]]) -> str:
     parts = {
         "key_prefix": draft.key_prefix,
         "fields": draft.fields,
-        "blobs": sorted([blob["property"], blob["type"], blob["details"]["hash"]] for blob in stored),
+        "blobs": sorted([blob["property"], blob["type"], _identity(blob)] for blob in stored),
     }
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+def _identity(blob: Mapping[str, Any]) -> str:
+    """Return what a blob's content is told by: what the user gave, so its URL even when that was fetched."""
+    return f"url:{blob['source']['digest']}" if "source" in blob else str(blob["details"]["hash"])
+
+
 def _size(blobs: Sequence[Mapping[str, Any]]) -> int:
-    return sum(blob["details"]["size_bytes"] for blob in blobs)
+    return sum(blob["details"]["size_bytes"] or 0 for blob in blobs)
+
+
+def with_content(blobs: Sequence[Mapping[str, Any]], blob_id: str, entry: Mapping[str, Any]) -> JsonObject:
+    """Return the columns of an object's row in which the blob `blob_id` has the content of `entry`."""
+    filled = [
+        {
+            **blob,
+            **entry,
+            "details": {
+                **entry["details"],
+                "filename": blob["details"]["filename"] or entry["details"]["filename"],
+            },
+        }
+        if blob["blob_id"] == blob_id
+        else blob
+        for blob in blobs
+    ]
+    return {"blobs": filled, "size_bytes": _size(filled)}
 
 
 def _bucket(connection: Connection, principal: Principal, namespace: str, bucket: str) -> RowMapping:
@@ -877,6 +1094,7 @@ def _answer(
                     type=blob["type"],
                     properties=blob.get("metadata") or {},
                     details=blob["details"],
+                    url=(blob.get("source") or {}).get("url"),
                     data=blob.get("text") if texts else None,
                     presigned_url=links.sign(wh, row["namespace_id"], blob["blob_key"])
                     if presigned_urls and blob.get("blob_key")

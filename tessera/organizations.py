@@ -18,14 +18,13 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import names
-from tessera.context import Principal, Warehouse
+from tessera import audit, limits, names
+from tessera.context import Caller, Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import api_keys, organizations, users
+from tessera.db.tables import api_keys, organizations, usage_counts, users
 from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
-    ForbiddenError,
     NotEnabledError,
     NotFoundError,
     Problem,
@@ -47,12 +46,14 @@ from tessera.models.organizations import (
     OrganizationInfrastructureAnswer,
     OrganizationModelResponse,
     OrganizationUpdateRequest,
+    RateLimits,
     SuccessResponse,
     UserCreateRequest,
     UserListResponse,
     UserModel,
     UserUpdateRequest,
 )
+from tessera.scopes import check_administers
 
 if TYPE_CHECKING:
     from tessera.db.engine import Database
@@ -79,6 +80,12 @@ _BY_DIGEST = (
         api_keys.c.scopes,
         api_keys.c.status,
         api_keys.c.expires_at,
+        api_keys.c.rate_limit_override,
+        api_keys.c.allowed_origins,
+        organizations.c.account_type,
+        organizations.c.rate_limits,
+        organizations.c.operator_rate_limits,
+        organizations.c.read_auditing,
     )
     .join(organizations, organizations.c.organization_id == api_keys.c.organization_id)
     .join(users, users.c.user_id == api_keys.c.user_id)
@@ -100,7 +107,7 @@ class Keys:
         self._kept: Any = None
         self._used: dict[str, float] = {}
 
-    def check(self, key: str) -> Principal:
+    def check(self, key: str, caller: Caller | None = None) -> Principal:
         """Return who `key` stands for. Raises `UnauthorizedError`; the message never holds the key."""
         if not _KEY_FORM.fullmatch(key):
             raise UnauthorizedError("This is not an API key: keys begin with sk_live_ or sk_test_.")
@@ -119,6 +126,12 @@ class Keys:
             scopes,
             status,
             expires,
+            key_limit,
+            origins,
+            account_type,
+            rate_limits,
+            operator_limits,
+            reads_audited,
         ) = row
         if status == "revoked":
             raise UnauthorizedError(
@@ -136,6 +149,14 @@ class Keys:
             user_id=user_id,
             permissions=expand(_json(permissions)),
             scopes=tuple(_json(scopes)),
+            account_type=account_type,
+            rate_limits=_json(rate_limits)
+            if operator_limits is None
+            else limits.strictest(_json(rate_limits), _json(operator_limits)),
+            key_limit=key_limit,
+            reads_audited=bool(reads_audited),
+            allowed_origins=tuple(_json(origins) or ()),
+            caller=caller,
         )
 
     def close(self) -> None:
@@ -228,7 +249,7 @@ def bootstrap(db: Database, key: str) -> None:
                 updated_at=at,
             )
         )
-        _insert_key(
+        insert_key(
             connection, key, organization_id, user_id, name="admin", permissions=["admin"], created_by=None
         )
 
@@ -248,12 +269,13 @@ def create_key(
 
     Not repeatable: a second call with the same name is an `AlreadyExistsError`.
     """
-    _check_administers(principal, "api_key")
+    check_administers(principal)
     raise_problems(names.check(request.name, ("body", "name"), id_prefix="key"))
     secret = new_key()
     with wh.db.write() as connection:
         user = _user(connection, principal.organization_id, email)
-        row = _insert_key(
+        limits.check_quota(wh, connection, principal, "api_keys")
+        row = insert_key(
             connection,
             secret,
             principal.organization_id,
@@ -266,14 +288,18 @@ def create_key(
             scopes=_scopes(request),
             rate_limit_override=request.rate_limit_override,
             expires_at=_end(request),
+            allowed_origins=sa.null() if request.allowed_origins is None else request.allowed_origins,
             created_by=principal.user_id,
+        )
+        audit.record(
+            connection, principal, "api_key_created", "api_key", row["key_id"], {"name": row["name"]}
         )
     return APIKeyCreateResponse(**key_answer(wh, row).model_dump(), key=secret)
 
 
 def list_keys(wh: Warehouse, principal: Principal, email: str, include_revoked: bool) -> APIKeyListResponse:
     """Return a user's keys, oldest first, never with a secret."""
-    _check_administers(principal, "api_key")
+    check_administers(principal, "api_key")
     with wh.db.read() as connection:
         user = _user(connection, principal.organization_id, email)
         statement = sa.select(api_keys).where(api_keys.c.user_id == user["user_id"])
@@ -289,7 +315,7 @@ def update_key(
     wh: Warehouse, principal: Principal, email: str, name: str, request: APIKeyUpdateRequest
 ) -> APIKeyModel:
     """Change a key. It is in force with the next request that uses it."""
-    _check_administers(principal, "api_key")
+    check_administers(principal)
     if request.name is not None:
         raise_problems(names.check(request.name, ("body", "name"), id_prefix="key"))
     sent = request.model_fields_set
@@ -303,12 +329,18 @@ def update_key(
         values["scopes"] = _scopes(request)
     if "expires_at" in sent:
         values["expires_at"] = _end(request)
+    if "allowed_origins" in sent:
+        values["allowed_origins"] = sa.null() if request.allowed_origins is None else request.allowed_origins
     with wh.db.write() as connection:
         user = _user(connection, principal.organization_id, email)
         row = _key(connection, user, name)
-        if request.status is not None and request.status != row["status"]:
-            if row["status"] != "active":
-                raise BadRequestError(f"Key {quote(name)} is {row['status']}; that is final. Make a new key.")
+        status = _status(row)
+        if status != "active" and (
+            values.keys() & {"permissions", "scopes", "expires_at", "allowed_origins", "rate_limit_override"}
+            or request.status not in (None, status)
+        ):
+            raise _final(name, status)
+        if request.status is not None and request.status != status:
             values["status"] = str(request.status)
             if request.status == "revoked":
                 values |= {"revoked_at": now(), "revoked_by": principal.user_id}
@@ -316,6 +348,14 @@ def update_key(
             _refuse_taken(connection, user["user_id"], values["name"])
         if values:
             connection.execute(api_keys.update().where(api_keys.c.key_id == row["key_id"]).values(**values))
+            audit.record(
+                connection,
+                principal,
+                _change_of_key(values),
+                "api_key",
+                row["key_id"],
+                {"fields": sorted(values)},
+            )
         changed = (
             connection.execute(sa.select(api_keys).where(api_keys.c.key_id == row["key_id"])).mappings().one()
         )
@@ -324,40 +364,56 @@ def update_key(
 
 def revoke_key(wh: Warehouse, principal: Principal, email: str, name: str) -> SuccessResponse:
     """End a key for good: it is refused with its next request. Repeating it changes nothing."""
-    _check_administers(principal, "api_key")
+    check_administers(principal, "api_key")
     with wh.db.write() as connection:
         user = _user(connection, principal.organization_id, email)
         row = _key(connection, user, name)
-        _revoke(connection, row, principal.user_id)
+        if row["status"] != "revoked":
+            _revoke(connection, row, principal.user_id)
+            audit.record(
+                connection, principal, "api_key_revoked", "api_key", row["key_id"], {"name": row["name"]}
+            )
     return SuccessResponse(message=f"Key {quote(row['name'])} is revoked.")
 
 
 def rotate_key(wh: Warehouse, principal: Principal, email: str, name: str) -> APIKeyCreateResponse:
     """Give a key a new secret; the old one dies with this call."""
-    _check_administers(principal, "api_key")
+    check_administers(principal)
     secret = new_key()
     with wh.db.write() as connection:
         user = _user(connection, principal.organization_id, email)
         row = _key(connection, user, name)
-        if row["status"] != "active":
-            raise BadRequestError(f"Key {quote(name)} is {row['status']}; that is final. Make a new key.")
+        if (status := _status(row)) != "active":
+            raise _final(name, status)
         fresh = {"key_hash": hashlib.sha256(secret.encode()).digest(), "key_prefix": secret[:_PREFIX_LENGTH]}
         connection.execute(api_keys.update().where(api_keys.c.key_id == row["key_id"]).values(**fresh))
+        audit.record(
+            connection, principal, "api_key_rotated", "api_key", row["key_id"], {"name": row["name"]}
+        )
     return APIKeyCreateResponse(**key_answer(wh, {**row, **fresh}).model_dump(), key=secret)
 
 
-def key_answer(wh: Warehouse, row: RowMapping | dict[Any, Any]) -> APIKeyModel:
+def key_answer(wh: Warehouse, row: Mapping[Any, Any]) -> APIKeyModel:
     """Return a key's row as answers show it."""
     shown = hmac.new(wh.signing_key, b"key_hash:" + bytes(row["key_hash"]), hashlib.sha256).hexdigest()
-    expired = row["status"] == "active" and row["expires_at"] is not None and row["expires_at"] <= now()
     return APIKeyModel(
         **{
             **{name: row[name] for name in row if name in APIKeyModel.model_fields},
             "key_hash": shown,
             "internal_id": row["organization_id"],
-            "status": "expired" if expired else row["status"],
+            "status": _status(row),
         }
     )
+
+
+def _status(row: Mapping[Any, Any]) -> str:
+    """Return what a key is now: one whose end has come is expired, though nobody has written that down."""
+    ended = row["status"] == "active" and row["expires_at"] is not None and row["expires_at"] <= now()
+    return "expired" if ended else str(row["status"])
+
+
+def _final(name: str, status: str) -> BadRequestError:
+    return BadRequestError(f"Key {quote(name)} is {status}; that is final. Make a new key.")
 
 
 # --- keys on the data directory, without a server ------------------------------------------------------
@@ -370,7 +426,7 @@ def create_key_offline(
     secret = new_key()
     with db.write() as connection:
         user = _only_user(connection, email)
-        row = _insert_key(
+        row = insert_key(
             connection,
             secret,
             user["organization_id"],
@@ -433,7 +489,7 @@ def revoke_key_offline(db: Database, name: str) -> RowMapping:
 
 def create_user(wh: Warehouse, principal: Principal, request: UserCreateRequest) -> UserModel:
     """Add a user to the organization; an `AlreadyExistsError` when the email is taken."""
-    _check_administers(principal, "user")
+    check_administers(principal, "user")
     at = now()
     row = {
         "user_id": new_id("usr"),
@@ -444,9 +500,10 @@ def create_user(wh: Warehouse, principal: Principal, request: UserCreateRequest)
         "updated_at": at,
     }
     with wh.db.write() as connection:
-        if _find_user(connection, principal.organization_id, request.email) is not None:
+        if find_user(connection, principal.organization_id, request.email) is not None:
             raise AlreadyExistsError(f"A user with the email {quote(request.email)} exists already.")
         connection.execute(users.insert().values(**row))
+        audit.record(connection, principal, "user_created", "user", row["user_id"], {"email": request.email})
     return UserModel(**row)
 
 
@@ -454,7 +511,7 @@ def list_users(
     wh: Warehouse, principal: Principal, skip: int, limit: int, role: str | None, status: str | None
 ) -> UserListResponse:
     """Return the organization's users, oldest first."""
-    _check_administers(principal, "user")
+    check_administers(principal, "user")
     conditions = [users.c.organization_id == principal.organization_id]
     if role is not None:
         conditions.append(users.c.role == role)
@@ -477,19 +534,21 @@ def list_users(
 
 def get_user(wh: Warehouse, principal: Principal, email: str) -> UserModel:
     """Return one user by email."""
-    _check_administers(principal, "user")
+    check_administers(principal, "user")
     with wh.db.read() as connection:
         return UserModel(**_user(connection, principal.organization_id, email))
 
 
 def update_user(wh: Warehouse, principal: Principal, email: str, request: UserUpdateRequest) -> UserModel:
     """Change a user; the keys of a user who is not active are refused with their next request."""
-    _check_administers(principal, "user")
+    check_administers(principal, "user")
     values = {
         name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None
     }
     with wh.db.write() as connection:
         row = dict(_user(connection, principal.organization_id, email))
+        if row["user_id"] == principal.user_id and values.get("status", "active") != "active":
+            raise BadRequestError("A key cannot suspend its own user; use the key of another admin.")
         if values:
             row |= {**values, "updated_at": now()}
             connection.execute(
@@ -497,18 +556,21 @@ def update_user(wh: Warehouse, principal: Principal, email: str, request: UserUp
                 .where(users.c.user_id == row["user_id"])
                 .values(**values, updated_at=row["updated_at"])
             )
+            action = "permission_updated" if "role" in values else "user_updated"
+            audit.record(connection, principal, action, "user", row["user_id"], {"fields": sorted(values)})
     return UserModel(**row)
 
 
 def delete_user(wh: Warehouse, principal: Principal, email: str) -> SuccessResponse:
     """Remove a user and all of the user's keys. Nobody removes themselves."""
-    _check_administers(principal, "user")
+    check_administers(principal, "user")
     with wh.db.write() as connection:
         row = _user(connection, principal.organization_id, email)
         if row["user_id"] == principal.user_id:
             raise BadRequestError("A key cannot remove its own user; use the key of another admin.")
         connection.execute(api_keys.delete().where(api_keys.c.user_id == row["user_id"]))
         connection.execute(users.delete().where(users.c.user_id == row["user_id"]))
+        audit.record(connection, principal, "user_deleted", "user", row["user_id"], {"email": email})
     return SuccessResponse(message=f"User {quote(email)} and the user's keys are removed.")
 
 
@@ -526,33 +588,40 @@ _ME = (
 def get_organization(wh: Warehouse, principal: Principal) -> OrganizationModelResponse:
     """Return the organization of the key."""
     with wh.db.read() as connection:
-        return _organization_answer(_organization(connection, principal.organization_id))
+        return organization_answer(connection, principal.organization_id)
 
 
 def update_organization(
     wh: Warehouse, principal: Principal, request: OrganizationUpdateRequest
 ) -> OrganizationModelResponse:
-    """Rename the organization, or replace its infrastructure (null removes it). Repeatable.
-
-    Raises `DedicatedUnavailableError`, and changes nothing, for a dedicated tier that is well formed.
-    """
-    from tessera.sealing import seal
-
-    _check_administers(principal, "organization")
+    """Change what is given; `infrastructure` as a whole, null removes it. Repeatable."""
+    check_administers(principal, "organization")
     values: dict[str, Any] = {}
-    if request.organization_name is not None:
-        values["organization_name"] = request.organization_name
+    for name in ("organization_name", "metadata"):
+        if getattr(request, name) is not None:
+            values[name] = getattr(request, name)
+    for name in ("logo_url", "billing_email"):
+        if name in request.model_fields_set:
+            values[name] = getattr(request, name)
+    if "rate_limits" in request.model_fields_set:
+        values["rate_limits"] = stated_limits(request.rate_limits)
     with wh.db.write() as connection:
         row = _organization(connection, principal.organization_id)
         if "infrastructure" in request.model_fields_set:
-            values["infrastructure"] = None
+            values["infrastructure"] = sa.null()
         if request.infrastructure is not None:
-            wanted = request.infrastructure.model_dump(exclude={"qdrant_api_key"})
+            wanted = request.infrastructure.model_dump(exclude={"qdrant_api_key", "ray_auth_token"})
             stored = row["infrastructure"] or {}
             if request.infrastructure.qdrant_api_key is not None:
-                wanted["qdrant_api_key"] = seal(wh.signing_key, request.infrastructure.qdrant_api_key)
+                wanted["qdrant_api_key"] = wh.vault.seal(request.infrastructure.qdrant_api_key)
             elif stored.get("qdrant_url") == wanted["qdrant_url"] and "qdrant_api_key" in stored:
                 wanted["qdrant_api_key"] = stored["qdrant_api_key"]
+            if request.infrastructure.ray_auth_token is not None:
+                wanted["ray_auth_token"] = wh.vault.seal(request.infrastructure.ray_auth_token)
+            elif (
+                stored.get("ray_head_node_url") == wanted["ray_head_node_url"] and "ray_auth_token" in stored
+            ):
+                wanted["ray_auth_token"] = stored["ray_auth_token"]
             _check_infrastructure(wh, wanted)
             values["infrastructure"] = wanted
         if values:
@@ -561,7 +630,15 @@ def update_organization(
                 .where(organizations.c.organization_id == principal.organization_id)
                 .values(**values, updated_at=now())
             )
-        return _organization_answer(_organization(connection, principal.organization_id))
+            audit.record(
+                connection,
+                principal,
+                "permission_updated",
+                "organization",
+                principal.organization_id,
+                {"fields": sorted(values)},
+            )
+        return organization_answer(connection, principal.organization_id)
 
 
 def me(wh: Warehouse, principal: Principal) -> MeResponse:
@@ -573,23 +650,13 @@ def me(wh: Warehouse, principal: Principal) -> MeResponse:
         organization_name=row["organization_name"],
         account_type=row["account_type"],
         user_email=row["email"],
+        rate_limits=limits.allowed(wh.settings, principal) or None,
+        principal_scoped=bool(principal.scopes),
         key=MeKey(**{name: row[name] for name in MeKey.model_fields if name in row}),
     )
 
 
 # --- inside -------------------------------------------------------------------------------------------
-
-
-def _check_administers(principal: Principal, resource: str) -> None:
-    """Refuse a key that is confined to other resources: it could make itself a key without a scope."""
-    if principal.scopes and not any(
-        scope["resource_type"] in ("organization", resource)
-        and scope["resource_id"] in ("*", principal.organization_id)
-        for scope in principal.scopes
-    ):
-        raise ForbiddenError(
-            "This key is confined to some resources; organizations, users and keys need a key without scopes."
-        )
 
 
 def _scopes(request: APIKeyCreateRequest | APIKeyUpdateRequest) -> list[dict[str, Any]]:
@@ -608,7 +675,7 @@ def _end(request: APIKeyCreateRequest | APIKeyUpdateRequest) -> str | None:
     return end
 
 
-def _insert_key(
+def insert_key(
     connection: Connection,
     secret: str,
     organization_id: str,
@@ -619,6 +686,7 @@ def _insert_key(
     created_by: str | None,
     **more: Any,
 ) -> RowMapping:
+    """Insert a key and return its row; an `AlreadyExistsError` when the user has one of that name."""
     _refuse_taken(connection, user_id, name)
     key_id = new_id("key")
     values = {
@@ -675,7 +743,8 @@ def _key(connection: Connection, user: RowMapping, name: str) -> RowMapping:
     return found
 
 
-def _find_user(connection: Connection, organization_id: str, email: str) -> RowMapping | None:
+def find_user(connection: Connection, organization_id: str, email: str) -> RowMapping | None:
+    """Return a user's row by email, upper and lower case alike."""
     return (
         connection.execute(
             sa.select(users).where(
@@ -688,7 +757,7 @@ def _find_user(connection: Connection, organization_id: str, email: str) -> RowM
 
 
 def _user(connection: Connection, organization_id: str, email: str) -> RowMapping:
-    found = _find_user(connection, organization_id, email)
+    found = find_user(connection, organization_id, email)
     if found is None:
         raise NotFoundError("user", email)
     return found
@@ -712,26 +781,55 @@ def _organization(connection: Connection, organization_id: str) -> RowMapping:
     )
 
 
-def _organization_answer(row: RowMapping) -> OrganizationModelResponse:
+def organization_answer(connection: Connection, organization_id: str) -> OrganizationModelResponse:
+    """Return an organization as answers show it: no secret, no internal id."""
+    row = _organization(connection, organization_id)
     infrastructure = row["infrastructure"]
+    month = now()[:7]
+    used = connection.execute(
+        sa.select(sa.func.coalesce(sa.func.sum(usage_counts.c.requests), 0)).where(
+            usage_counts.c.organization_id == organization_id, usage_counts.c.hour >= month
+        )
+    ).scalar_one()
     return OrganizationModelResponse(
-        organization_id=row["organization_id"],
-        organization_name=row["organization_name"],
-        account_type=row["account_type"],
+        **{
+            name: row[name]
+            for name in (
+                "organization_id",
+                "organization_name",
+                "account_type",
+                "logo_url",
+                "billing_email",
+                "created_at",
+                "updated_at",
+            )
+        },
+        metadata=row["metadata"] or {},
+        rate_limits=RateLimits(**limits.strictest(row["rate_limits"], row["operator_rate_limits"])),
+        current_month_usage=int(used),
         infrastructure=None
         if infrastructure is None
         else OrganizationInfrastructureAnswer(
             **{name: infrastructure.get(name) for name in OrganizationInfrastructureAnswer.model_fields}
         ),
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
     )
 
 
-def _check_infrastructure(wh: Warehouse, wanted: Mapping[str, Any]) -> None:
-    """Refuse a dedicated tier: one that lacks what it needs, every missing field named, or any in this version."""
-    from tessera.namespaces import DedicatedUnavailableError  # `tessera key` needs nothing of that module
+def stated_limits(limits_given: RateLimits | None) -> Any:
+    """Return limits as their column holds them: what is stated, null when nothing is."""
+    stated = limits_given.model_dump(exclude_none=True) if limits_given is not None else {}
+    return stated or sa.null()
 
+
+def _change_of_key(values: Mapping[str, Any]) -> str:
+    """Return the audit log's word for a change of these columns of a key."""
+    if values.get("status") == "revoked":
+        return "api_key_revoked"
+    return "api_key_scope_updated" if "scopes" in values else "permission_updated"
+
+
+def _check_infrastructure(wh: Warehouse, wanted: Mapping[str, Any]) -> None:
+    """Refuse a dedicated tier that lacks what it needs; every missing field is named."""
     if wanted["compute_tier"] == "shared":
         return
     if not wh.settings.allow_dedicated:
@@ -749,8 +847,3 @@ def _check_infrastructure(wh: Warehouse, wanted: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise ValidationError(problems)
-    raise DedicatedUnavailableError(
-        f"The infrastructure is well formed, but dedicated provisioning ({wanted['compute_tier']}) is not available "
-        "in this version of Tessera; nothing was changed. Send compute_tier 'shared' or leave infrastructure out.",
-        details={"compute_tier": wanted["compute_tier"], "source": "organization"},
-    )

@@ -532,6 +532,17 @@ def _infrastructure_problems(
     return problems
 
 
+def keeps_token(infrastructure: NamespaceInfrastructure, stored: Mapping[str, Any] | None) -> bool:
+    """Say whether the Ray token that is stored stays in force: none is sent, and the head is the same."""
+    return (
+        infrastructure.ray_auth_token is None
+        and infrastructure.ray_head_node_url is not None
+        and stored is not None
+        and stored.get("ray_head_node_url") == infrastructure.ray_head_node_url
+        and "ray_auth_token" in stored
+    )
+
+
 def keeps_key(infrastructure: NamespaceInfrastructure, stored: Mapping[str, Any] | None) -> bool:
     """Say whether the key that is stored stays in force: none is sent, and the URL is the same."""
     return (

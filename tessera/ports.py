@@ -6,6 +6,7 @@ Qdrant server or to a Ray worker without change.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -19,6 +20,9 @@ from tessera.models import PayloadIndex
 Payload = dict[str, Any]
 Vector = npt.NDArray[np.float32]
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
+
+#: Root fields that never leave the server as they are: the organization's secret id, and the engine's shadows.
+HIDDEN_FIELDS = frozenset({"internal_id", "_s", "_internal", "namespace_id", "bucket_id", "object_id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ class Entry:
 
     An `artifact` entry names a local Arrow file (see ``tessera/log.py`` for its columns); `deletes`
     may accompany it. An `indexes` entry is the complete set from then on. A missing id to delete is
-    as good as deleted.
+    as good as deleted. A view passes over an index change that is `deferrable` when making the indexes
+    would hold others up, and says so (`Mark.behind`).
     """
 
     seq: int
@@ -71,19 +76,25 @@ class Entry:
     deletes: tuple[str, ...] = ()
     artifact_path: str | None = None
     indexes: tuple[PayloadIndex, ...] | None = None
+    deferrable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """How far a view has come: every entry up to `seq` is in it, `document_count` documents exactly.
 
-    `durable` says whether this position is flushed to disk (survives power loss).
+    `durable` says whether this position is flushed to disk (survives power loss), `checked` whether all the
+    view's files were compared with their checksums when it was opened. `behind` tells that an index change
+    was passed over, `tail` how many documents at most lie outside the vector graphs (all, without a graph).
     """
 
     view_id: str
     seq: int
     document_count: int
     durable: bool = False
+    checked: bool = True
+    behind: bool = False
+    tail: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +201,52 @@ class Vectors(Protocol):
     def indexes(self, view: View) -> list[IndexReport]:
         """Ask the engine which payload indexes it has. Our own shadow indexes are left out."""
 
+    def release(self, view: View) -> None:
+        """Flush the view, close it, and keep nothing of it in memory; `open` brings it back."""
+
     def drop(self, view: View) -> None:
-        """Remove the view and all its files. Done already is as good as done."""
+        """Remove the view and all its files. Done already is as good as done; a build in it ends."""
+
+    def builds_apart(self, view: View) -> bool:
+        """Say whether a view of this kind is better built beside the one that answers than changed in place."""
+
+    def begin(self, view: View, *, graph: bool, apart: bool) -> Mark:
+        """Make `view` from nothing, to be filled: `apart` where that holds nobody up, with `graph` for `optimize`."""
+
+    def optimize(self, view: View) -> Mark:
+        """Build the vector graphs of a view that was begun for them; takes minutes and holds nobody up."""
+
+    def settle(self, view: View) -> Mark:
+        """End what `begin` began: the view, durable from here on, is opened where it is to answer."""
 
     def close(self) -> None:
         """Flush and close everything; the port cannot be used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where work runs, and on how much: `cluster` is ``ray://host:port``, None the server's own processes.
+
+    On a cluster, callers with the same `pool` share workers: at least `min_workers` as long as there is
+    work now and then, at most `max_workers`; without `autoscaling` a fixed number, the minimum.
+    `gpus_per_worker` of 0 asks for none. `is_patient` waits minutes for a cluster that is not there.
+    `token` is the cluster's, never part of ``repr``.
+    """
+
+    cluster: str | None = None
+    token: str | None = field(default=None, repr=False)
+    pool: str = "shared"
+    min_workers: int = 0
+    max_workers: int = 10
+    autoscaling: bool = True
+    gpu_type: str | None = None
+    gpus_per_worker: int = 0
+    dashboard_url: str | None = None
+    is_patient: bool = False
+
+
+#: The server's own worker processes.
+HERE = Compute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +271,18 @@ class Runner(Protocol):
         items: Sequence[Any],
         *,
         timeout_s: float,
+        compute: Compute = HERE,
+        again: Callable[[Any, int], Any] | None = None,
+        stop: threading.Event | None = None,
     ) -> Iterator[tuple[int, Any | Failed]]:
         """Yield ``(index, value or Failed)`` in the order of completion; a crash costs one item.
 
-        `function` must be importable (a top-level function); items and values are pickled.
+        `function` must be importable (a top-level function); items and values are pickled. An item that
+        goes again because its cluster or its node was lost (the first run may still be going on there) is
+        first replaced by ``again(item, number of the run)``. Once `stop` is set the iteration ends soon, and what
+        is under way is given up; the server's own workers are stopped under it.
+
+        Raises `ClusterError` when the place that `compute` names cannot be used at all.
         """
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import content, documents, names, namespaces, templates
+from tessera import audit, content, documents, limits, names, namespaces, templates
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import collections, retrievers
@@ -48,7 +49,8 @@ from tessera.models.retrievers import (
 )
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import Hit, Page
+from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
+from tessera.registry import Registry
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 from tessera.validation import schema_problems
 
@@ -150,6 +152,7 @@ def create(
         stages, fields, problems = _checked(
             wh, place, request.stages, request.input_schema, declared=request.input_schema is not None
         )
+        problems += _join_problems(connection, namespace_id, request.stages, stages)
         found, unknown = _collections(connection, namespace_id, request.collection_identifiers)
         problems += unknown + _name_problems(retriever_name)
         taken = connection.execute(
@@ -185,7 +188,16 @@ def create(
             "created_at": at,
             "updated_at": at,
         }
+        limits.check_quota(wh, connection, principal, "retrievers")
         connection.execute(retrievers.insert().values(**row))
+        audit.record(
+            connection,
+            principal,
+            "retriever_created",
+            "retriever",
+            row["retriever_id"],
+            {"name": row["retriever_name"]},
+        )
     return _answer(row)
 
 
@@ -193,7 +205,7 @@ def get(wh: Warehouse, principal: Principal, namespace: str, identifier: str) ->
     """Return a retriever by id or name."""
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        return _answer(_find(connection, place["namespace_id"], identifier))
+        return _answer(find(connection, place["namespace_id"], identifier))
 
 
 def list_(
@@ -237,7 +249,7 @@ def patch(
     """Change a retriever's metadata; absent fields stay."""
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        row = dict(_find(connection, place["namespace_id"], identifier))
+        row = dict(find(connection, place["namespace_id"], identifier))
         given = request.model_dump(exclude_unset=True)
         if not given:
             return _answer(row)
@@ -269,6 +281,14 @@ def patch(
                 updated_at=row["updated_at"],
             )
         )
+        audit.record(
+            connection,
+            principal,
+            "retriever_updated",
+            "retriever",
+            row["retriever_id"],
+            {"fields": sorted(request.model_fields_set)},
+        )
     return _answer(row)
 
 
@@ -276,8 +296,16 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
     """Delete a retriever and return its id."""
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        row = _find(connection, place["namespace_id"], identifier)
+        row = find(connection, place["namespace_id"], identifier)
         connection.execute(sa.delete(retrievers).where(retrievers.c.retriever_id == row["retriever_id"]))
+        audit.record(
+            connection,
+            principal,
+            "retriever_deleted",
+            "retriever",
+            row["retriever_id"],
+            {"name": row["retriever_name"]},
+        )
     return str(row["retriever_id"])
 
 
@@ -323,14 +351,15 @@ def execute(
     """Run a stored retriever and answer its documents, best first, with statistics of every stage."""
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        row = _find(connection, place["namespace_id"], identifier)
+        row = find(connection, place["namespace_id"], identifier)
         definition = row["definition"]
         wanted = request.collection_identifiers
         if not wanted:
             # A collection deleted since then simply has no documents any more.
             found = definition["collection_ids"] or _all_collections(connection, place["namespace_id"])
         else:
-            found, problems = _collections(connection, place["namespace_id"], wanted)
+            own = definition["collection_ids"] if principal.through is not None else None
+            found, problems = _collections(connection, place["namespace_id"], wanted, own)
             raise_problems(problems)
     fields = {name: InputField.model_validate(value) for name, value in definition["input_schema"].items()}
     plan = _Plan(place, row["retriever_id"], found, definition["stages"], fields)
@@ -355,6 +384,7 @@ def execute_adhoc(
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         stages, fields, problems = _checked(wh, place, request.stages, request.input_schema, declared=False)
+        problems += _join_problems(connection, place["namespace_id"], request.stages, stages)
         found, unknown = _collections(connection, place["namespace_id"], wanted)
         raise_problems(problems + unknown)
         if not wanted:
@@ -424,8 +454,7 @@ def _run(
             "cache_hit": False,
             "error": None,
         }
-    asked = _asked(plan, inputs, request)
-    offset, limit = _cut(wh, request, asked)
+    offset, limit = _cut(wh, request, lambda: _asked(plan, inputs, request))
     total = passed
     if hits is None:
         shown = list(context.page(Page(limit=limit, offset=offset, filter=context.within)).hits)
@@ -453,7 +482,7 @@ def _run(
     ]
     elapsed_ms = round((time.perf_counter() - started) * 1000, 3)
     more = offset + limit < total
-    cursor = encode_cursor(wh, {"o": offset + limit, "r": asked}) if more else None
+    cursor = encode_cursor(wh, {"o": offset + limit, "r": _asked(plan, inputs, request)}) if more else None
     return {
         "execution_id": new_id("exec"),
         "retriever_id": plan.retriever_id,
@@ -496,26 +525,42 @@ def _context(
         asked = parse(filters, inputs=inputs, location=("body", "filters"))
         if asked is not None:
             within = And((within, asked))
-    indexes = {index.field_name: index for index in _indexes(plan.place)}
+    place = plan.place
     return StageContext(
         within=within,
-        indexes=indexes,
+        indexes=_indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"])),
         inputs=inputs,
         search=lambda searches: wh.views.search(namespace_id, searches),
         page=lambda page: wh.views.page(namespace_id, page),
         embed=lambda uri, query: _embed(wh, plan, uri, query),
         text_features=lambda: _text_features(wh, plan.place),
+        collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
+        vectors=lambda document_ids, uri: _vectors(wh, plan, document_ids, uri),
     )
 
 
-def _indexes(place: RowMapping) -> tuple[PayloadIndex, ...]:
-    return effective_indexes(stored_indexes(place["user_indexes"]), stored_indexes(place["added_indexes"]))
+@lru_cache(maxsize=1024)
+def _indexes(user: bytes, added: bytes) -> Mapping[str, PayloadIndex]:
+    """Return the indexes in force by field; both arguments are JSON as a namespace's row holds it."""
+    return {
+        index.field_name: index
+        for index in effective_indexes(
+            stored_indexes(orjson.loads(user)), stored_indexes(orjson.loads(added))
+        )
+    }
 
 
 def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
     location: Location = ("stages", index, "parameters")
+    parameters = spec["config"]["parameters"]
+    later = {name: value for name, value in parameters.items() if name in stage.per_document}
     try:
-        filled = templates.render(spec["config"]["parameters"], scope)
+        # Everything in one go: what an input holds is never read as a template itself. What waits for a document
+        # stays, but inputs that it names must be there now.
+        filled = later | templates.render({k: v for k, v in parameters.items() if k not in later}, scope)
+        for root, path in templates.references(later):
+            if root != "DOC":
+                templates.render("{{" + ".".join((root, *path)) + "}}", scope)
     except templates.Unresolved as error:
         raise ValidationError(
             [
@@ -575,8 +620,8 @@ def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[
     return inputs
 
 
-def _cut(wh: Warehouse, request: ExecuteRequest, asked: str) -> tuple[int, int]:
-    """Return (offset, limit) of the answer from `limit` and the pagination method."""
+def _cut(wh: Warehouse, request: ExecuteRequest, asked: Callable[[], str]) -> tuple[int, int]:
+    """Return (offset, limit) of the answer from `limit` and the pagination method; a cursor must be that of `asked`."""
     pagination = request.pagination or {}
     method = pagination.get("method", "cursor")
 
@@ -601,7 +646,7 @@ def _cut(wh: Warehouse, request: ExecuteRequest, asked: str) -> tuple[int, int]:
             page = number("page_number", 1, 1, 10_000)
             return (page - 1) * limit, limit
         value = decode_cursor(wh, str(cursor))
-        if value.get("r") != asked or not isinstance(value.get("o"), int):
+        if value.get("r") != asked() or not isinstance(value.get("o"), int):
             raise BadRequestError(
                 "pagination.cursor belongs to another retriever, other inputs or other filters. Send what it came "
                 "with, or start again without a cursor."
@@ -657,19 +702,39 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
         ) from error
 
 
+def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filter:
+    with wh.db.read() as connection:
+        found, problems = _collections(connection, namespace_id, [identifier])
+    if problems:
+        raise BadRequestError(problems[0].message, details={"collection": identifier[:200]})
+    return Condition("collection_id", "in", found, True)
+
+
+def _vectors(
+    wh: Warehouse, plan: _Plan, document_ids: Sequence[str], uri: str | None
+) -> dict[str, Mapping[str, Vector]]:
+    """Return the vectors of documents by id and name; only that of the feature `uri` when it is named."""
+    name = _vector_of(wh, plan.place, uri)[0].name if uri else None
+    return {
+        hit.document_id: {key: value for key, value in hit.vectors.items() if name in (None, key)}
+        for hit in wh.views.get(plan.place["namespace_id"], document_ids, True)
+    }
+
+
 def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     """Return the vector output that `uri` names in this namespace, and the extractor that embeds for it."""
     features = _features(wh, place)
+    for known, vector, extractor in features:
+        if uri in (known, vector.name):
+            return vector, extractor
     try:
         address = wh.registry.resolve_feature(uri)
     except (LookupError, ValueError) as error:
         address, reason = None, str(error)
     else:
         reason = "none of this namespace's extractors writes it"
-    for known, vector, extractor in features:
+    for _, vector, extractor in features:
         if address is not None and vector.name == address.name:
-            return vector, extractor
-        if uri == known or uri == vector.name:
             return vector, extractor
     names = ", ".join(known for known, _, _ in features) or "none"
     raise BadRequestError(
@@ -678,21 +743,32 @@ def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     )
 
 
-def _features(wh: Warehouse, place: RowMapping) -> list[tuple[str, Any, Any]]:
+def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], ...]:
     """Return (URI, vector output, extractor) for every vector of the namespace."""
+    return _features_of(
+        wh.registry,
+        orjson.dumps(place["feature_extractors"]),
+        orjson.dumps(place["vector_inference_map"]),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _features_of(registry: Registry, extractors: bytes, running: bytes) -> tuple[tuple[str, Any, Any], ...]:
+    # A namespace's extractors and models are fixed when it is made; asking for them looks for files.
     found = []
-    for entry in place["feature_extractors"]:
+    models = orjson.loads(running)
+    for entry in orjson.loads(extractors):
         extractor, params = configured(
-            wh.registry,
+            registry,
             entry["feature_extractor_name"],
             entry["version"],
             entry.get("params") or {},
-            place["vector_inference_map"],
+            models,
         )
         for vector in extractor.outputs(params).vectors:
             uri = f"mixpeek://{entry['feature_extractor_name']}@{entry['version']}/{vector.inference_name}"
             found.append((uri, vector, extractor))
-    return found
+    return tuple(found)
 
 
 def _text_features(wh: Warehouse, place: RowMapping) -> list[str]:
@@ -734,23 +810,42 @@ def _checked(
             continue
         stages.append(stage)
         before = [earlier["stage_name"] for earlier in stages[:-1]]
-        problems += _reference_problems(stage["parameters"], fields if declared else None, before, index)
+        problems += _reference_problems(
+            stage["parameters"],
+            fields if declared else None,
+            before,
+            index,
+            wh.registry.stages[stage["config"]["stage_id"]].per_document,
+        )
         if stage["config"]["stage_id"] == "feature_search" and not wrong:
             problems += _feature_problems(wh, place, stage["parameters"], index)
     return stages, fields, problems
 
 
 def _reference_problems(
-    parameters: Mapping[str, Any], fields: Mapping[str, InputField] | None, before: Sequence[str], index: int
+    parameters: Mapping[str, Any],
+    fields: Mapping[str, InputField] | None,
+    before: Sequence[str],
+    index: int,
+    per_document: frozenset[str],
 ) -> list[Problem]:
     """Return a problem for each expression that can never have a value. `fields` is None when none are declared."""
     problems = []
-    for root, path in sorted(templates.references(parameters)):
+    found = {
+        (root, path, name in per_document)
+        for name, value in parameters.items()
+        for root, path in templates.references(value)
+    }
+    for root, path, for_each in sorted(found):
         expression = "{{" + ".".join((root, *path)) + "}}"
         if root == "INPUT":
             if fields is None or path[0] in fields:
                 continue
             why = f"is not in input_schema, which has: {', '.join(fields) or 'nothing'}."
+        elif for_each:
+            if root == "DOC" and path[0] not in HIDDEN_FIELDS:
+                continue
+            why = "has no value here, which sees inputs and the fields that a document shows."
         elif root == "STAGE":
             if path[0] in before and path[1:] == ("count",):
                 continue
@@ -789,6 +884,28 @@ def _feature_problems(
     return problems
 
 
+def _join_problems(
+    connection: Connection,
+    namespace_id: str,
+    raw_stages: Sequence[Mapping[str, Any]],
+    stages: Sequence[Mapping[str, Any]],
+) -> list[Problem]:
+    """Return a problem for each collection to join from that is not in this namespace."""
+    if len(stages) != len(raw_stages):
+        return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
+    problems: list[Problem] = []
+    for index, stage in enumerate(stages):
+        target = stage["parameters"].get("target_collection_id")
+        if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
+            location = ("body", "stages", index, "parameters", "target_collection_id")
+            _, unknown = _collections(connection, namespace_id, [target])
+            problems += [
+                replace(problem, location=location, message=f"target_collection_id: {problem.message}")
+                for problem in unknown
+            ]
+    return problems
+
+
 def _name_problems(name: str) -> list[Problem]:
     return names.check(
         name, ("body", "retriever_name"), id_prefix="ret", reserved=("list", "execute", "stages")
@@ -796,9 +913,9 @@ def _name_problems(name: str) -> list[Problem]:
 
 
 def _collections(
-    connection: Connection, namespace_id: str, identifiers: Sequence[str]
+    connection: Connection, namespace_id: str, identifiers: Sequence[str], among: Sequence[str] | None = None
 ) -> tuple[list[str], list[Problem]]:
-    """Resolve collection ids or names, in order; a problem for each that does not exist here."""
+    """Resolve collection ids or names, in order; a problem for each that does not exist here, or not `among` these."""
     if not identifiers:
         return [], []
     rows = connection.execute(
@@ -815,7 +932,7 @@ def _collections(
     problems: list[Problem] = []
     for index, identifier in enumerate(identifiers):
         known = by_id.get(identifier) or by_name.get(identifier)
-        if known is None:
+        if known is None or (among and known not in among):
             problems.append(
                 Problem(
                     ("body", "collection_identifiers", index),
@@ -838,14 +955,20 @@ def _all_collections(connection: Connection, namespace_id: str) -> list[str]:
     )
 
 
-def _find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+#: Built once: building a statement takes longer than running it.
+_BY_ID_OR_NAME = sa.select(retrievers).where(
+    retrievers.c.namespace_id == sa.bindparam("namespace_id"),
+    sa.or_(
+        retrievers.c.retriever_id == sa.bindparam("identifier"),
+        retrievers.c.retriever_name == sa.bindparam("identifier"),
+    ),
+)
+
+
+def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+    """Return the row of the retriever with this id, or else of this name. Raises `NotFoundError`."""
     rows = (
-        connection.execute(
-            sa.select(retrievers).where(
-                retrievers.c.namespace_id == namespace_id,
-                sa.or_(retrievers.c.retriever_id == identifier, retrievers.c.retriever_name == identifier),
-            )
-        )
+        connection.execute(_BY_ID_OR_NAME, {"namespace_id": namespace_id, "identifier": identifier})
         .mappings()
         .all()
     )

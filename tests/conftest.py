@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.http.processes import Server
+from tests.ray_cluster import RayCluster
 
 QDRANT_URL = os.environ.get("TESSERA_TEST_QDRANT_URL")
 
@@ -49,7 +50,11 @@ sys.addaudithook(_stay_here)
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server on an empty data directory, shared by the whole run."""
-    server = Server.start(tmp_path_factory.mktemp("server") / "data")
+    # URLs are fetched from one loopback address, which stands for the Internet, and from no other.
+    server = Server.start(
+        tmp_path_factory.mktemp("server") / "data",
+        environment={"TESSERA_FETCH_ALLOWED_NETWORKS": "127.0.0.2/32"},
+    )
     yield server
     assert server.stop() == 0, server.log[-2000:]
 
@@ -73,6 +78,7 @@ def server_on_qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
     assert server.stop() == 0, server.log[-2000:]
     if standin is not None:
         standin.shutdown()
+        standin.server_close()
 
 
 @pytest.fixture(scope="module", params=["edge", "qdrant"])
@@ -81,6 +87,14 @@ def either_server(request: pytest.FixtureRequest) -> Server:
     name = "server" if request.param == "edge" else "server_on_qdrant"
     found: Server = request.getfixturevalue(name)
     return found
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray cluster of one node, shared by the whole run."""
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -26,8 +26,8 @@ class Gated(Extractor):
     """Obeys the words of its text, from left to right, and then brings a document for each piece left.
 
     ``open:PATH`` writes the worker's process id to a file and ``wait:PATH`` waits for one; ``die`` kills
-    the worker, ``die-once:PATH`` only while the file is not there; ``raise``, ``bad`` and ``wrong-size`` are
-    the three ways to fail; ``sleep:SECONDS`` sleeps.
+    the worker, ``die-once:PATH`` only while the file is not there, ``exit:STATUS`` ends it and ``segfault``
+    lets it crash; ``raise``, ``bad`` and ``wrong-size`` are the three ways to fail; ``sleep:SECONDS`` sleeps.
     """
 
     name = NAME
@@ -70,6 +70,10 @@ def _obeyed(text: str) -> Iterator[str]:
             if not Path(what).exists():
                 Path(what).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        elif order == "exit":
+            os._exit(int(what))
+        elif order == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
         elif order == "raise":
             raise RuntimeError("a defect of the extractor")
         elif order == "bad":

@@ -6,6 +6,7 @@ error on any of these steps becomes a body in one place, `Front`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -19,6 +20,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,9 +29,12 @@ from tessera.api import docs, problems
 from tessera.api.auth import Authenticate
 from tessera.api.request_log import RequestLog
 from tessera.api.routing import Exchange, Route, Router, ignored_header
+from tessera.api.wire import head_too_large
 from tessera.context import Warehouse
-from tessera.errors import TesseraError
+from tessera.errors import DeadlineError, OutcomeUnknownError, TesseraError
+from tessera.limits import RateLimiter
 from tessera.organizations import Keys
+from tessera.usage import Usage
 
 logger = logging.getLogger("tessera.api")
 
@@ -43,15 +48,31 @@ NOUNS = (
     "buckets",
     "collections",
     "tasks",
+    "uploads",
     "blobs",
     "catalogue",
     "organizations",
+    "organization_secrets",
+    "audit",
+    "usage",
     "health",
     "docs",
 )
 
 #: In the log only: no answer was sent.
 _CLIENT_LEFT = 499
+
+_EXPOSED = [
+    "ETag",
+    "Retry-After",
+    "X-Cache-Status",
+    "X-Ignored-Fields",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-RateLimit-Window",
+    "X-Request-ID",
+]
 
 _REQUEST_ID = re.compile(rb"[\w-]{1,64}")
 _TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
@@ -60,11 +81,14 @@ _TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_conf
 def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
     """Return the application that serves `wh`; requests are logged to `log`."""
     keys = Keys(wh.db)
+    usage = Usage(wh.db)
+    operator_secret = wh.settings.operator_secret
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         keys.close()
+        usage.close()
 
     app = FastAPI(
         openapi_url=None,
@@ -72,11 +96,20 @@ def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         telemetry=_TELEMETRY,
-        middleware=[Middleware(Front, wh=wh, log=log), Middleware(Authenticate, keys=keys)],
+        middleware=[
+            *_cross_origin(wh.settings.cors_origins),
+            Middleware(Front, wh=wh, log=log, usage=usage),
+            Middleware(
+                Authenticate,
+                keys=keys,
+                operator_secret=operator_secret.get_secret_value() if operator_secret else None,
+            ),
+        ],
         lifespan=lifespan,
     )
     app.state.warehouse = wh
-    for noun in NOUNS:
+    # Without an operator's secret its routes are not merely closed: there are none.
+    for noun in (*NOUNS, "tenants") if operator_secret else NOUNS:
         router: Router = import_module(f"tessera.api.{noun}").router
         for route in router.routes:
             if not isinstance(route, Route):
@@ -90,6 +123,34 @@ def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
     # Everything is raised up to `Front`, which makes the bodies.
     app.exception_handlers = dict.fromkeys((RequestValidationError, HTTPException), _raise_again)
     return app
+
+
+def _cross_origin(origins: str | None) -> list[Middleware]:
+    """Return what lets pages of these origins call the server: nothing, unless the setting names some."""
+    named = [origin.strip() for origin in (origins or "").split(",") if origin.strip()]
+    if not named:
+        return []
+    wild = [re.escape(origin).replace(r"\*", r"[^/]+") for origin in named if "*" in origin and origin != "*"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=[origin for origin in named if origin == "*" or "*" not in origin],
+            allow_origin_regex="|".join(wild) or None,
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=[
+                "Authorization",
+                "Content-MD5",
+                "Content-Type",
+                "Idempotency-Key",
+                "If-Match",
+                "If-None-Match",
+                "X-Namespace",
+                "X-Request-ID",
+            ],
+            expose_headers=_EXPOSED,
+            max_age=3600,
+        )
+    ]
 
 
 def _openapi_route(app: FastAPI) -> Route:
@@ -146,10 +207,13 @@ class Dispatch:
 class Front:
     """Outermost ASGI layer: request id, trailing slashes, error bodies, common headers, request log."""
 
-    def __init__(self, app: ASGIApp, wh: Warehouse, log: RequestLog | None) -> None:
+    def __init__(self, app: ASGIApp, wh: Warehouse, log: RequestLog | None, usage: Usage) -> None:
         self.app = app
-        self.max_body_bytes = wh.settings.max_body_bytes
+        self.settings = wh.settings
+        self.limiter = RateLimiter(wh.settings)
         self.log = log
+        self.usage = usage
+        self._late: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; whatever is raised inside becomes an answer."""
@@ -157,45 +221,91 @@ class Front:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        exchange = Exchange(_request_id(scope), self.max_body_bytes)
+        exchange = Exchange(_request_id(scope), self.settings.max_body_bytes, self.limiter)
         scope["tessera"] = exchange
         path: str = scope["path"]
         if path.endswith("/") and len(path) > 1:
             scope["path"] = path.rstrip("/") or "/"
         status = 0
+        is_late = False
 
         async def answer(message: Message) -> None:
+            # When it is late, the client was told so already.
+            if not is_late:
+                await tell(message)
+
+        async def tell(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                # From here on it is the connection that sets the pace.
+                timer.cancel()
+                if exchange.principal is not None:
+                    self.usage.note(
+                        exchange.principal,
+                        f"{scope['method']} {_template(scope)}",
+                        exchange.api_name,
+                        status,
+                        (time.perf_counter() - begun) * 1000,
+                    )
                 headers = message["headers"] = list(message.get("headers", ()))
                 headers.append((b"x-request-id", exchange.request_id.encode()))
+                headers += exchange.headers
                 ignored = ignored_header(exchange.ignored)
                 if ignored is not None:
                     headers.append((b"x-ignored-fields", ignored))
             await send(message)
 
+        def expire() -> None:
+            # What runs in a thread cannot be stopped; the client need not wait for it.
+            nonlocal is_late
+            if not status:
+                is_late = True
+                error = _too_late(scope, limit_s)
+                self._late.add(task := loop.create_task(self._answer_error(error, scope, tell, exchange)))
+                task.add_done_callback(self._late.discard)
+
+        loop = asyncio.get_running_loop()
+        limit_s = self._limit_s(path)
+        timer = loop.call_later(limit_s, expire)
         try:
+            self._check_head(scope)
             await self.app(scope, receive, answer)
         except ClientDisconnect:
             # The client left while it sent the body; nobody reads an answer.
             status = status or _CLIENT_LEFT
         except Exception as error:  # the edge: whatever it is, it becomes an answer
-            if status:
+            if is_late:
+                logger.warning(
+                    "Request %s failed after its time: %s", exchange.request_id, type(error).__name__
+                )
+            elif status:
                 # Half of the answer is out; all that is left is to end the connection.
                 logger.exception("Request %s failed while it was answered.", exchange.request_id)
                 raise
-            await self._answer_error(error, scope, answer, exchange)
+            else:
+                await self._answer_error(error, scope, answer, exchange)
         finally:
+            timer.cancel()
+            ms = (time.perf_counter() - begun) * 1000
+            template = _template(scope)
             if self.log is not None:
                 self.log.write(
-                    exchange.request_id,
-                    scope["method"],
-                    _template(scope),
-                    status,
-                    (time.perf_counter() - begun) * 1000,
-                    exchange.key_prefix,
+                    exchange.request_id, scope["method"], template, status, ms, exchange.key_prefix
                 )
+
+    def _limit_s(self, path: str) -> float:
+        if path.startswith("/v1/uploads/"):
+            # A file takes as long as its client's line needs; the route keeps its own time, this is the net below it.
+            return self.settings.upload_timeout_s + self.settings.request_timeout_s
+        if path.endswith("/execute") or path == "/v1/documents/search":
+            return self.settings.execute_timeout_s
+        return self.settings.request_timeout_s
+
+    def _check_head(self, scope: Scope) -> None:
+        size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["query_string"])
+        if size > self.settings.max_header_bytes:
+            raise head_too_large(size, self.settings.max_header_bytes)
 
     async def _answer_error(self, error: Exception, scope: Scope, answer: Send, exchange: Exchange) -> None:
         if isinstance(error, HTTPException) and error.status_code == 404 and "route" not in scope:
@@ -206,6 +316,19 @@ class Front:
         headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await answer({"type": "http.response.start", "status": status, "headers": headers})
         await answer({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _too_late(scope: Scope, limit_s: float) -> DeadlineError:
+    """Return the error for a request that was not answered in time; only what may be repeated is retryable."""
+    repeatable = scope["method"] in ("GET", "HEAD") or any(
+        name == b"idempotency-key" for name, _ in scope["headers"]
+    )
+    if repeatable or scope["path"].endswith(("/execute", "/list", "/search")):
+        return DeadlineError(f"The request was not answered within {limit_s:g} s.")
+    return OutcomeUnknownError(
+        f"The request was not answered within {limit_s:g} s, and may still be carried out. Look before you send it "
+        "again; with an Idempotency-Key it could be sent again safely."
+    )
 
 
 def _head(path: str) -> str:

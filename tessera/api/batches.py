@@ -93,7 +93,7 @@ def patch_batch(
 def delete_batch(
     wh: Wh, asking: Asking, namespace: NamespaceId, bucket_identifier: Bucket, batch_id: BatchId
 ) -> GenericDeleteResponse:
-    """Delete a batch that is not under way; the documents that it made stay."""
+    """Delete a batch, cancelled if it is under way; the documents that it made stay."""
     return batches.delete(wh, asking, namespace, bucket_identifier, batch_id)
 
 

@@ -26,6 +26,7 @@ _TAG_ORDER = (
     "Namespaces",
     "Buckets",
     "Objects",
+    "Uploads",
     "Collections",
     "Batches",
     "Tasks",

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Request
 
-from tessera import documents
+from tessera import documents, ready_documents
 from tessera.api.auth import Asking
 from tessera.api.collections import Collection
+from tessera.api.namespaces import Identifier as Namespace
 from tessera.api.paging import Paging
-from tessera.api.routing import Router
+from tessera.api.routing import Router, exchange
 from tessera.api.scope import NamespaceId, Wh
 from tessera.models.base import JsonObject
 from tessera.models.documents import (
     BatchDeleteRequest,
     BatchDeleteResponse,
+    CreateDocumentRequest,
     DocumentResponse,
     ListDocumentsRequest,
     ListDocumentsResponse,
+    UpsertDocumentsRequest,
+    UpsertDocumentsResponse,
 )
 from tessera.models.tasks import GenericDeleteResponse
 
@@ -67,6 +71,29 @@ def list_documents_get(
     """List a collection's documents."""
     request = ListDocumentsRequest(return_presigned_urls=return_urls, return_vectors=return_vectors)
     return documents.list_(wh, asking, namespace, collection_identifier, page, request)
+
+
+@router.post("/v1/collections/{collection_identifier}/documents", response_model=DocumentResponse)
+def create_document(
+    request: Request,
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: CreateDocumentRequest,
+) -> JsonObject:
+    """Store a document with ready vectors; durable and findable when answered. One of its id is replaced."""
+    made, dropped = ready_documents.create(wh, asking, namespace, collection_identifier, body)
+    exchange(request).ignored.extend(dropped)
+    return made
+
+
+@router.post("/v1/namespaces/{namespace_identifier}/documents/upsert")
+def upsert_documents(
+    wh: Wh, asking: Asking, namespace_identifier: Namespace, body: UpsertDocumentsRequest
+) -> UpsertDocumentsResponse:
+    """Store up to 1,000 documents with ready vectors, all or none; durable and findable when answered."""
+    return ready_documents.upsert(wh, asking, namespace_identifier, body)
 
 
 @router.delete("/v1/collections/{collection_identifier}/documents/batch")

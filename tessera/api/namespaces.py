@@ -9,11 +9,12 @@ from fastapi import Body, Header, Path, Query, Response
 from pydantic import SkipValidation
 from starlette.concurrency import run_in_threadpool
 
-from tessera import namespaces
+from tessera import erasure, namespaces
 from tessera.api.auth import Asking, require
 from tessera.api.paging import Paging
 from tessera.api.routing import Router
 from tessera.api.scope import Wh
+from tessera.models.erasures import EraseRequest
 from tessera.models.namespaces import (
     CreateNamespaceRequest,
     DeleteNamespaceResponse,
@@ -24,6 +25,7 @@ from tessera.models.namespaces import (
     PatchNamespaceRequest,
     UpdateNamespaceRequest,
 )
+from tessera.models.tasks import TaskResponse
 
 router = Router(tags=["Namespaces"])
 
@@ -114,6 +116,16 @@ def delete_namespace(
     When answered, it is gone for every reader and its name is free. The task tells when its files are removed.
     """
     return _json(namespaces.delete(wh, asking, identifier))
+
+
+@router.post("/v1/namespaces/{namespace_identifier}/erase", dependencies=[require("delete")])
+def erase_documents(wh: Wh, asking: Asking, identifier: Identifier, body: EraseRequest) -> TaskResponse:
+    """Erase documents: gone from search, durably, when answered; the task ends when nothing is left of them.
+
+    It rewrites every file and row of the server that holds them and reports counts and keys in
+    `additional_data.report`. Backups that exist already are not touched.
+    """
+    return erasure.request(wh, asking, identifier, body)
 
 
 @router.get("/v1/namespaces/{namespace_identifier}/stats", response_model=NamespaceStatsResponse)

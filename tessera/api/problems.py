@@ -15,7 +15,15 @@ import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from tessera.errors import NotFoundError, TesseraError, ValidationError, quote
+from tessera.errors import (
+    NotFoundError,
+    RangeNotSatisfiableError,
+    TesseraError,
+    TooManyRequestsError,
+    ValidationError,
+    quote,
+    storage_error,
+)
 from tessera.validation import schema_problems
 
 _RETRY_STATUSES = frozenset({429, 503, 507})
@@ -41,6 +49,9 @@ def answer(error: Exception, request_id: str) -> tuple[int, bytes, list[tuple[by
         return _known(error, request_id)
     if isinstance(error, HTTPException):
         return _http(error)
+    trouble = storage_error(error) if isinstance(error, OSError) else None
+    if trouble is not None:
+        return _known(trouble, request_id)
     # Nothing about an unexpected failure is the caller's business, except how to find it in the log.
     return _body(
         500,
@@ -75,6 +86,10 @@ def _known(error: TesseraError, request_id: str) -> tuple[int, bytes, list[tuple
             seconds = error.retry_after_s if error.retry_after_s is not None else _DEFAULT_RETRY_S
             details["retry_after_seconds"] = seconds
             headers.append((b"retry-after", str(math.ceil(seconds)).encode()))
+    if isinstance(error, TooManyRequestsError):
+        headers += error.headers
+    if isinstance(error, RangeNotSatisfiableError):
+        headers.append((b"content-range", f"bytes */{error.size_bytes}".encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status >= 500:

@@ -10,7 +10,7 @@ from tessera import retrieve
 from tessera.api.auth import Asking, require
 from tessera.api.paging import Paging
 from tessera.api.routing import Router
-from tessera.api.scope import NamespaceId, Wh
+from tessera.api.scope import NamespaceId, NamespaceName, Wh
 from tessera.models.base import JsonObject
 from tessera.models.retrievers import (
     AdhocExecuteRequest,
@@ -104,7 +104,7 @@ def delete_retriever(wh: Wh, asking: Asking, namespace: NamespaceId, retriever_i
 def execute_retriever(
     wh: Wh,
     asking: Asking,
-    namespace: NamespaceId,
+    namespace: NamespaceName,
     retriever_id: str,
     body: ExecuteRequest,
     return_urls: ReturnUrls = False,

@@ -25,6 +25,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from tessera import audit, confinement, limits
 from tessera.context import Principal
 from tessera.errors import (
     ForbiddenError,
@@ -35,12 +36,16 @@ from tessera.errors import (
     ValidationError,
     quote,
 )
+from tessera.limits import RateLimiter
 
 #: Deepest nesting of lists and objects in a body: a filter may nest 16 conditions of two levels each.
 MAX_DEPTH = 64
 
-#: A body without these digits in a row holds no integer over 64 bits.
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+#: Turns every digit into 0: a body without 19 of them in a row holds no integer over 64 bits.
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
+#: All that is no bracket, which `bytes.translate` leaves out.
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _LONG_INTEGER = re.compile(rb"(?<![^\[:,\s])-?[0-9]{19,}(?![^\]},\s])")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
@@ -72,8 +77,14 @@ class Exchange:
 
     request_id: str
     max_body_bytes: int
+    limiter: RateLimiter | None = None
     principal: Principal | None = None
+    #: Whether the operator's own secret came with it; only below ``/v1/private``.
+    is_operator: bool = False
     key_prefix: str = "-"
+    #: The class of the route, whose requests are counted together.
+    api_name: str = "metadata"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
 
@@ -153,21 +164,50 @@ class Route(APIRoute):
         permission = _permission(self)
         takes_json = self.body_field is not None
         known = _known_keys(self)
+        method = next(iter(sorted((self.methods or {"GET"}) - {"HEAD"})), "GET")
+        api_name = limits.api_name(method, self.path_format)
+        read = audit.read_of(permission, self.path_format)
 
         async def checked(request: Request) -> Response:
-            principal = exchange(request).principal
-            if principal is not None and permission not in principal.permissions:
-                raise _forbidden(permission, principal, request)
-            if principal is not None and principal.scopes:
-                exchange(request).principal = replace(principal, asks=permission)
+            found = exchange(request)
+            found.api_name = api_name
+            principal = found.principal
+            if principal is not None:
+                if found.limiter is not None:
+                    allowance = found.limiter.take(principal, api_name)
+                    if allowance is not None:
+                        found.headers += allowance.headers()
+                if permission not in principal.permissions:
+                    raise _forbidden(permission, principal, request)
+                if principal.scopes:
+                    found.principal = principal = await _scoped(request, principal, permission)
             request = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
             if takes_json:
                 await request.load()
                 if known is not None and isinstance(body := await request.json(), dict):
                     note_ignored(request, body, known)
-            return await handle(request)
+            response = await handle(request)
+            if read is not None and principal is not None and principal.reads_audited:
+                wh = request.app.state.warehouse
+                audit.record_read(wh, principal, *read.of(request.path_params))
+            return response
 
         return checked
+
+
+async def _scoped(request: Request, principal: Principal, permission: str) -> Principal:
+    """Return the principal as this route may use it: what it asks for, and where its scopes let it in."""
+    principal = replace(principal, asks=permission)
+    if not confinement.is_narrow(principal):
+        return principal
+    return await run_in_threadpool(
+        confinement.admit,
+        request.app.state.warehouse,
+        principal,
+        request.scope["route"].path_format,
+        dict(request.path_params),
+        request.headers.get("x-namespace"),
+    )
 
 
 class Router(APIRouter):
@@ -221,7 +261,8 @@ def parse(body: bytes) -> Any:
     """Parse `body`. Raises `ValidationError` that says where it is not JSON, or that it nests too deep."""
     # Counting brackets and looking for long numbers is cheap and settles nearly every body.
     brackets = body.count(b"[") + body.count(b"{")
-    bare = _STRING.sub(b"", body) if brackets > MAX_DEPTH or _LONG_NUMBER.search(body) else b""
+    has_long_numbers = _LONG_NUMBER in body.translate(_ZEROS)
+    bare = _STRING.sub(b"", body) if brackets > MAX_DEPTH or has_long_numbers else b""
     if brackets > _MOST_CONTAINERS and bare.count(b"[") + bare.count(b"{") > _MOST_CONTAINERS:
         message = f"The body has more than {_MOST_CONTAINERS} lists and objects; send it in several requests."
         raise ValidationError([Problem(("body",), message, "json_too_large")])
@@ -241,7 +282,8 @@ def parse(body: bytes) -> Any:
         ) from None
     if brackets > MAX_DEPTH and _depth(bare) > MAX_DEPTH:
         raise _too_deep()
-    _refuse_long_integers(bare)
+    if has_long_numbers:
+        _refuse_long_integers(bare)
     return value
 
 
@@ -254,17 +296,20 @@ def _answering(call: Callable[..., Any], model: Any, status: int) -> Callable[..
     @functools.wraps(call)
     def answer(*args: Any, **kwargs: Any) -> Any:
         result = call(*args, **kwargs)
-        if isinstance(result, BaseModel) and type(result) is model:
-            content = result.__pydantic_serializer__.to_json(result, by_alias=True)
-        elif isinstance(result, dict | list) and not (
-            isinstance(model, type) and issubclass(model, BaseModel)
-        ):
-            content = orjson.dumps(result, default=_plain)
-        else:
-            return result
-        return Response(content, status, media_type="application/json")
+        content = _as_json(result, model)
+        return result if content is None else Response(content, status, media_type="application/json")
 
     return answer
+
+
+def _as_json(result: object, model: Any) -> bytes | None:
+    """Return the body that a route's result is, None for what the framework has to turn into one."""
+    if isinstance(result, BaseModel) and type(result) is model:
+        content: bytes = result.__pydantic_serializer__.to_json(result, by_alias=True)
+        return content
+    if isinstance(result, dict | list) and not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return orjson.dumps(result, default=_plain)
+    return None
 
 
 def _plain(value: object) -> Any:
@@ -346,7 +391,7 @@ def ignored_header(ignored: list[str]) -> bytes | None:
 
 def _depth(bare: bytes) -> int:
     """Return how deep lists and objects nest in JSON without its strings."""
-    characters = np.frombuffer(bare, np.uint8)
+    characters = np.frombuffer(bare.translate(None, _NO_BRACKETS), np.uint8)
     # The four brackets lie next to each other in pairs: [ and { open, ] and } close; case is one bit.
     folded = characters & 0xDF
     steps = (folded == ord("[")).astype(np.int8) - (folded == ord("]"))

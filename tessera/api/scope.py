@@ -25,7 +25,7 @@ async def _warehouse(request: Request) -> Warehouse:
 Wh = Annotated[Warehouse, Depends(_warehouse)]
 
 
-async def namespace_row(
+async def named_namespace(
     request: Request,
     x_namespace: Annotated[
         str | None,
@@ -36,18 +36,30 @@ async def namespace_row(
             examples=["spotify_playlists_dev"],
         ),
     ] = None,
-) -> Any:
-    """Return the row of the namespace that the request is about.
+) -> str:
+    """Return the id or the name of the namespace that the request is about, as it was sent.
 
-    Raises `BadRequestError` without the header, `NotFoundError` for what is absent, foreign or out of scope.
+    Raises `BadRequestError` without the header.
     """
-    wh, asking = warehouse(request), principal(request)
-    identifier = _utf8(x_namespace) if x_namespace else only_namespace(asking)
+    identifier = _utf8(x_namespace) if x_namespace else only_namespace(principal(request))
     if identifier is None:
         raise BadRequestError(
             "This route works inside a namespace: send the header X-Namespace with its id or name.",
             details={"header": "X-Namespace"},
         )
+    return identifier
+
+
+#: Parameter of a route whose service reads the namespace's row once, together with what else it needs.
+NamespaceName = Annotated[str, Depends(named_namespace)]
+
+
+async def namespace_row(request: Request, identifier: NamespaceName) -> Any:
+    """Return the row of the namespace that the request is about.
+
+    Raises `NotFoundError` for what is absent, foreign or out of scope.
+    """
+    wh, asking = warehouse(request), principal(request)
     if wh.db.is_sqlite:
         return _resolve(wh, asking, identifier)
     return await run_in_threadpool(_resolve, wh, asking, identifier)

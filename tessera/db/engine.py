@@ -18,13 +18,17 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from tessera.errors import InsufficientStorageError, StorageError
+from tessera.errors import InsufficientStorageError, StorageUnavailableError
 
 logger = logging.getLogger("tessera.db")
 
 #: Emptying the write-ahead log waits so long for readers; all writers wait with it.
 _CHECKPOINT_PATIENCE_MS = 100
 _BUSY_TIMEOUT_S = 30
+#: What SQLite says of the disk. "malformed" is also what a read that failed (EIO) becomes inside a statement.
+_STORAGE_WORDS = (
+    "disk is full", "no space", "disk i/o", "unable to open", "locked", "readonly", "malformed", "not a database",
+)  # fmt: skip
 
 
 def now() -> str:
@@ -33,10 +37,13 @@ def now() -> str:
 
 
 class Database:
-    """Connections to the metadata database at `url` (``sqlite:///…`` or ``postgresql+…``)."""
+    """Connections to the metadata database at `url` (``sqlite:///…`` or ``postgresql+…``).
 
-    def __init__(self, url: str) -> None:
-        self.engine = _make_engine(url)
+    Without `durable` SQLite does not wait for the disk: for what is worth nothing after a loss of power.
+    """
+
+    def __init__(self, url: str, *, durable: bool = True) -> None:
+        self.engine = _make_engine(url, durable=durable)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._write_lock = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._later: queue.SimpleQueue[Callable[[Connection], None] | None] = queue.SimpleQueue()
@@ -71,13 +78,13 @@ class Database:
                 self._writer.start()
         self._later.put(work)
 
-    def forget_deleted(self) -> None:
+    def forget_deleted(self) -> bool:
         """Empty SQLite's write-ahead log, in which rows that were deleted live on; elsewhere nothing to do.
 
-        Best effort: a reader that is under way keeps it until the next time.
+        Returns whether it is empty now: a reader that is under way keeps it until the next time.
         """
         if not self.is_sqlite:
-            return
+            return True
         with _storage_errors(), self._write_lock:
             connection = self.engine.raw_connection()
             try:
@@ -85,12 +92,16 @@ class Database:
                 cursor.execute(f"PRAGMA busy_timeout={_CHECKPOINT_PATIENCE_MS}")
                 try:
                     cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    cursor.fetchall()
+                    ((was_busy, _, _),) = cursor.fetchall()
+                except self.engine.dialect.loaded_dbapi.Error as error:
+                    logger.warning("the write-ahead log could not be emptied now: %s", error)
+                    was_busy = True
                 finally:
                     cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_S * 1000}")
                     cursor.close()
             finally:
                 connection.close()
+        return not was_busy
 
     def close(self) -> None:
         """Finish queued writes and close all connections."""
@@ -146,21 +157,28 @@ def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[s
 def _storage_errors() -> Iterator[None]:
     try:
         yield
-    except sa.exc.OperationalError as error:
+    except sa.exc.DatabaseError as error:
+        if type(error) not in (sa.exc.DatabaseError, sa.exc.OperationalError):
+            raise  # about a statement and its values, which may hold any word
         text = str(error.orig).lower()
-        if "full" in text or "no space" in text:
+        if any(word in text for word in _STORAGE_WORDS):
+            logger.warning("the database cannot be used now: %s", error.orig)
+        if "disk is full" in text or "no space" in text:
             raise InsufficientStorageError(
                 "The disk that holds the data directory is full; nothing of this request was kept. Free space and "
-                "send it again."
+                "send it again.",
+                retry_after_s=5,
             ) from error
-        if "disk i/o" in text or "unable to open" in text or "locked" in text or "readonly" in text:
-            raise StorageError(
-                "The metadata database cannot be written now; nothing of this request was kept."
+        if any(word in text for word in _STORAGE_WORDS):
+            raise StorageUnavailableError(
+                "The metadata database cannot be used now; nothing of this request was kept. Try again; the server's "
+                "log has more.",
+                retry_after_s=2,
             ) from error
         raise
 
 
-def _make_engine(url: str) -> Engine:
+def _make_engine(url: str, *, durable: bool) -> Engine:
     def dumps(value: object) -> str:
         return orjson.dumps(value).decode()
 
@@ -182,7 +200,7 @@ def _make_engine(url: str) -> Engine:
         cursor = connection.cursor()
         for pragma in (
             "journal_mode=WAL",
-            "synchronous=FULL",
+            f"synchronous={'FULL' if durable else 'OFF'}",
             "foreign_keys=ON",
             "temp_store=MEMORY",
             "mmap_size=268435456",

@@ -7,11 +7,13 @@ newer schema can say which release is needed.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from tessera import failpoints
 from tessera.errors import TesseraError
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from tessera.db.engine import Database
 
 #: The newest revision in ``migrations/versions``.
-HEAD = "0001_v0.1.0"
+HEAD = "0006_v0.3.0"
 
 #: Any constant: replicas that start together on one PostgreSQL migrate one after the other.
 _ADVISORY_LOCK = 0x7E55E7A
@@ -46,6 +48,7 @@ def migrate(db: Database) -> None:
         _refuse_newer(current)
         if db.is_sqlite:
             _back_up(db, current)
+            failpoints.reach("migrate.backed-up")
     from alembic import command
 
     with db.write() as connection:
@@ -54,6 +57,7 @@ def migrate(db: Database) -> None:
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        failpoints.reach("migrate.upgraded")
 
 
 def current_revision(db: Database) -> str | None:
@@ -84,6 +88,21 @@ def _refuse_newer(current: str) -> None:
             f"The database has schema {current}, which Tessera {__version__} does not know. "
             f"Install {needed}; nothing was changed."
         )
+
+
+def remove_copies(db: Database) -> int:
+    """Remove the copies that upgrades made of `db`, which hold what was deleted since; return how many there were.
+
+    They lie beside it, wherever that is.
+    """
+    database = db.engine.url.database
+    if not db.is_sqlite or not database:
+        return 0
+    path = Path(database)
+    copies = list(path.parent.glob(f"{glob.escape(path.name)}.*.backup"))
+    for copy in copies:
+        copy.unlink(missing_ok=True)
+    return len(copies)
 
 
 def _back_up(db: Database, current: str) -> None:

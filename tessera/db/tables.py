@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -18,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -43,6 +46,14 @@ organizations = Table(
     Column("organization_name", String, nullable=False),
     Column("account_type", String, nullable=False, default="enterprise"),
     Column("infrastructure", JSON),
+    Column("logo_url", String),
+    Column("billing_email", String),
+    Column("metadata", JSON),
+    #: Requests a minute by class that this organization may make; what is absent is not limited by it.
+    Column("rate_limits", JSON),
+    #: The same, stated by the operator: the organization cannot change them.
+    Column("operator_rate_limits", JSON),
+    Column("read_auditing", Boolean, nullable=False, default=False, server_default=false()),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
 )
@@ -56,6 +67,7 @@ users = Table(
     Column("user_name", String, nullable=False),
     Column("role", String, nullable=False, default="member"),
     Column("status", String, nullable=False, default="active"),
+    Column("avatar_url", String),
     Column("metadata", JSON, nullable=False, default=dict),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
@@ -84,6 +96,56 @@ api_keys = Table(
     Column("revoked_at", String),
     Column("revoked_by", String),
     Column("last_used_at", String),
+    #: Origins that a browser may use the key from; null: any.
+    Column("allowed_origins", JSON),
+)
+
+#: Values that only the server may read again. `sealed` as `sealing.py` makes it.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("organization_id", String, primary_key=True),
+    Column("secret_name", String, primary_key=True),
+    Column("sealed", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+)
+
+#: Who changed (and, where an organization asks for it, read) what. Never a value of a secret field.
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("audit_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("timestamp", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("resource_type", String, nullable=False),
+    Column("resource_id", String, nullable=False),
+    Column("actor_id", String, nullable=False),
+    #: user, or operator
+    Column("actor_type", String, nullable=False, default="user"),
+    Column("key_id", String),
+    Column("changes", JSON),
+    Column("ip_address", String),
+    Column("user_agent", String),
+    Column("request_id", String),
+    Index("ix_audit_events_list", "organization_id", "timestamp", "audit_id"),
+)
+
+#: Requests by key, route and hour (``2026-11-23T10``).
+usage_counts = Table(
+    "usage_counts",
+    metadata,
+    Column("key_id", String, primary_key=True),
+    Column("hour", String, primary_key=True),
+    #: ``POST /v1/retrievers/{retriever_id}/execute``
+    Column("endpoint", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("api_name", String, nullable=False),
+    Column("requests", Integer, nullable=False, default=0),
+    Column("errors", Integer, nullable=False, default=0),
+    Column("duration_ms", Integer, nullable=False, default=0),
+    Index("ix_usage_counts_organization", "organization_id", "hour"),
 )
 
 #: Namespaces. `head` is the number of the last log entry, taken with ``UPDATE … SET head = head + 1``
@@ -109,8 +171,20 @@ namespaces = Table(
     #: {vector name: inference name or model id}
     Column("vector_inference_map", JSON, nullable=False),
     Column("infrastructure", JSON, nullable=False),
+    #: Where the view really lives, fixed when it was provisioned: {source, compute_tier, qdrant_url,
+    #: qdrant_api_key (sealed), alias, ray_head_node_url, ray_dashboard_url}; null: the server's own default.
+    Column("place", JSON),
     Column("auto_create_indexes", Boolean, nullable=False, default=False),
     Column("head", Integer, nullable=False, default=0),
+    #: The entries that stand for all entries up to `checkpoint_seq`; both 0 while nothing was folded.
+    Column("checkpoint_first", Integer, nullable=False, default=0, server_default="0"),
+    Column("checkpoint_seq", Integer, nullable=False, default=0, server_default="0"),
+    #: Upserts and deletes in the log since it was folded last, with those of the checkpoint; not exact.
+    Column("logged_changes", Integer, nullable=False, default=0, server_default="0"),
+    #: Grows whenever entries are replaced: what was read under another edition is not written.
+    Column("log_edition", Integer, nullable=False, default=0, server_default="0"),
+    #: Since when artifacts may lie about that entries do not name any more; null when none do.
+    Column("folded_at", String),
     Column("view_id", String, nullable=False, unique=True),
     Column("generation", Integer, nullable=False, default=1),
     Column("mark_seq", Integer, nullable=False, default=0),
@@ -163,7 +237,8 @@ objects = Table(
     Column("blobs", JSON, nullable=False),
     Column("version", Integer, nullable=False, default=1),
     Column("content_hash", String, nullable=False),
-    Column("size_bytes", Integer, nullable=False, default=0),
+    #: Up to a hundred files of some gigabytes.
+    Column("size_bytes", BigInteger().with_variant(Integer, "sqlite"), nullable=False, default=0),
     Column("status", String, nullable=False, default="DRAFT"),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
@@ -171,6 +246,58 @@ objects = Table(
     Index("ix_objects_content", "bucket_id", "content_hash"),
     #: Without it a namespace's objects can only be counted, or go with it, by reading all objects.
     Index("ix_objects_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: Uploads. What was PUT lies below ``<namespace_id>/uploads/<upload_id>.<sha256>`` until it is confirmed, then
+#: under `blob_key`. `etag` (MD5), `sha256` and `size_bytes` are of what came; the declared ones stand beside.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("upload_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("bucket_id", String, nullable=False),
+    Column("filename", String, nullable=False),
+    Column("content_type", String, nullable=False),
+    Column("file_size_bytes", BigInteger),
+    Column("file_hash", String),
+    Column("presigned_url_expiration", Integer, nullable=False),
+    Column("metadata", JSON),
+    Column("create_object_on_confirm", Boolean, nullable=False),
+    Column("object_metadata", JSON),
+    Column("blob_property", String),
+    Column("blob_type", String),
+    Column("skip_duplicates", Boolean, nullable=False),
+    #: PENDING, COMPLETED or FAILED (not confirmed in time)
+    Column("status", String, nullable=False),
+    Column("message", String),
+    Column("sha256", String),
+    Column("etag", String),
+    Column("size_bytes", BigInteger),
+    Column("mime_type", String),
+    Column("blob_key", String),
+    Column("duplicate_of_upload_id", String),
+    Column("object_id", String),
+    Column("created_at", String, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Column("completed_at", String),
+    Index("ix_uploads_bucket", "bucket_id", "created_at", "upload_id"),
+    Index("ix_uploads_content", "bucket_id", "sha256"),
+    Index("ix_uploads_status", "status", "expires_at"),
+    Index("ix_uploads_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: Blobs of objects that are still to be fetched: the URL, sealed, because its query may be a credential. The row
+#: goes when the content is ours.
+fetches = Table(
+    "fetches",
+    metadata,
+    Column("object_id", String, primary_key=True),
+    Column("property", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("sealed_url", String, nullable=False),
+    Index("ix_fetches_namespace", "namespace_id"),
     _in_namespace(),
 )
 
@@ -210,6 +337,8 @@ sources = Table(
 )
 
 #: Batches. `attempt` grows each time a server takes the batch up; what an older attempt brings is dropped.
+#: `holder` names the server that works on it (the token of its slot, see `job_slots`), null while nobody does.
+#: `crashes` counts the servers that ended under it in a row, without a chunk done in between.
 batches = Table(
     "batches",
     metadata,
@@ -221,6 +350,8 @@ batches = Table(
     Column("status", String, nullable=False, default="DRAFT"),
     Column("task_id", String),
     Column("attempt", Integer, nullable=False, default=0),
+    Column("holder", String),
+    Column("crashes", Integer, nullable=False, default=0, server_default="0"),
     Column("error", String),
     Column("error_summary", JSON),
     Column("metadata", JSON, nullable=False, default=dict),
@@ -299,6 +430,34 @@ purges = Table(
     Column("created_at", String, nullable=False),
 )
 
+#: Views that nobody refers to and that are dropped at `due_at`: one that was made for a namespace whose
+#: creation did not end (the row is taken off in the transaction that begins to use the view), and one that
+#: a namespace has left.
+doomed_views = Table(
+    "doomed_views",
+    metadata,
+    Column("view_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("place", JSON),
+    Column("due_at", String, nullable=False),
+)
+
+#: Documents that are being erased: what is still to be rewritten, so that a kill in the middle is resumed.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("task_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    #: {document_ids: [...], object_ids: [...], blob_keys: [...]}: ids and names only, never content
+    Column("targets", JSON, nullable=False),
+    #: What was rewritten so far: counts, keys and bytes
+    Column("report", JSON, nullable=False),
+    Column("due_at", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Index("ix_erasures_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
 #: Answers kept for requests that carried an Idempotency-Key: 24 h per organization and route.
 idempotency = Table(
     "idempotency",
@@ -309,4 +468,19 @@ idempotency = Table(
     Column("body_hash", LargeBinary(32), nullable=False),
     Column("resource_id", String, nullable=False),
     Column("created_at", String, nullable=False),
+)
+
+#: Tables of who is alive: beside the others on PostgreSQL, in a SQLite file of their own otherwise. Nothing in
+#: them outlives the servers that wrote it, so they are no part of the schema's revisions nor of a backup.
+job_metadata = MetaData(naming_convention=metadata.naming_convention)
+
+#: Servers that take up work, numbered from 0; a number is used again when its server has ended. `token` is
+#: of one life of one server, `expires_at` (seconds since 1970, by the database's clock) its last heartbeat's.
+job_slots = Table(
+    "job_slots",
+    job_metadata,
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("token", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("expires_at", Float, nullable=False),
 )

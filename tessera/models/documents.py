@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from tessera.models.base import JsonObject, Model, PaginationResponse
 from tessera.models.objects import ListSort
@@ -116,3 +116,87 @@ class BatchDeleteResponse(Model):
     failed_count: int
     results: list[DeletedDocument]
     message: str
+
+
+class GivenFeature(Model):
+    """What one extractor would have brought: fields, and vectors by name."""
+
+    feature_extractor_id: str
+    payload: JsonObject | None = None
+    vectors: dict[str, Any] | None = None
+
+
+class CreateDocumentRequest(Model):
+    """A document with ready vectors. Further keys are its fields, kept at the root.
+
+    `vectors` maps a vector index of the collection (its name, its feature URI or the last part of that) to
+    its numbers: a list, or base64 of little-endian float32.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [{"document_id": "lamp-1", "metadata": {"category": "lamps"}, "colour": "green"}]
+        },
+    )
+
+    document_id: str | None = None
+    collection_id: str | None = None
+    root_object_id: str | None = Field(None, max_length=255)
+    root_bucket_id: str | None = Field(None, max_length=255)
+    source_object_id: str | None = Field(None, max_length=255)
+    metadata: JsonObject | None = None
+    features: list[GivenFeature] | None = Field(None, max_length=100)
+    vectors: dict[str, Any] | None = None
+
+
+class UpsertDocument(Model):
+    """One document of an upsert; the fields of `payload` stand at its root, `metadata` below that name."""
+
+    document_id: str
+    vectors: dict[str, Any] = Field(default_factory=dict)
+    payload: JsonObject | None = None
+    metadata: JsonObject | None = None
+    root_object_id: str | None = Field(None, max_length=255)
+    root_bucket_id: str | None = Field(None, max_length=255)
+    source_object_id: str | None = Field(None, max_length=255)
+
+
+class UpsertOptions(Model):
+    write_token: bool | None = False
+    idempotency_key: str | None = None
+
+
+class UpsertDocumentsRequest(Model):
+    """Documents with ready vectors, at most 1,000. One whose id exists in the collection is replaced as a whole."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "collection_id": "products",
+                    "documents": [
+                        {"document_id": "lamp-1", "payload": {"colour": "green"}},
+                        {"document_id": "lamp-2", "payload": {"colour": "brass"}},
+                    ],
+                }
+            ]
+        }
+    )
+
+    collection_id: str | None = Field(
+        None, validation_alias=AliasChoices("collection_id", "collection_identifier")
+    )
+    documents: list[UpsertDocument] = Field(min_length=1, max_length=1000)
+    options: UpsertOptions | None = None
+
+
+class UpsertDocumentsResponse(Model):
+    """`unsearchable_document_ids` are stored and listed, but carry no vector that a retriever could find them by."""
+
+    inserted: int
+    document_ids: list[str]
+    write_token: str | None = None
+    dropped_payload_fields: dict[str, list[str]] = Field(default_factory=dict)
+    unsearchable_document_ids: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)

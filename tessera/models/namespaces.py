@@ -67,6 +67,14 @@ class NamespaceInfrastructure(Model):
         None, max_length=URL_LENGTH, examples=["ray://shared-cluster:10001"]
     )
     ray_dashboard_url: str | None = Field(None, max_length=URL_LENGTH)
+    ray_auth_token: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        repr=False,
+        description="Token of the Ray cluster; never shown. Ray demands one since 2.59.",
+        json_schema_extra={"writeOnly": True, "format": "password"},
+    )
     qdrant_url: str | None = Field(None, max_length=URL_LENGTH)
     qdrant_api_key: str | None = Field(
         None,
@@ -100,6 +108,7 @@ class InfrastructureAnswer(Model):
 
     qdrant_collection: str
     compute_tier: ComputeTier
+    source: Literal["namespace", "organization", "server"]
     ray_cluster_id: str | None
     ray_head_node_url: str | None
     ray_dashboard_url: str | None

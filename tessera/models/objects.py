@@ -26,27 +26,32 @@ _EXAMPLE: JsonObject = {
 
 
 class CreateBlobRequest(Model):
-    """One blob of an object: which property of the bucket's schema it fills, and its content.
+    """One blob of an object: which property of the bucket's schema it fills, and its content, given once.
 
-    `data` is the words themselves for a text, base64 or a data URI for anything else, and the plain value
-    for a property whose type is no blob.
+    `data` is the words themselves for a text, base64 or a data URI for anything else, a URL (http, https, s3)
+    for either, and the plain value for a property whose type is no blob.
     """
 
     property: str = Field(min_length=1, max_length=100, examples=["product_text"])
     type: FieldType | None = Field(None, description="Absent: the type that the schema names.")
-    data: Any = Field(None, description="Text, base64 or a data URI; not a URL in this version.")
-    url: str | None = Field(None, description="Not available in this version.")
-    upload_id: str | None = Field(None, description="Not available in this version.")
+    data: Any = Field(None, description="Text, base64, a data URI, or a URL that the next batch fetches.")
+    url: str | None = Field(None, description="The same as a URL in `data`.")
+    upload_id: str | None = Field(
+        None, max_length=64, description="A confirmed upload of this bucket; it may serve several objects."
+    )
     filename: str | None = Field(None, max_length=1024)
     key_prefix: str | None = Field(None, max_length=1024)
     metadata: JsonObject | None = None
+    canonicalize_source: bool | None = Field(None, description="As that of the object, for this blob.")
+    force_remirror: bool | None = Field(None, description="As that of the object, for this blob.")
 
 
 class LooseBlob(Model):
     """A blob without property and type: they are those of the bucket's only blob property."""
 
     data: Any = None
-    url: str | None = Field(None, description="Not available in this version.")
+    url: str | None = Field(None, description="A URL that the next batch fetches.")
+    upload_id: str | None = Field(None, max_length=64, description="A confirmed upload of this bucket.")
     filename: str | None = Field(None, max_length=1024)
     metadata: JsonObject | None = None
 
@@ -65,8 +70,12 @@ class CreateObjectRequest(Model):
     skip_duplicates: bool | None = Field(
         False, description="Answer with the object that has the same content already, if there is one."
     )
-    canonicalize_source: bool | None = Field(True, description="Accepted; without effect.")
-    force_remirror: bool | None = Field(False, description="Accepted; without effect.")
+    canonicalize_source: bool | None = Field(
+        True, description="Accepted; what is behind a URL always becomes a copy of the server's own."
+    )
+    force_remirror: bool | None = Field(
+        False, description="For a change: fetch again what the same URL brought before."
+    )
     idempotency_key: str | None = Field(
         None, max_length=255, description="As the header Idempotency-Key, for this object alone."
     )
@@ -84,18 +93,24 @@ class UpdateObjectRequest(Model):
     blob: LooseBlob | None = Field(None, description="Short form for a bucket with one blob property.")
     metadata: JsonObject | None = None
     skip_duplicates: bool | None = Field(None, description="Accepted; without effect.")
-    canonicalize_source: bool | None = Field(None, description="Accepted; without effect.")
-    force_remirror: bool | None = Field(None, description="Accepted; without effect.")
+    canonicalize_source: bool | None = Field(
+        None, description="Accepted; what is behind a URL always becomes a copy of the server's own."
+    )
+    force_remirror: bool | None = Field(
+        None, description="Fetch again what the same URL brought before; without it that is kept."
+    )
     idempotency_key: str | None = Field(
         None, max_length=255, description="Accepted; setting a value twice is once."
     )
 
 
 class BlobDetails(Model):
+    """What the content is; null while a URL is still to be fetched."""
+
     filename: str | None
-    size_bytes: int
-    mime_type: str
-    hash: str = Field(description="SHA-256 of the content, in hex.")
+    size_bytes: int | None
+    mime_type: str | None
+    hash: str | None = Field(description="SHA-256 of the content, in hex.")
 
 
 class BlobModel(Model):
@@ -107,6 +122,7 @@ class BlobModel(Model):
     type: FieldType
     properties: JsonObject
     details: BlobDetails
+    url: str | None = Field(None, description="Where it was or will be fetched from, without its query.")
     data: str | None = None
     presigned_url: str | None = None
 

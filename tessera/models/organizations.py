@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, ConfigDict, Field
 
+from tessera.config import ORIGIN
 from tessera.models.base import JsonObject, Model
 
 #: From the weakest to the strongest; each includes those before it.
@@ -85,6 +86,15 @@ class ResourceScope(Model):
     )
 
 
+def _is_origin(value: str) -> str:
+    if not ORIGIN.fullmatch(value):
+        raise ValueError("an origin is written as https://example.org, without a path")
+    return value.lower()
+
+
+Origin = Annotated[str, AfterValidator(_is_origin)]
+
+
 class APIKeyCreateRequest(Model):
     """A key to create. Without `scopes` it reaches the whole organization."""
 
@@ -104,6 +114,12 @@ class APIKeyCreateRequest(Model):
     expires_at: Annotated[datetime, AfterValidator(_in_utc)] | None = Field(
         None, description="When the key stops; a time without zone is UTC."
     )
+    allowed_origins: list[Origin] | None = Field(
+        None,
+        max_length=100,
+        description="Pages that may use the key, `https://*.example.org` for all below; absent: no such limit.",
+        examples=[["https://app.example.org"]],
+    )
 
 
 class APIKeyUpdateRequest(Model):
@@ -118,6 +134,12 @@ class APIKeyUpdateRequest(Model):
     rate_limit_override: int | None = Field(None, ge=1)
     expires_at: Annotated[datetime, AfterValidator(_in_utc)] | None = None
     status: KeyStatus | None = Field(None, description="`revoked` or `expired` end the key for good.")
+    allowed_origins: list[Origin] | None = Field(
+        None,
+        max_length=100,
+        description="Pages that may use the key, `https://*.example.org` for all below; absent: no such limit.",
+        examples=[["https://app.example.org"]],
+    )
 
 
 class APIKeyModel(Model):
@@ -171,6 +193,7 @@ class UserCreateRequest(Model):
     user_name: str = Field(min_length=2, max_length=100, examples=["Ana"])
     role: Literal["admin", "member", "viewer"] = "member"
     status: Literal["active", "suspended", "pending"] = "active"
+    avatar_url: str | None = Field(None, max_length=2048)
     metadata: JsonObject | None = None
 
 
@@ -182,6 +205,7 @@ class UserUpdateRequest(Model):
     status: Literal["active", "suspended", "pending"] | None = Field(
         None, description="The keys of a user who is not active are refused."
     )
+    avatar_url: str | None = Field(None, max_length=2048)
     metadata: JsonObject | None = None
 
 
@@ -192,6 +216,7 @@ class UserModel(Model):
     user_name: str
     role: str
     status: str
+    avatar_url: str | None = None
     metadata: JsonObject
     created_at: str
     updated_at: str
@@ -217,6 +242,14 @@ class OrganizationInfrastructure(Model):
         json_schema_extra={"writeOnly": True, "format": "password"},
     )
     ray_head_node_url: str | None = Field(None, max_length=2048, pattern=r"^ray://[^\s/]+:\d+$")
+    ray_auth_token: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        repr=False,
+        description="Token of the Ray cluster; never shown. Ray demands one since 2.59.",
+        json_schema_extra={"writeOnly": True, "format": "password"},
+    )
     ray_dashboard_url: str | None = Field(None, max_length=2048, pattern=r"^https?://[^\s]+$")
 
 
@@ -230,17 +263,25 @@ class OrganizationInfrastructureAnswer(Model):
 class RateLimits(Model):
     """Requests a minute by kind of route; null: no limit."""
 
-    metadata: int | None = None
-    data: int | None = None
-    search: int | None = None
-    upload: int | None = None
-    compute: int | None = None
+    metadata: int | None = Field(None, ge=1, description="Namespaces, buckets, collections, retrievers, …")
+    data: int | None = Field(None, ge=1, description="Objects and documents.")
+    search: int | None = Field(None, ge=1, description="Executions of retrievers.")
+    upload: int | None = Field(None, ge=1, description="Uploads.")
+    compute: int | None = Field(None, ge=1, description="Batches.")
 
 
 class OrganizationUpdateRequest(Model):
     model_config = ConfigDict(json_schema_extra={"examples": [{"organization_name": "Example Records"}]})
 
     organization_name: str | None = Field(None, min_length=1, max_length=100)
+    logo_url: str | None = Field(None, max_length=2048)
+    billing_email: str | None = Field(None, max_length=254)
+    metadata: JsonObject | None = None
+    rate_limits: RateLimits | None = Field(
+        None,
+        validation_alias=AliasChoices("rate_limits", "rate_limit_overrides"),
+        description="Replaces the organization's own limits; the server's, if lower, still hold.",
+    )
     infrastructure: OrganizationInfrastructure | None = Field(
         None, description="Replaces the organization's infrastructure; null removes it."
     )
@@ -251,7 +292,13 @@ class OrganizationModelResponse(Model):
     organization_name: str
     account_type: str
     credit_count: int = 0
+    logo_url: str | None = None
+    billing_email: str | None = None
+    metadata: JsonObject = Field(default_factory=dict)
     rate_limits: RateLimits = Field(default_factory=RateLimits)
+    auto_billing_enabled: bool = False
+    billing_cycle_start: int = 1
+    current_month_usage: int = Field(0, description="Requests since the month began.")
     infrastructure: OrganizationInfrastructureAnswer | None = None
     created_at: str
     updated_at: str
@@ -274,9 +321,136 @@ class MeResponse(Model):
     organization_name: str
     account_type: str
     user_email: str
+    rate_limits: dict[str, int] | None = Field(None, description="Requests a minute by class, where limited.")
+    principal_scoped: bool = Field(False, description="Whether the key is confined to some resources.")
     key: MeKey
 
 
 class SuccessResponse(Model):
     message: str
     success: bool = True
+
+
+class CreateSecretRequest(Model):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"secret_name": "openai_key", "secret_value": "sk-example"}]}
+    )
+
+    secret_name: str = Field(min_length=1, max_length=100, examples=["qdrant_production"])
+    secret_value: str = Field(
+        min_length=1,
+        max_length=65_536,
+        repr=False,
+        json_schema_extra={"writeOnly": True, "format": "password"},
+    )
+
+
+class UpdateSecretRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"secret_value": "sk-renewed"}]})
+
+    secret_value: str = Field(
+        min_length=1,
+        max_length=65_536,
+        repr=False,
+        json_schema_extra={"writeOnly": True, "format": "password"},
+    )
+
+
+class SecretResponse(Model):
+    """What was done to a secret; never its value."""
+
+    secret_name: str
+    created: bool | None = None
+    updated: bool | None = None
+    deleted: bool | None = None
+
+
+class SecretsListResponse(Model):
+    secrets: list[str]
+    count: int
+
+
+class AuditEventResponse(Model):
+    """One entry of the audit log."""
+
+    audit_id: str
+    timestamp: str
+    action: str
+    resource_type: str
+    resource_id: str
+    actor_id: str = Field(description="The user whose key it was, or `operator`.")
+    actor_type: str = "user"
+    key_id: str | None = None
+    status: str = "success"
+    changes: JsonObject | None = None
+    ip_address: str | None = None
+    user_agent: str | None = None
+    request_id: str | None = None
+
+
+class AuditEventListResponse(Model):
+    results: list[AuditEventResponse]
+    total: int
+    skip: int
+    limit: int
+
+
+class AuditSettings(Model):
+    read_auditing_enabled: bool = False
+
+
+class AuditSettingsUpdateRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"read_auditing_enabled": True}]})
+
+    read_auditing_enabled: bool | None = Field(
+        None, description="Whether reads and queries are written down too."
+    )
+
+
+class UsageCount(Model):
+    requests: int = 0
+    errors: int = Field(0, description="Answers with a status from 400.")
+    average_ms: float = 0.0
+
+
+class UsageResponse(Model):
+    """Requests of an organization or a key between two times, counted by hour."""
+
+    organization_id: str
+    key_id: str | None = None
+    start: str
+    end: str
+    total: UsageCount
+    by_api: dict[str, UsageCount]
+    by_day: dict[str, UsageCount]
+    by_key: dict[str, UsageCount] | None = None
+
+
+class EndpointUsage(UsageCount):
+    endpoint: str
+    api_name: str
+
+
+class CreateOrganizationRequest(Model):
+    organization_name: str = Field(min_length=1, max_length=100)
+    account_type: Literal["free", "pro", "team", "enterprise"] = "enterprise"
+    logo_url: str | None = Field(None, max_length=2048)
+    metadata: JsonObject | None = None
+    users: list[UserCreateRequest] = Field(default_factory=list, max_length=1000)
+
+
+class OrganizationAdminUpdateRequest(Model):
+    organization_name: str | None = Field(None, min_length=1, max_length=100)
+    account_type: Literal["free", "pro", "team", "enterprise"] | None = None
+    rate_limits: RateLimits | None = Field(
+        None, description="Limits that the organization cannot lift; null removes them."
+    )
+
+
+class OrganizationModel(OrganizationModelResponse):
+    users: list[UserModel] = Field(default_factory=list)
+
+
+class OrganizationListResponse(Model):
+    results: list[OrganizationModelResponse]
+    total_count: int

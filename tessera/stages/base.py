@@ -9,19 +9,44 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from tessera.errors import Problem, ValidationError
-from tessera.filters import And, Filter, parse
+from tessera.errors import BadRequestError, Problem, ValidationError, quote
+from tessera.filters import And, Filter, is_path, parse, values_at
 from tessera.models import PayloadIndex
-from tessera.ports import Hit, Page, PageResult, Search, Vector
+from tessera.ports import HIDDEN_FIELDS, Hit, Page, PageResult, Payload, Search, Vector
 
 Category = Literal["filter", "sort", "reduce", "apply", "enrich"]
 
 #: Most documents that a stage which reads collections itself hands to the next one.
 MAX_CANDIDATES = 10_000
+
+
+#: Fields that say who a document is and where it comes from: every form of it keeps them.
+ORIGIN_FIELDS = frozenset(
+    {"document_id", "collection_id", "root_object_id", "root_bucket_id", "source_object_id"}
+    | {"created_at", "updated_at"}
+)
+
+
+def _readable(path: str) -> str:
+    if not is_path(path):
+        raise ValueError(
+            f"{quote(path)} is no path of a field; write names with dots between them and no [], such as metadata.year"
+        )
+    if path.split(".", maxsplit=1)[0] in HIDDEN_FIELDS:
+        raise ValueError(f"{quote(path)} is the system's own; name a field that documents show")
+    return path
+
+
+#: A path into a document whose values a stage may show: dots between names, no field that is hidden.
+FieldPath = Annotated[str, AfterValidator(_readable)]
+#: Several of them; one text stands for a list of it.
+FieldPaths = Annotated[
+    list[FieldPath], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
 
 
 class StageParams(BaseModel):
@@ -52,6 +77,9 @@ class StageContext:
 
     `within` limits every read to the retriever's collections (and the request's filters). `embed` turns
     a feature URI and an input into a vector; `text_features` lists the URIs that take a text query.
+    `collection` gives the filter that limits a read to another collection of the namespace, by its id or name.
+    `vectors` gives the vectors of documents by document id and vector name, only that of the feature URI
+    when one is named.
     """
 
     within: Filter
@@ -61,6 +89,8 @@ class StageContext:
     page: Callable[[Page], PageResult]
     embed: Callable[[str, QueryInput], QueryVector]
     text_features: Callable[[], list[str]]
+    collection: Callable[[str], Filter]
+    vectors: Callable[[Sequence[str], str | None], Mapping[str, Mapping[str, Vector]]]
 
 
 class Stage(ABC):
@@ -73,6 +103,8 @@ class Stage(ABC):
     description: ClassVar[str]
     icon: ClassVar[str] = "box"
     Params: ClassVar[type[StageParams]] = StageParams
+    #: Parameters that `run` fills in for each document, with ``{{DOC.…}}`` and ``{{INPUT.…}}``.
+    per_document: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, hits: list[Hit] | None, params: Any, context: StageContext) -> list[Hit]:
@@ -99,6 +131,55 @@ def read_collections(context: StageContext, filter: Filter | None, limit: int = 
     """Return up to `limit` documents of the retriever's collections, exactly those that `filter` lets through."""
     within = context.within if filter is None else And((context.within, filter))
     return list(context.page(Page(limit=limit, filter=within)).hits)
+
+
+def collected(hits: list[Hit] | None, context: StageContext) -> list[Hit]:
+    """Return `hits`, or all documents of the collections for a first stage.
+
+    Raises `BadRequestError` when those are more than `MAX_CANDIDATES`: what sorts, counts or samples only a part
+    of them would be wrong without anybody noticing.
+    """
+    if hits is not None:
+        return hits
+    page = context.page(Page(limit=MAX_CANDIDATES, filter=context.within))
+    if page.next_after is not None:
+        raise BadRequestError(
+            f"The first stage would read more than {MAX_CANDIDATES:,} documents. Put a feature_search, a limit or a "
+            "narrower attribute_filter before it, or send `filters`."
+        )
+    return list(page.hits)
+
+
+def common_collection(hits: Sequence[Hit]) -> str:
+    """Return the collection that all of `hits` come from, "" when they come from several or there are none."""
+    found = {str(hit.payload.get("collection_id")) for hit in hits}
+    return found.pop() if len(found) == 1 else ""
+
+
+def first_value(payload: Payload, path: str) -> Any:
+    """Return the first value at `path`, None without one."""
+    values = values_at(payload, path)
+    return values[0] if values else None
+
+
+def tree_at(here: Any, path: str) -> Any:
+    """Return what stands at `path`, an array as a whole; None where there is nothing."""
+    for segment in path.split("."):
+        here = here.get(segment) if isinstance(here, Mapping) else None
+    return here
+
+
+def with_tree_at(tree: Any, path: str, value: Any) -> dict[str, Any]:
+    """Return a copy of `tree` with `value` at `path`; what lies beside the path is shared."""
+    beside = dict(tree) if isinstance(tree, Mapping) else {}
+    segment, _, rest = path.partition(".")
+    return {**beside, segment: with_tree_at(beside.get(segment), rest, value) if rest else value}
+
+
+def number_at(payload: Payload, path: str) -> float | None:
+    """Return the first value at `path` if it is a number (a boolean is none), else None."""
+    value = first_value(payload, path)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def filter_problems(raw: Any, location: tuple[str | int, ...]) -> list[Problem]:

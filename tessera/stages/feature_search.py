@@ -199,9 +199,7 @@ def _query_input(query: Any, number: int) -> QueryInput:
 def _vector(value: Any, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     vector = np.empty((0, 0), dtype=np.float32)
     # numpy would take "1.5", true and null for numbers as well.
-    if isinstance(value, np.ndarray) or (
-        isinstance(value, list) and all(type(number) in (int, float) for number in value)
-    ):
+    if isinstance(value, np.ndarray) or (isinstance(value, list) and set(map(type, value)) <= {int, float}):
         with np.errstate(over="ignore"):  # becomes infinity, which is refused below
             vector = np.asarray(value, dtype=np.float64).astype(np.float32)
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():

@@ -25,6 +25,9 @@ import pytest
 from tessera import artifact
 from tessera.adapters.qdrant import edge, edge_host
 from tessera.adapters.qdrant.edge import EdgeVectors
+from tessera.adapters.qdrant.view import WRITE_SLICE, finish
+from tessera.errors import QdrantError
+from tessera.filters import Condition
 from tessera.log import State, fold
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 from tessera.ports import (
@@ -243,6 +246,27 @@ def test_readers_of_many_threads_survive_a_kill(start: Callable[..., EdgeVectors
     assert wrong == []
 
 
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_a_view_opened_again_knows_its_collections(
+    start: Callable[..., EdgeVectors], tmp_path: Path, end: str
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    documents = [document(n, collection_id=f"col_{n % 2}") for n in range(10)]
+    vectors.apply(where, [Entry(1, "indexes", indexes=(index("collection_id", "keyword"),))])
+    vectors.apply(where, [Entry(2, "edit", upserts=tuple(documents[:5]))])
+    vectors.flush(where)
+    vectors.apply(where, [Entry(3, "edit", upserts=tuple(documents[5:]))])
+    if end == "close":
+        vectors.close()
+        vectors = start()
+    else:
+        kill_hosts(vectors)
+    vectors.open(where)
+    for chosen, count in ((["col_0"], 5), (["col_0", "col_1"], 10), (["col_2"], 0)):
+        assert vectors.count(where, Condition("collection_id", "in", chosen, True)) == count
+
+
 def test_a_view_that_was_never_opened_is_lost(start: Callable[..., EdgeVectors], tmp_path: Path) -> None:
     vectors = start()
     for call in (vectors.count, vectors.flush, vectors.indexes):
@@ -362,7 +386,7 @@ def test_two_crashed_hosts_blame_the_view(tmp_path: Path, start: Callable[..., E
     vectors, where, neighbour = start(), view(tmp_path), view(tmp_path, "ns_2-1")
     vectors.open(where)
     vectors.open(neighbour)
-    for _ in range(2):
+    for crashes in (1, 2):
         busy = threading.Thread(target=_ignore_lost, args=(vectors, where))
         pid = host_pids(vectors)[0]
         os.kill(pid, signal.SIGSTOP)
@@ -371,7 +395,7 @@ def test_two_crashed_hosts_blame_the_view(tmp_path: Path, start: Callable[..., E
         os.kill(pid, signal.SIGSEGV)
         os.kill(pid, signal.SIGCONT)
         busy.join()
-        wait_until(lambda pid=pid: pid not in host_pids(vectors))
+        wait_until(lambda crashes=crashes: len(vectors._crashes.get(where.view_id, ())) == crashes)
         with_blame = None
         try:
             vectors.open(where)
@@ -385,6 +409,82 @@ def test_two_crashed_hosts_blame_the_view(tmp_path: Path, start: Callable[..., E
 def _ignore_lost(vectors: EdgeVectors, where: View) -> None:
     with contextlib.suppress(ViewLost):
         vectors.apply(where, [Entry(1, "edit")])
+
+
+def test_an_artifact_is_counted_back_after_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch must not say COMPLETED because the engine said so."""
+    opened = edge_host.open_view(view(tmp_path), max_scan_documents=100)
+    path = tmp_path / "some.arrow"
+    artifact.write(path, [document(n) for n in range(300)], {"text": DIMENSIONS})
+    upsert = opened.engine.upsert
+    monkeypatch.setattr(opened.engine, "upsert", lambda points: upsert(points[1:]))
+    with pytest.raises(QdrantError, match=f"{300 - -(-300 // WRITE_SLICE)} of the 300 documents of entry 1"):
+        finish(opened.live.apply([Entry(1, "artifact", artifact_path=str(path))]))
+    assert opened.live.mark().seq == 0
+    monkeypatch.undo()
+    finish(opened.live.apply([Entry(1, "artifact", artifact_path=str(path))]))
+    assert opened.live.mark().document_count == 300
+    opened.close()
+
+
+def test_checksums_are_made_when_nothing_is_written_and_taken_back_before_something_is(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=tuple(document(n) for n in range(100)))])
+    sums = Path(where.location, "checksums.json")
+    wait_until(sums.exists, 20)
+    stated = json.loads(sums.read_bytes())
+    assert stated["complete"] is True
+    files = {str(p.relative_to(where.location)) for p in Path(where.location).rglob("*") if p.is_file()}
+    assert set(stated["files"]) == files - {"checksums.json"}
+    vectors.count(where)
+    vectors.search(where, [Search("text", document(1).vectors["text"], 1)])
+    kill_hosts(vectors)
+    assert vectors.open(where).checked
+    wait_until(sums.exists, 20)
+    vectors.apply(where, [Entry(2, "edit", deletes=(document(1).document_id,))])
+    assert not sums.exists()
+    kill_hosts(vectors)
+    mark = vectors.open(where)
+    assert not mark.checked
+    assert vectors.apply(where, [Entry(2, "edit", deletes=(document(1).document_id,))]).document_count == 99
+
+
+def test_what_no_write_changes_is_checked_even_while_something_is_written(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    """Vectors and graphs of a view that was built with graphs keep their checksums whatever is written."""
+    vectors, where = start(), View("ns_1", "ns_1-1", (DenseVector("text", 64),), str(tmp_path / "ns_1-1"))
+    rng = np.random.default_rng(1)
+
+    def some(first: int, count: int) -> tuple[Document, ...]:
+        return tuple(
+            Document(f"doc_{n}", {"k": n}, {"text": rng.standard_normal(64).astype(np.float32)})
+            for n in range(first, first + count)
+        )
+
+    assert vectors.begin(where, graph=True, apart=True).seq == 0
+    vectors.apply(where, [Entry(1, "edit", upserts=some(0, 6000))])
+    assert vectors.optimize(where).tail == 0
+    assert vectors.settle(where).durable
+    sums = Path(where.location, "checksums.json")
+    wait_until(sums.exists, 20)
+    assert vectors.apply(where, [Entry(2, "edit", upserts=some(5990, 20))]).tail == 20
+    stated = json.loads(sums.read_bytes())
+    assert stated["complete"] is False
+    assert any("vector_storage" in name for name in stated["files"])
+    assert any("vector_index" in name for name in stated["files"])
+    vectors.flush(where)
+    kill_hosts(vectors)
+    assert vectors.open(where).document_count == 6010
+    kill_hosts(vectors)
+    _flip(_big(where, "matrix.dat"), 5000)
+    with pytest.raises(ViewDamaged, match="not what they were"):
+        vectors.open(where)
 
 
 # --- processes -----------------------------------------------------------------------------------------
@@ -428,6 +528,54 @@ def test_views_with_many_indexes_are_closed_before_the_system_refuses_memory(tmp
         ours.close()
         theirs.close()
     assert edge_host.most_mappings()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process is not told its memory")
+def test_memory_follows_use_not_the_number_of_open_views(tmp_path: Path) -> None:
+    """A view of a few documents with an index took 40 MiB when it was loaded again, 256 of them ten GiB."""
+    ours, theirs = socket.socketpair()
+    places = [view(tmp_path, f"ns_{number}-1") for number in range(6)]
+    host = edge_host.Host(ours, max_open_views=256, max_scan_documents=100)
+    indexes = (index("a", "keyword"), index("b", "keyword"))
+    for where in places:
+        live = host._open(where).live
+        finish(live.apply([Entry(1, "indexes", indexes=indexes)]))
+        finish(live.apply([Entry(2, "edit", upserts=tuple(document(n, a="x") for n in range(20)))]))
+    host._close_all()
+    room = 40 * 2**20
+    limit = edge_host.resident_bytes() + room
+    for bound, open_in_the_end in ((limit, 6), (1, 1)):
+        host = edge_host.Host(ours, max_open_views=256, max_scan_documents=100, max_resident_bytes=bound)
+        try:
+            for where in places:
+                host._open(where)
+                assert edge_host.resident_bytes() < limit + room
+                assert host._live(where).engine.count(None) == 20
+            assert len(host._views) == open_in_the_end
+            for (
+                where
+            ) in places:  # what was closed opens again by itself, what let go of its pages reads them again
+                assert [
+                    hit.payload["a"] for hit in host._live(where).get([document(3).document_id], True)
+                ] == ["x"]
+        finally:
+            host._close_all()
+    ours.close()
+    theirs.close()
+
+
+def test_a_released_view_is_closed_and_comes_back(tmp_path: Path, start: Callable[..., EdgeVectors]) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=(document(1),))])
+    for _ in range(2):
+        vectors.release(where)
+    assert Path(where.location, "checksums.json").exists()
+    assert not vectors._placed and not vectors._opening
+    with pytest.raises(ViewLost):
+        vectors.count(where)
+    assert vectors.open(where).seq == 1
+    assert vectors.count(where) == 1
 
 
 def test_searches_are_answered_while_a_large_entry_is_applied(
@@ -492,8 +640,6 @@ def test_large_questions_and_large_answers_may_meet_in_the_pipe(
 def test_a_second_server_cannot_open_what_the_first_holds(
     tmp_path: Path, start: Callable[..., EdgeVectors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tessera.errors import QdrantError
-
     first, where = start(), view(tmp_path)
     first.open(where)
     second = EdgeVectors(1, 8, tmp_path / "run-of-another")

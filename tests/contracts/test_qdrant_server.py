@@ -19,6 +19,7 @@ from qdrant_client import QdrantClient, models
 
 from tessera.adapters.qdrant import server as server_module
 from tessera.adapters.qdrant.server import METADATA_KEY, ServerEngine, ServerVectors
+from tessera.adapters.qdrant.view import WRITE_SLICE
 from tessera.errors import AlreadyExistsError, QdrantError
 from tessera.filters import Condition, Not
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
@@ -284,7 +285,7 @@ def test_a_server_that_is_not_there(place: Place) -> None:
 
 
 def test_a_server_that_does_not_answer_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CALL_TIMEOUT_S", 1)
+    monkeypatch.setattr(server_module, "QUESTION_TIMEOUT_S", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -347,7 +348,7 @@ def test_counts_stay_exact_when_the_server_fails_in_the_middle(
     with pytest.raises(QdrantError):
         place.vectors.count(view)
     down.clear()
-    assert place.vectors.count(view) == 270
+    assert place.vectors.count(view) == WRITE_SLICE + 70
     mark = place.vectors.apply(view, [one])
     assert (mark.seq, mark.document_count) == (1, 500)
     assert place.vectors.count(view) == 500

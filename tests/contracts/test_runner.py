@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tessera.adapters import local
 from tessera.adapters.local import LocalRunner
 from tessera.ports import Failed
 
@@ -78,6 +79,45 @@ def test_a_worker_that_dies_idle_costs_nothing(runner: LocalRunner) -> None:
 def own_pid(_item: int) -> int:
     time.sleep(0.05)
     return os.getpid()
+
+
+def test_workers_that_stand_still_with_the_pools_lock_are_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing had begun, so no time limit ran, and no worker was left that could begin."""
+    monkeypatch.setattr(local, "_SILENCE_S", 3.0)
+    runner = LocalRunner(2)
+    try:
+        pids = {pid for _, pid in runner.map(own_pid, range(8), timeout_s=30) if isinstance(pid, int)}
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        assert dict(runner.map(double, range(8), timeout_s=1)) == {n: 2 * n for n in range(8)}
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+    finally:
+        runner.close()
+
+
+def test_what_is_wanted_no_more_is_stopped_at_once(runner: LocalRunner, tmp_path: Path) -> None:
+    stop = threading.Event()
+    found: list[object] = []
+
+    def run() -> None:
+        items = [str(tmp_path / name) for name in ("first", "second", "third")]
+        found.extend(runner.map(touch_and_sleep, items, timeout_s=120, stop=stop))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (tmp_path / "first").exists():
+        time.sleep(0.01)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert found == []
+    begun = time.monotonic()
+    assert dict(runner.map(double, [1], timeout_s=30)) == {0: 2}
+    assert time.monotonic() - begun < 20
 
 
 def test_what_the_function_raises_is_a_value(runner: LocalRunner) -> None:

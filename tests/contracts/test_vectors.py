@@ -293,6 +293,43 @@ def test_search_equals_brute_force(engine: Engine, distance: Any) -> None:
     assert [[hit.document_id for hit in hits] for hits in answers] == expected
 
 
+def test_the_choice_of_all_collections_lets_no_other_in(log: Log) -> None:
+    """A search of every collection that a view knows goes unfiltered, until there is one more in it."""
+    log.index(index("collection_id", "keyword"))
+    log.upsert(*(document(n, collection_id=f"col_{n % 2}") for n in range(10)))
+
+    def of(*collections: str, operator: str = "in") -> set[int]:
+        value: Any = list(collections) if operator == "in" else collections[0]
+        mine = Condition("collection_id", operator, value, True)
+        narrow = And((mine, Condition("document_id", "exists", True)))
+        found = log.numbers(mine)
+        assert log.numbers(narrow) == found
+        return found
+
+    assert of("col_0", "col_1") == set(range(10))
+    assert of("col_1") == of("col_1", operator="eq") == {1, 3, 5, 7, 9}
+    log.upsert(document(10, collection_id="col_2"))
+    assert of("col_0", "col_1") == set(range(10))
+    assert of("col_0", "col_1", "col_2") == set(range(11))
+    log.upsert(document(11, collection_id=["col_0"]), document(12))
+    assert of("col_0", "col_1", "col_2") == set(range(12))
+    assert log.numbers(Condition("collection_id", "in", ["col_0", 1, {}], True)) == {0, 2, 4, 6, 8, 11}
+    log(deletes=[document(n).document_id for n in (10, 11, 12)])
+    assert of("col_0") == {0, 2, 4, 6, 8}
+
+
+@pytest.mark.parametrize("spelling", ["col_a", "COL_A"])
+def test_ids_of_ours_are_compared_without_case_too(log: Log, spelling: str) -> None:
+    """They have no case-folded copy; one that is not lower case must be found all the same."""
+    log.index(index("collection_id", "keyword"))
+    log.upsert(document(1, collection_id="col_a"), document(2, collection_id="col_b"))
+    assert log.numbers(Condition("collection_id", "eq", spelling)) == {1}
+    assert log.numbers(Condition("collection_id", "in", [spelling])) == {1}
+    log.upsert(document(3, collection_id="Col_A"))
+    assert log.numbers(Condition("collection_id", "eq", spelling)) == {1, 3}
+    assert log.numbers(Condition("collection_id", "starts_with", spelling[:4])) == {1, 2, 3}
+
+
 def test_searches_name_what_is_wrong(log: Log) -> None:
     log.upsert(document(1))
     with pytest.raises(BadRequestError, match=r"no vector 'pictures'.*text"):

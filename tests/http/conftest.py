@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.http.processes import Server
+from tests.http.processes import Server, exchanges
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _operations_are_sent(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check that a test sends each operation that its marks name, and gets the status that they name."""
+    exchanges.clear()
+    yield
+    for mark in request.node.iter_markers("operation"):
+        method, template, status = mark.args
+        path = re.compile(re.sub(r"{\w+}", "[^/]+", template))
+        found = {s for m, p, s in exchanges if m == method and path.fullmatch(p)}
+        assert status in found, (
+            f"{method} {template} is marked with {status}; it was answered with {sorted(found)}."
+        )
 
 
 @pytest.fixture

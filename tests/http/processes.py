@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Cold, on a busy machine; the goal for a quiet one is 4 s and has a test of its own.
 START_TIMEOUT_S = 60.0
+
+#: What the command lines of the server's children show.
+_CHILDREN = {"host": "edge_host", "worker": "multiprocessing.spawn"}
+
+
+#: What clients of `Server.client` sent and got: (method, path, status), while a test with operations is running.
+exchanges: list[tuple[str, str, int]] = []
+
+
+def _note(answer: httpx.Response) -> None:
+    exchanges.append((answer.request.method, answer.request.url.path, answer.status_code))
 
 
 class Server:
@@ -41,6 +53,10 @@ class Server:
         """End the server with a signal and start it again on the same port."""
         os.kill(self.process.pid, number)
         self.process.wait(30)
+        self.launch_again()
+
+    def launch_again(self) -> None:
+        """Start a server that has ended again, on the same port."""
         self._launch(port=httpx.URL(self.url).port or 0)
 
     def stop(self) -> int:
@@ -68,12 +84,46 @@ class Server:
             return False
         return True
 
+    def children(self, kind: str | None = None) -> set[int]:
+        """Return the process ids of the server's children: of its ``host`` or ``worker`` processes, or all of them."""
+        told = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        )
+        found = set()
+        for line in told.stdout.splitlines():
+            pid, parent, arguments = line.split(None, 2)
+            if int(parent) != self.process.pid:
+                continue
+            if any(kind in (None, name) and word in arguments for name, word in _CHILDREN.items()):
+                found.add(int(pid))
+        return found
+
+    def kill_children(self, kind: str) -> None:
+        """SIGKILL all of the server's ``host`` or ``worker`` processes."""
+        for pid in self.children(kind):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def wait_until_child_dead(self, timeout_s: float) -> bool:
+        """Wait until the server, a host or a worker of it has ended; tell whether one did."""
+        deadline = time.monotonic() + timeout_s
+        seen: set[int] = set()
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                return True
+            now = self.children()
+            if seen - now:
+                return True
+            seen |= now
+            time.sleep(0.1)
+        return False
+
     def client(self, *, namespace: str | None = None, key: str | None = None) -> httpx.Client:
         """Return a client with a key (the admin's unless one is given), inside a namespace if one is given."""
         headers = {"Authorization": f"Bearer {key or self.api_key}"}
         if namespace is not None:
             headers["X-Namespace"] = namespace
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, event_hooks={"response": [_note]})
 
     def wait_for_task(self, task_id: str, timeout_s: float = 60) -> dict[str, Any]:
         """Poll a task until it has ended and return it."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.http.loop import PASSTHROUGH, TEXT, Loop, encoded
+from tests.http.processes import Server
 from tests.media import RED, picture
 
 ROWS = [
@@ -18,14 +19,24 @@ ROWS = [
     {"category": "Tables", "tags": ["oak", "brass"]},
 ]
 
+OFFERED = {
+    "feature_extractors": [PASSTHROUGH, TEXT],
+    "payload_indexes": [
+        {"field_name": "metadata.category", "type": "keyword"},
+        {"field_name": "year", "type": "integer"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def client(either_server: Server) -> Iterator[httpx.Client]:
+    with either_server.client() as client:
+        yield client
+
 
 @pytest.fixture
 def loop(client: httpx.Client, namespace: Callable[..., Any]) -> Loop:
-    indexes = [
-        {"field_name": "metadata.category", "type": "keyword"},
-        {"field_name": "year", "type": "integer"},
-    ]
-    return Loop(client, namespace(feature_extractors=[PASSTHROUGH, TEXT], payload_indexes=indexes))
+    return Loop(client, namespace(**OFFERED))
 
 
 class Shop:
@@ -61,6 +72,15 @@ class Shop:
 @pytest.fixture
 def shop(loop: Loop) -> Shop:
     return Shop(loop)
+
+
+@pytest.fixture(scope="module")
+def still_shop(client: httpx.Client) -> Iterator[Shop]:
+    """A shop in which nothing is changed, for all tests that only read."""
+    made = client.post("/v1/namespaces", json={"namespace_name": "still shop", **OFFERED})
+    shop = Shop(Loop(client, made.raise_for_status().json()))
+    yield shop
+    client.delete(f"/v1/namespaces/{shop.loop.namespace_id}")
 
 
 def test_a_document_in_the_shape_of_the_api(loop: Loop) -> None:
@@ -140,8 +160,10 @@ def test_vectors_only_when_asked(loop: Loop) -> None:
         ({"case_sensitive": False, "category": "lamps", "year": 2005}, [2]),
     ],
 )
-def test_filters_are_exact_with_and_without_an_index(shop: Shop, filters: Any, expected: list[int]) -> None:
-    assert shop.found(filters) == expected
+def test_filters_are_exact_with_and_without_an_index(
+    still_shop: Shop, filters: Any, expected: list[int]
+) -> None:
+    assert still_shop.found(filters) == expected
 
 
 @pytest.mark.parametrize(
@@ -153,14 +175,14 @@ def test_filters_are_exact_with_and_without_an_index(shop: Shop, filters: Any, e
         ({"field": "a", "operator": "regex", "value": "("}, "regex"),
     ],
 )
-def test_a_filter_that_is_no_filter_is_named(shop: Shop, filters: Any, said: str) -> None:
-    path = f"/collections/{shop.collection}/documents/list"
-    assert said in shop.loop.refused(422, "POST", path, {"filters": filters})
+def test_a_filter_that_is_no_filter_is_named(still_shop: Shop, filters: Any, said: str) -> None:
+    path = f"/collections/{still_shop.collection}/documents/list"
+    assert said in still_shop.loop.refused(422, "POST", path, {"filters": filters})
 
 
-def test_sorts_put_missing_values_last(shop: Shop) -> None:
-    assert shop.rows(sort={"field": "year", "direction": "asc"}) == [1, 0, 2, 3]
-    assert shop.rows(sort={"field": "year", "direction": "desc"}) == [2, 0, 1, 3]
+def test_sorts_put_missing_values_last(still_shop: Shop) -> None:
+    assert still_shop.rows(sort={"field": "year", "direction": "asc"}) == [1, 0, 2, 3]
+    assert still_shop.rows(sort={"field": "year", "direction": "desc"}) == [2, 0, 1, 3]
 
 
 def test_both_paginations_show_each_document_once(shop: Shop) -> None:
@@ -205,18 +227,18 @@ def test_a_cursor_goes_with_its_filters_and_survives_inserts(shop: Shop) -> None
     assert set(ids) - {added} == set(shop.object_ids)
 
 
-def test_select_keeps_what_it_names(shop: Shop) -> None:
+def test_select_keeps_what_it_names(still_shop: Shop) -> None:
     body = {"select": ["metadata.category", "year"], "filters": {"year": 2001}}
-    (document,) = shop.loop.documents(shop.collection, **body)
+    (document,) = still_shop.loop.documents(still_shop.collection, **body)
     assert (document["metadata"], document["year"]) == ({"category": "Lamps"}, 2001)
     assert "category" not in document
-    assert document["root_object_id"] == shop.object_ids[0]
+    assert document["root_object_id"] == still_shop.object_ids[0]
 
 
-def test_what_this_version_lacks_is_refused(shop: Shop) -> None:
-    path = f"/collections/{shop.collection}/documents/list"
-    assert "feature_search" in shop.loop.refused(400, "POST", path, {"search": "lamp"})
-    assert "not available" in shop.loop.refused(400, "POST", path, {"group_by": "category"})
+def test_what_this_version_lacks_is_refused(still_shop: Shop) -> None:
+    path = f"/collections/{still_shop.collection}/documents/list"
+    assert "feature_search" in still_shop.loop.refused(400, "POST", path, {"search": "lamp"})
+    assert "not available" in still_shop.loop.refused(400, "POST", path, {"group_by": "category"})
 
 
 def test_files_of_a_document_come_as_signed_links(loop: Loop) -> None:

@@ -416,27 +416,3 @@ def test_progress_is_told_while_it_goes_on(loop: Loop, gate: Gate) -> None:
     loop.wait(task_id)
     told = loop.get(f"/tasks/{task_id}")["additional_data"]
     assert (told["stage"], told["total"], told["done"], told["failed"]) == ("done", 4, 4, 1)
-
-
-# --- ending the server ---------------------------------------------------------------------------------
-
-
-def test_a_server_that_ends_parks_a_long_chunk_and_the_next_one_does_it(tmp_path: Path) -> None:
-    """The row was under way for longer than an ending server waits: it is done anew, not failed."""
-    gate = Gate(tmp_path)
-    server = Server.start(tmp_path / "data", environment=install(tmp_path / "site"))
-    try:
-        for loop in looped(server, feature_extractors=[GATED]):
-            bucket = loop.bucket()
-            collection = loop.collection(bucket, {**GATED, "input_mappings": {"text": "note"}})
-            path, task_id = start(loop, bucket, [loop.note(bucket, f"{gate.words} a")])
-            gate.wait()
-            begun = time.monotonic()
-            server.restart()
-            assert time.monotonic() - begun < 25
-            gate.open()
-            assert ended(loop, path, task_id)["status"] == "COMPLETED"
-            assert [item["piece"] for item in loop.documents(collection)] == ["a"]
-        assert "Traceback" not in server.log
-    finally:
-        server.stop()

@@ -179,22 +179,3 @@ def test_the_organization_and_its_infrastructure(client: httpx.Client, server: S
     assert (
         client.patch("/v1/organizations", json={}).json()["organization_name"] == before["organization_name"]
     )
-
-
-def test_a_dedicated_organization_is_unavailable_and_leaves_nothing(client: httpx.Client) -> None:
-    """It was stored, and from then on no namespace could be created."""
-    before = client.get("/v1/organizations").json()
-    dedicated = {
-        "compute_tier": "dedicated_gpu",
-        "qdrant_url": "http://127.0.0.1:6333",
-        "qdrant_api_key": "organization-canary",
-        "ray_head_node_url": "ray://127.0.0.1:10001",
-    }
-    refused = client.patch(
-        "/v1/organizations", json={"organization_name": "renamed", "infrastructure": dedicated}
-    )
-    assert refused.status_code == 503
-    assert refused.json()["error"]["type"] == "ServiceUnavailableError"
-    assert refused.json()["error"]["details"]["retryable"] is False
-    assert "not available in this version" in refused.json()["error"]["message"]
-    assert client.get("/v1/organizations").json() == before

@@ -1,157 +1,234 @@
-"""SIGKILL in the middle of ingest: nothing acknowledged is lost, nothing is there twice, every batch ends."""
+"""SIGKILL in the middle of anything: nothing acknowledged is lost, nothing is there twice, every batch ends.
+
+The server, its vector hosts and its workers are killed, each alone and all together, at random moments and at
+named points, while clients ingest, replace, delete, index, and make and remove namespaces. The record of what
+was acknowledged is the clients' own (`actors`); what the stores say of each other is checked too (`oracle`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import sqlite3
+import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import httpx
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.script import ScriptDirectory
 
+from tessera.db.engine import Database
+from tessera.db.migrate import HEAD, alembic_config, current_revision
+from tests.http.actors import Actor, Churner, Ingester
+from tests.http.oracle import check_agreement, let_sweeps_be_due, wait_until_swept
 from tests.http.processes import Server
 
-OBJECTS = 100
-WORDS = ["amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "harbor", "inlet", "jetty"]
+#: What dies at a random moment.
+TARGETS = ("server", "host", "worker", "host and worker", "everything")
+#: Points with whom they may kill; the first is the process that the point lies in.
+POINTS = {
+    "object.stored": ("self", "group"),
+    "object.committed": ("self", "group"),
+    "namespace.committed": ("self", "group"),
+    "artifact.written": ("self", "parent", "group"),
+    "batch.commit": ("self", "group"),
+    "log.appended": ("self", "group"),
+    "apply.slice": ("self", "parent", "group"),
+    "flush.files": ("self", "parent", "group"),
+    "flush.mark": ("self", "parent", "group"),
+    "purge.views": ("self", "group"),
+    "purge.blobs": ("self", "group"),
+    "purge.recorded": ("self", "group"),
+    "set_aside.decided": ("self", "group"),
+}
+#: A point that nothing reaches would be waited for in vain.
+POINT_PATIENCE_S = 30.0
 
 
-@dataclass
-class Record:
-    """What the client asked for, and what of it the server acknowledged; kept by the client alone."""
-
-    #: Objects of batches whose submission was sent, and of those whose submission was acknowledged.
-    asked: set[str] = field(default_factory=set)
-    acknowledged: set[str] = field(default_factory=set)
-    task_ids: list[str] = field(default_factory=list)
-    #: Objects whose document was asked to be deleted, and of those acknowledged.
-    asked_to_delete: set[str] = field(default_factory=set)
-    deleted: set[str] = field(default_factory=set)
-
-
-@pytest.mark.parametrize("rounds", [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-def test_sigkill_during_ingest(tmp_path: Path, rounds: int) -> None:
-    """In turn the server alone and the whole process group are killed, half of the time inside an apply."""
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param(20, marks=pytest.mark.timeout(300)),
+        pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_kills(tmp_path: Path, rounds: int) -> None:
     seed = int(os.environ.get("TESSERA_TEST_SEED", time.time_ns() % 2**32))
-    print(f"seed {seed}; TESSERA_TEST_SEED repeats it")
-    rng = random.Random(seed)
-    record = Record()
-    inside_apply = 0
-    place: dict[str, str] = {}
-    server = Server.start(tmp_path / "data")
+    print(f"seed {seed}; TESSERA_TEST_SEED={seed} repeats it")
+    kills = Kills(tmp_path / "data", random.Random(seed))
     try:
-        place = _prepare(server)
         for number in range(rounds):
-            whom = "group" if number % 2 else "server"
-            armed = number % 4 in (1, 2)
-            if armed:
-                # The point lies in the vector host: its parent is the server, its group is everything.
-                point = f"apply.slice:{rng.randint(1, 2)}:{'group' if whom == 'group' else 'parent'}"
-                server.stop()
-                server = Server.start(tmp_path / "data", environment={"TESSERA_TEST_FAILPOINT": point})
-            _ingest(server, place, record, rng, number)
-            if armed and server.wait_until_dead(15):
-                inside_apply += 1
-            else:
-                time.sleep(rng.uniform(0, 1.2))
-                server.kill(group=whom == "group")
-            server = Server.start(tmp_path / "data")
-            _check(server, place, record)
-        assert inside_apply >= rounds // 4, f"only {inside_apply} of {rounds} kills fell inside an apply"
+            kills.round(number)
+        kills.finish()
+    except BaseException:
+        print("\n".join(kills.story[-30:]), kills.server.log[-6000:], sep="\n")
+        raise
+    finally:
+        kills.server.kill(group=True)
+    print("\n".join(kills.story))
+    print(
+        f"{sum(a.sent for a in kills.actors)} requests, {sum(a.unanswered for a in kills.actors)} unanswered"
+    )
+    assert kills.at_points >= rounds // 5, f"only {kills.at_points} of {rounds} kills hit a named point"
+
+
+@pytest.mark.parametrize("point", ["migrate.backed-up", "migrate.upgraded"])
+def test_killed_while_it_upgrades(tmp_path: Path, point: str) -> None:
+    """The older schema is there, or the newer one, and its rows with it; the next start goes on."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    oldest = alembic_config()
+    first = ScriptDirectory.from_config(oldest).get_base()
+    assert first is not None
+    db = Database(f"sqlite:///{data / 'tessera.sqlite3'}")
+    with db.write() as connection:
+        oldest.attributes["connection"] = connection
+        command.upgrade(oldest, first)
+        connection.execute(sa.text("INSERT INTO idempotency VALUES ('o', 'r', 'k', x'00', 'i', 't')"))
+    with pytest.raises(RuntimeError, match="ended with -9"):
+        Server.start(data, environment={"TESSERA_TEST_FAILPOINT": f"{point}:1:self"})
+    assert current_revision(db) == first
+    server = Server.start(data)
+    try:
+        assert current_revision(db) == HEAD
+        for file in ("tessera.sqlite3", f"tessera.sqlite3.{first}.backup"):
+            with contextlib.closing(sqlite3.connect(data / file)) as database:
+                assert database.execute("SELECT key FROM idempotency").fetchall() == [("k",)]
+                assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        with server.client() as client:
+            assert client.get("/v1/namespaces").raise_for_status().json()["results"] == []
     finally:
         server.kill(group=True)
+        db.close()
 
 
-def _prepare(server: Server) -> dict[str, str]:
-    with server.client() as client:
-        namespace = client.post(
-            "/v1/namespaces",
-            json={
-                "namespace_name": "kill",
-                "feature_extractors": [{"feature_extractor_name": "text_extractor", "version": "v1"}],
-            },
-        ).json()["namespace_id"]
-        client.headers["X-Namespace"] = namespace
-        bucket = client.post(
-            "/v1/buckets",
-            json={
-                "bucket_name": "texts",
-                "bucket_schema": {"properties": {"body": {"type": "text", "required": True}}},
-            },
-        ).json()["bucket_id"]
-        collection = client.post(
-            "/v1/collections",
-            json={
-                "collection_name": "texts",
-                "source": {"type": "bucket", "bucket_ids": [bucket]},
-                "feature_extractor": {
-                    "feature_extractor_name": "text_extractor",
-                    "version": "v1",
-                    "input_mappings": {"text": "body"},
-                    "field_passthrough": [{"source_path": "metadata.n"}],
-                },
-            },
-        ).json()["collection_id"]
-    return {"namespace": namespace, "bucket": bucket, "collection": collection}
+class Kills:
+    """A data directory, the server on it, and the clients that work there."""
 
+    def __init__(self, data: Path, rng: random.Random) -> None:
+        self.rng = rng
+        self.story: list[str] = []
+        self.at_points = 0
+        self._data = data
+        self._points: list[str] = []
+        self._targets: list[str] = []
+        self._armed: str | None = None
+        self.server = Server.start(data)
+        ingesters = [
+            Ingester("texts", rng.getrandbits(32), text=True),
+            Ingester("files", rng.getrandbits(32), text=False),
+        ]
+        for ingester in ingesters:
+            ingester.prepare(self.server)
+        self._places = [ingester.namespace_id for ingester in ingesters]
+        self.actors: list[Actor] = [*ingesters, Churner("churn", rng.getrandbits(32))]
 
-def _ingest(server: Server, place: dict[str, str], record: Record, rng: random.Random, number: int) -> None:
-    """Put objects, submit a batch, delete a few documents of earlier rounds; note only what was acknowledged."""
-    with server.client(namespace=place["namespace"]) as client:
-        try:
-            ids = []
-            for start in range(0, OBJECTS, 20):
-                objects = [
-                    {
-                        "blobs": [
-                            {"property": "body", "type": "text", "data": " ".join(rng.choices(WORDS, k=8))}
-                        ],
-                        "metadata": {"n": number * OBJECTS + start + offset},
-                    }
-                    for offset in range(20)
-                ]
-                answer = client.post(
-                    f"/v1/buckets/{place['bucket']}/objects/batch", json={"objects": objects}
-                )
-                ids += [item["object_id"] for item in answer.raise_for_status().json()["succeeded"]]
-            batch = client.post(f"/v1/buckets/{place['bucket']}/batches", json={"object_ids": ids})
-            batch_id = batch.raise_for_status().json()["batch_id"]
-            record.asked |= set(ids)
-            submitted = client.post(f"/v1/buckets/{place['bucket']}/batches/{batch_id}/submit", json={})
-            record.task_ids.append(submitted.raise_for_status().json()["task_id"])
-            record.acknowledged |= set(ids)
-            base = f"/v1/collections/{place['collection']}/documents"
-            some = client.post(f"{base}/list", json={"limit": 3}).raise_for_status().json()["results"]
-            for document in some:
-                record.asked_to_delete.add(document["root_object_id"])
-                client.delete(f"{base}/{document['document_id']}").raise_for_status()
-                record.deleted.add(document["root_object_id"])
-        except httpx.TransportError:
-            pass  # killed under us: what was not acknowledged is not recorded
-
-
-def _check(server: Server, place: dict[str, str], record: Record) -> None:
-    with server.client(namespace=place["namespace"]) as client:
-        for task_id in record.task_ids:
-            assert server.wait_for_task(task_id, 60)["status"] == "COMPLETED"
-        found: list[str] = []
-        cursor = None
-        while True:
-            answer = client.post(
-                f"/v1/collections/{place['collection']}/documents/list",
-                params={"limit": 200, **({"cursor": cursor} if cursor else {})},
+    def round(self, number: int) -> None:
+        """Work until something is killed, start again what is dead, and compare all records."""
+        started = time.monotonic()
+        if number % 5 in (0, 2, 4):
+            target = self._next(self._targets, TARGETS)
+            told = target
+            with working(self.server, self.actors):
+                time.sleep(self.rng.uniform(0.05, 0.8))
+                self._kill(target)
+        else:
+            point = self._next(self._points, tuple(POINTS))
+            whom = self.rng.choice(POINTS[point])
+            told = f"{point} {whom}"
+            # Some points are passed once at every start, others many times a second.
+            count = (
+                self.rng.randint(1, 2)
+                if point.startswith(("purge.", "namespace."))
+                else self.rng.randint(1, 4)
             )
-            page = answer.raise_for_status().json()
-            found += [document["root_object_id"] for document in page["results"]]
-            cursor = page["pagination"]["next_cursor"]
-            if not cursor:
-                break
-        assert len(found) == len(set(found)), "a document is there twice"
-        assert set(found) <= record.asked, "a document came from nowhere"
-        assert not (set(found) & record.deleted), "a deleted document came back"
-        # What was asked to be deleted without an answer may or may not be there.
-        lost = record.acknowledged - set(found) - record.asked_to_delete
-        assert not lost, f"{len(lost)} acknowledged documents are lost"
-        count = client.get(f"/v1/namespaces/{place['namespace']}").json()["document_count"]
-        assert count == len(found)
+            if self._start(f"{point}:{count if point != 'set_aside.decided' else 1}:{whom}"):
+                with working(self.server, self.actors):
+                    hit = self.server.wait_until_child_dead(POINT_PATIENCE_S)
+            else:
+                hit = True
+            self.at_points += hit
+            told += "" if hit else " (not reached)"
+            self._kill("everything" if whom == "group" else "server")
+        killed = time.monotonic()
+        if self.server.process.poll() is not None:
+            self._start(None)
+        self.settle()
+        self.story.append(
+            f"{number:3d} {told:32s} {killed - started:5.1f} s + {time.monotonic() - killed:5.1f} s"
+        )
+
+    def settle(self) -> None:
+        for actor in self.actors:
+            if actor.failure is not None:
+                raise actor.failure
+        check_agreement(self.server)
+        for actor in self.actors:
+            actor.settle(self.server)
+
+    def finish(self) -> None:
+        """End as an operator would, and start once more: nothing depended on the kills."""
+        assert self.server.stop() == 0
+        let_sweeps_be_due(self._data)
+        self.server = Server.start(self._data)
+        wait_until_swept(self._data)
+        self.settle()
+
+    def _next(self, left: list[str], every: tuple[str, ...]) -> str:
+        if not left:
+            left += self.rng.sample(every, len(every))
+        return left.pop()
+
+    def _start(self, point: str | None) -> bool:
+        """Start the server on what is there, armed with `point`; return whether it lived until it was ready."""
+        self.server.kill(group=True)
+        if point is not None and point.startswith("set_aside.decided"):
+            self._damage_a_view()
+        environment = {"TESSERA_TEST_FAILPOINT": point} if point is not None else {}
+        try:
+            self.server = Server.start(self._data, environment=environment)
+        except RuntimeError:
+            if point is None:
+                raise
+            return False
+        return True
+
+    def _damage_a_view(self) -> None:
+        for view in (self._data / "views").glob(f"{self.rng.choice(self._places)}-*"):
+            (view / "mark.json").unlink(missing_ok=True)
+
+    def _kill(self, target: str) -> None:
+        if target == "everything":
+            self.server.kill(group=True)
+        elif target == "server":
+            self.server.kill()
+        else:
+            for kind in target.split(" and "):
+                self.server.kill_children(kind)
+
+
+@contextlib.contextmanager
+def working(server: Server, actors: Sequence[Actor]) -> Iterator[None]:
+    """Let the actors work while the block runs."""
+    stop = threading.Event()
+
+    def work(actor: Actor) -> None:
+        try:
+            while not stop.is_set() and actor.step(server):
+                pass
+        except BaseException as error:
+            actor.failure = error
+
+    threads = [threading.Thread(target=work, args=(actor,), daemon=True) for actor in actors]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

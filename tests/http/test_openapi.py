@@ -99,11 +99,11 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     client.headers["X-Namespace"] = "openapi_examples"
     asked = 0
 
-    def send(method: str, path: str, **changes: Any) -> Any:
+    def send(method: str, path: str, *, status: int = 200, **changes: Any) -> Any:
         nonlocal asked
         body = {**example(description, method, path), **changes}
         answer = client.request(method, path.format(**known), json=body)
-        assert answer.status_code == 200, f"{method} {path}: {answer.text}"
+        assert answer.status_code == status, f"{method} {path}: {answer.text}"
         assert "x-ignored-fields" not in answer.headers, f"{method} {path}"
         asked += 1
         return answer.json()
@@ -134,6 +134,12 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     objects = {"object_ids": [known["object_identifier"]]}
     send("post", f"{bucket}/objects/batch")
     send("post", f"{bucket}/objects/list")
+    upload = send("post", f"{bucket}/uploads")
+    assert httpx.put(upload["presigned_url"], content=b"Headphones that fold.").status_code == 200
+    known["upload_id"] = upload["upload_id"]
+    send("post", f"{bucket}/uploads/{{upload_id}}/confirm")
+    send("post", f"{bucket}/uploads/batch")
+    send("post", f"{bucket}/uploads/list")
     known["batch_id"] = send("post", f"{bucket}/batches", **objects)["batch_id"]
     send("post", f"{bucket}/batches/{{batch_id}}/objects", **objects)
     send("patch", f"{bucket}/batches/{{batch_id}}")
@@ -152,6 +158,12 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     assert len(send("post", "/v1/retrievers/{retriever_id}/execute")["documents"]) == 1
     assert len(send("post", "/v1/retrievers/execute")["documents"]) == 1
 
+    send("post", f"{collection}/documents")
+    send(
+        "post",
+        "/v1/namespaces/{namespace_identifier}/documents/upsert",
+        collection_id=known["collection_identifier"],
+    )
     send("delete", f"{collection}/documents/batch")
     send("patch", f"{bucket}/objects/{{object_identifier}}")
     send("put", f"{bucket}/objects/{{object_identifier}}")
@@ -163,7 +175,13 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     known["key_name"] = send("post", f"{user}/api-keys")["name"]
     send("patch", f"{user}/api-keys/{{key_name}}")
     client.delete("/v1/organizations/users/ana@example.org")
-    assert asked > 30
+    secret = send("post", "/v1/organizations/secrets", status=201)["secret_name"]
+    known["secret_name"] = secret
+    send("put", "/v1/organizations/secrets/{secret_name}")
+    client.delete(f"/v1/organizations/secrets/{secret}")
+    send("patch", "/v1/organizations/audit/settings")
+    client.patch("/v1/organizations/audit/settings", json={"read_auditing_enabled": False})
+    assert asked > 33
 
 
 def test_docs_load_nothing_from_elsewhere(server: Server) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.http.loop import Loop
+from tests.http.loop import PASSTHROUGH, Loop
 from tests.http.processes import Server
 
 UUID = "2f9e4b1c-8f5d-4f60-9a53-0d2c8e1b7a66"
@@ -141,3 +143,49 @@ def test_every_text_parameter_changes_a_result(
     loop.run(bucket, [loop.object(bucket, {"metadata": {"t": text}})])
     filters = {"field": "metadata.t", "operator": "text", "value": query}
     assert len(loop.documents(collection, filters=filters)) == int(found)
+
+
+@pytest.mark.slow
+def test_an_index_over_many_documents_is_in_force_when_patch_returns(
+    client: httpx.Client, namespace: Callable[..., dict[str, Any]]
+) -> None:
+    """Above 2,000 documents a view is built beside; searches and health go on meanwhile."""
+    made = namespace(feature_extractors=[PASSTHROUGH])
+    loop = Loop(client, made)
+    bucket_id = loop.bucket()
+    collection_id = loop.collection(bucket_id, field_passthrough=[{"source_path": "metadata.n"}])
+    ids = []
+    for start in range(0, 2100, 100):
+        objects = [
+            {"blobs": [{"property": "note", "type": "text", "data": f"note {n}"}], "metadata": {"n": n}}
+            for n in range(start, start + 100)
+        ]
+        made_objects = loop.post(f"/buckets/{bucket_id}/objects/batch", {"objects": objects})["succeeded"]
+        ids += [item["object_id"] for item in made_objects]
+    for start in range(0, 2100, 700):
+        assert loop.run(bucket_id, ids[start : start + 700])["status"] == "COMPLETED"
+    gaps, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        with httpx.Client(base_url=client.base_url, headers=client.headers) as other:
+            last = time.monotonic()
+            while not stop.is_set():
+                other.get("/v1/health").raise_for_status()
+                gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    path = f"/v1/namespaces/{loop.namespace_id}"
+    answer = client.patch(path, json={"payload_indexes": [{"field_name": "metadata.n", "type": "integer"}]})
+    assert answer.status_code == 200, answer.text
+    stop.set()
+    watching.join()
+    stats = client.get(f"{path}/stats").raise_for_status().json()
+    assert {(found["field_name"], found["points"]) for found in stats["payload_indexes"]} >= {
+        ("metadata.n", 2100)
+    }
+    found = loop.documents(collection_id, filters={"field": "metadata.n", "operator": "lt", "value": 10})
+    assert len(found) == 10
+    assert stats["document_count"] == 2100
+    print(f"longest gap between answers of /v1/health: {max(gaps) * 1000:.0f} ms")

@@ -18,8 +18,8 @@ WORDS = ["rain", "lamp", "soup", "boots", "river", "piano", "tiger", "clock"]
 
 
 @pytest.fixture(scope="module")
-def loop(server: Server) -> Iterator[Loop]:
-    with server.client() as client:
+def loop(either_server: Server) -> Iterator[Loop]:
+    with either_server.client() as client:
         extractors = [TEXT, {"feature_extractor_name": "image_extractor", "version": "v1"}, PASSTHROUGH]
         body = {"namespace_name": "retrieval edges", "feature_extractors": extractors}
         made = client.post("/v1/namespaces", json=body)

@@ -40,8 +40,8 @@ class Place(Loop):
 
 
 @pytest.fixture(scope="module")
-def place(server: Server) -> Iterator[Place]:
-    with server.client() as client:
+def place(either_server: Server) -> Iterator[Place]:
+    with either_server.client() as client:
         made = client.post(
             "/v1/namespaces",
             json={
@@ -113,6 +113,10 @@ def _names(answer: dict[str, Any]) -> list[str]:
 
 def _feature(**parameters: Any) -> dict[str, Any]:
     return {"stage_id": "feature_search", "parameters": {"feature_uri": TEXT_URI, **parameters}}
+
+
+def _stage(stage_id: str, **parameters: Any) -> dict[str, Any]:
+    return {"stage_id": stage_id, "parameters": parameters}
 
 
 # --- stored retrievers ---------------------------------------------------------------------------------
@@ -212,6 +216,26 @@ def test_metadata_changes_and_stages_do_not(place: Place) -> None:
         ({"stages": [_feature(query="{{ 7 * 7 }}")]}, 422, ["7 * 7"]),
         ({"stages": [{"stage_id": "limit", "parameters": {"limit": 0}}]}, 422, ["limit"]),
         ({"stages": [{"stage_id": "attribute_filter", "parameters": {}}]}, 422, ["conditions"]),
+        ({"stages": [_stage("group_by", field="internal_id")]}, 422, ["internal_id"]),
+        (
+            {
+                "stages": [
+                    _stage("json_transform", template={"a": "{{DOC.internal_id}} {{STAGE.search.count}}"})
+                ]
+            },
+            422,
+            ["{{DOC.internal_id}}", "{{STAGE.search.count}}"],
+        ),
+        (
+            {"stages": [_stage("document_enrich", collection_id="col_0", source_field="name")]},
+            400,
+            ["target_collection_id", "col_0"],
+        ),
+        (
+            {"stages": [_stage("document_enrich", collection_id="{{INPUT.q}}", source_field="name")]},
+            422,
+            ["target_collection_id"],
+        ),
         ({"input_schema": {"q": {"type": "poem"}}}, 422, ["q"]),
     ],
 )
@@ -381,6 +405,71 @@ def test_limits_and_pages_cut_without_gaps(place: Place) -> None:
     assert "cursor" in said
 
 
+def test_stages_work_on_what_the_ones_before_let_through(place: Place) -> None:
+    """Sorted, joined and put in another form before the page is cut; a first stage reads the collections."""
+    join = _stage(
+        "document_enrich",
+        collection_id=place.texts,
+        source_field="name",
+        lookup_field="name",
+        select_fields="year",
+        result_field="twin",
+    )
+    form = _stage(
+        "json_transform", template={"name": "{{DOC.name}}", "told": "{{DOC.twin.year}} {{INPUT.q}}"}
+    )
+    stages = [
+        _feature(query="{{INPUT.q}}", limit=10),
+        _stage("score_normalize"),
+        _stage("sort_attribute", sort_field="year"),
+        join,
+        form,
+    ]
+    answer = _run(place, stages, inputs={"q": "tea"}, limit=3)
+    assert [each["told"] for each in answer["documents"]] == ["2025 tea", "2023 tea", "2021 tea"]
+    assert "year" not in answer["documents"][0]
+    assert answer["pagination"]["total"] == 4
+    cursor = answer["pagination"]["next_cursor"]
+    rest = _run(place, stages, inputs={"q": "tea"}, limit=3, pagination={"cursor": cursor})
+    assert _names(rest) == ["tent"]
+    scores = [each["score"] for each in answer["documents"] + rest["documents"]]
+    assert (min(scores), max(scores)) == (0, 1)
+    place.refused(422, "POST", "/retrievers/execute", {"stages": [form], "inputs": {}})
+    elsewhere = {**join["parameters"], "collection_id": place.pictures, "allow_missing": False}
+    assert _run(place, [_stage("document_enrich", **elsewhere)])["documents"] == []
+
+
+def test_stages_that_come_first_read_the_collections(place: Place) -> None:
+    newer = _stage("attribute_filter", field="year", operator="gte", value=2021)
+    assert _names(_run(place, [newer, _stage("sort_attribute", field="year", order="asc")])) == [
+        "lamp", "soup", "boots",
+    ]  # fmt: skip
+    figures = [{"function": "avg", "field": "year"}, {"function": "count"}]
+    reckoned = [newer, _stage("aggregate", aggregations=figures), _stage("mmr")]
+    (found,) = _run(place, reckoned, return_vectors=True)["documents"]
+    assert found["aggregations"] == {"avg_year": 2023, "count": 3}
+    assert found["collection_id"] == place.texts
+    (found,) = _run(place, [newer, _stage("rag_prepare", citation=False)])["documents"]
+    assert len(found["citations"]) == 3
+    assert TEXTS["soup"][0] in found["context"]
+    assert place.namespace_id not in found["context"]
+    sampled = [_names(_run(place, [_stage("sample", size=2)], return_vectors=True)) for _ in range(2)]
+    assert len(sampled[0]) == 2
+    assert sampled[0] == sampled[1]
+    assert len(_run(place, [_stage("group_by", field="name", max_groups=3)])["documents"]) == 3
+
+
+def test_hits_unlike_each_other_come_first_by_their_stored_vectors(place: Place) -> None:
+    search = _feature(query="a tent in the rain", limit=10)
+    alone = _names(_run(place, [search]))
+    assert _names(_run(place, [search, _stage("mmr", **{"lambda": 1, "feature_uri": TEXT_URI})])) == alone
+    several = _names(_run(place, [search, _stage("mmr", **{"lambda": 0.3})]))
+    assert several[0] == alone[0]
+    assert sorted(several) == sorted(alone)
+    wrong = {"stages": [search, _stage("mmr", feature_uri="mixpeek://no@v1/thing")]}
+    assert TEXT_URI in place.refused(400, "POST", "/retrievers/execute", wrong)
+
+
 def test_documents_are_searched_without_a_retriever(place: Place) -> None:
     sent = {"query": "something to eat", "collection_ids": [place.texts], "page_size": 2}
     answer = place.post("/documents/search", sent)
@@ -399,7 +488,7 @@ def test_an_input_is_never_evaluated(place: Place, text: str) -> None:
 # --- apart ---------------------------------------------------------------------------------------------
 
 
-def test_another_namespace_sees_neither_retriever_nor_documents(place: Place, server: Server) -> None:
+def test_another_namespace_sees_neither_retriever_nor_documents(place: Place, either_server: Server) -> None:
     made = place.post(
         "/retrievers",
         {
@@ -409,7 +498,7 @@ def test_another_namespace_sees_neither_retriever_nor_documents(place: Place, se
             "collection_ids": [place.texts],
         },
     )
-    with server.client() as client:
+    with either_server.client() as client:
         sent = {"feature_extractors": [{"feature_extractor_name": "text_extractor", "version": "v1"}]}
         other = Loop(client, client.post("/v1/namespaces", json={"namespace_name": "other", **sent}).json())
         for identifier in (made["retriever_id"], "mine"):
@@ -431,7 +520,13 @@ def test_another_namespace_sees_neither_retriever_nor_documents(place: Place, se
 
 def test_the_stages_are_described_without_a_key(server: Server) -> None:
     stages = httpx.get(f"{server.url}/v1/retrievers/stages").raise_for_status().json()
-    assert {stage["stage_id"] for stage in stages} >= {"feature_search", "attribute_filter", "limit"}
+    categories = {stage["stage_id"]: stage["category"] for stage in stages}
+    assert categories.items() >= {
+        "feature_search": "filter", "attribute_filter": "filter", "limit": "reduce",
+        "sort_attribute": "sort", "sort_relevance": "sort", "score_normalize": "sort", "mmr": "sort",
+        "sample": "reduce", "deduplicate": "reduce", "group_by": "reduce", "aggregate": "reduce",
+        "unwind": "apply", "json_transform": "apply", "rag_prepare": "apply", "document_enrich": "enrich",
+    }.items()  # fmt: skip
     for stage in stages:
         assert stage["category"] in {"filter", "sort", "reduce", "apply", "enrich"}
         assert stage["parameter_schema"]["properties"]

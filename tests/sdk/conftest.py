@@ -2,7 +2,7 @@
 
 Both releases of the client are one package name, so each lives below ``.sdk/<version>`` with all that it
 needs. A test module names its release (``CLIENT``) and its scenario files (``SCENARIOS``); every function
-``scenario_…`` in them becomes a test. Importing a client takes seconds, so one process runs a whole file.
+``scenario_…`` in them becomes a test. Importing a client takes seconds, so one process runs them all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from tests.media import BLUE, GREEN, RED, picture, video
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+
+#: These scenarios need a server that has an operator; the one that all others share has none.
+OPERATED = frozenset({"scenarios_operator.py"})
+OPERATOR = "operator-secret-of-the-scenarios-0123456789"
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,16 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_scenarios(client: str, file: str, server: Server, media: Path) -> dict[str, Outcome]:
-    """Run every scenario of `file` with the client `client` alone on the path (no site-packages)."""
+def run_scenarios(
+    client: str, files: Sequence[str], environment: Mapping[str, str]
+) -> dict[tuple[str, str], Outcome]:
+    """Run every scenario of `files` with the client `client` alone on the path (no site-packages)."""
     package = ROOT / ".sdk" / client
     if not (package / "mixpeek").is_dir():
         pytest.fail(f"The official client {client} is not installed in {package}: run `make test`.")
     done = subprocess.run(
-        [sys.executable, "-S", "-s", str(HERE / "run_scenarios.py"), file],
-        env={
-            "PYTHONPATH": str(package),
-            "PATH": os.environ.get("PATH", ""),
-            "SCENARIO_URL": server.url,
-            "SCENARIO_KEY": server.api_key,
-            "SCENARIO_MEDIA": str(media),
-        },
+        [sys.executable, "-S", "-s", str(HERE / "run_scenarios.py"), *files],
+        env={"PYTHONPATH": str(package), "PATH": os.environ.get("PATH", ""), **environment},
         capture_output=True,
         text=True,
         timeout=600,
@@ -81,17 +82,29 @@ def run_scenarios(client: str, file: str, server: Server, media: Path) -> dict[s
     outcomes = {}
     for line in done.stdout.splitlines():
         if line.startswith("{"):
-            found = Outcome(**json.loads(line))
-            outcomes[found.name] = found
-    for name in scenario_names(file):
-        report = f"{name} did not run (exit {done.returncode}).\n{done.stdout}{done.stderr}"
-        outcomes.setdefault(name, Outcome(name, False, report))
+            told = json.loads(line)
+            file = told.pop("file")
+            outcomes[file, told["name"]] = Outcome(**told)
+    for file in files:
+        for name in scenario_names(file):
+            report = f"{name} did not run (exit {done.returncode}).\n{done.stdout}{done.stderr}"
+            outcomes.setdefault((file, name), Outcome(name, False, report))
     return outcomes
 
 
 @pytest.fixture(scope="session")
-def _runs() -> dict[tuple[str, str], dict[str, Outcome]]:
+def _runs() -> dict[str, dict[tuple[str, str], Outcome]]:
     return {}
+
+
+@pytest.fixture(scope="session")
+def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an operator."""
+    server = Server.start(
+        tmp_path_factory.mktemp("operated") / "data", environment={"TESSERA_OPERATOR_SECRET": OPERATOR}
+    )
+    yield server
+    assert server.stop() == 0, server.log[-2000:]
 
 
 @pytest.fixture
@@ -99,10 +112,24 @@ def outcome(
     request: pytest.FixtureRequest,
     server: Server,
     media: Path,
-    _runs: dict[tuple[str, str], dict[str, Outcome]],
+    _runs: dict[str, dict[tuple[str, str], Outcome]],
 ) -> Outcome:
-    file, name = request.param
-    key = (request.module.CLIENT, file)
-    if key not in _runs:
-        _runs[key] = run_scenarios(*key, server, media)
-    return _runs[key][name]
+    client: str = request.module.CLIENT
+    if client not in _runs:
+        # All files that were asked for in one process: what takes long is to import the client.
+        asked = {
+            item.callspec.params["outcome"][0]
+            for item in request.session.items
+            if isinstance(item, pytest.Function) and item.module is request.module
+        }
+        environment = {
+            "SCENARIO_URL": server.url,
+            "SCENARIO_KEY": server.api_key,
+            "SCENARIO_MEDIA": str(media),
+        }
+        if asked & OPERATED:
+            operated: Server = request.getfixturevalue("operated")
+            environment |= {"SCENARIO_OPERATED_URL": operated.url, "SCENARIO_OPERATOR": OPERATOR}
+        files = [file for file in request.module.SCENARIOS if file in asked]
+        _runs[client] = run_scenarios(client, files, environment)
+    return _runs[client][request.param]

@@ -1,4 +1,4 @@
-"""Runs the scenarios of one file and prints one JSON line for each; started by ``conftest.py``."""
+"""Runs the scenarios of some files and prints one JSON line for each; started by ``conftest.py``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def main(file: str) -> None:
             scenario()
         except Exception:
             report = traceback.format_exc()
-        print(json.dumps({"name": name, "ok": not report, "report": report}), flush=True)
+        print(json.dumps({"file": file, "name": name, "ok": not report, "report": report}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for argument in sys.argv[1:]:
+        main(argument)

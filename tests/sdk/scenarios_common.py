@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.server
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +77,29 @@ def media_base64(name: str) -> str:
 def data_uri(name: str) -> str:
     kind = {"mp4": "video/mp4", "png": "image/png"}[name.rsplit(".", 1)[1]]
     return f"data:{kind};base64,{media_base64(name)}"
+
+
+@contextlib.contextmanager
+def web_page(content: bytes) -> Iterator[str]:
+    """Serve one page on the address that the server may fetch from, and yield its URL.
+
+    On macOS that address has to be made first: ``ifconfig lo0 alias 127.0.0.2``.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.2", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.2:{server.server_address[1]}/note.txt"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -7,7 +7,18 @@ from typing import Any
 import mixpeek
 from mixpeek import Mixpeek
 from mixpeek._client.client import MixpeekAPIError
-from scenarios_common import HEADPHONES, KEY, LAMP, PAGE_REQUEST, QUESTION, TEXT_URI, URL, unique, until
+from scenarios_common import (
+    HEADPHONES,
+    KEY,
+    LAMP,
+    PAGE_REQUEST,
+    QUESTION,
+    TEXT_URI,
+    URL,
+    unique,
+    until,
+    web_page,
+)
 
 NEWER = mixpeek.__version__ != "0.81.1"
 
@@ -138,4 +149,30 @@ def scenario_a_search_from_nothing() -> None:
     assert status_of(mp.collections.get, collection_id) == 404
     mp.buckets.delete(bucket_id)
     assert status_of(mp.buckets.get, bucket_id) == 404
+    client().namespaces.delete(namespace["namespace_id"])
+
+
+def scenario_upload_by_url() -> None:
+    """``buckets.upload(url=…)`` and ``index(url)``, which both releases send in forms of their own."""
+    extractor = {"feature_extractor_name": "text_extractor", "version": "v1"}
+    namespace = client().namespaces.create(name=unique("high"), feature_extractors=[extractor])
+    mp = client(namespace["namespace_id"])
+    bucket_id = mp.buckets.create(
+        name=unique("bucket"), bucket_schema={"properties": {"note": {"type": "text", "required": True}}}
+    )["bucket_id"]
+    collection_id = mp.collections.create(
+        name=unique("notes"),
+        source={"type": "bucket", "bucket_ids": [bucket_id]},
+        feature_extractor={**extractor, "input_mappings": {"text": "note"}},
+    )["collection_id"]
+    with web_page(LAMP.encode()) as url:
+        first = mp.buckets.upload(bucket_id, url=url, metadata={"n": 1})
+        second = mp.index(url, metadata={"n": 2})
+        mp.collections.trigger(collection_id)
+        documents = until(
+            lambda: (found := results(mp.documents.list(collection_id))) and len(found) == 2 and found
+        )
+    assert {document["root_object_id"] for document in documents} == {first["object_id"], second["object_id"]}
+    assert {document["text"] for document in documents} == {LAMP}
+    assert status_of(mp.buckets.upload, bucket_id, url="http://127.0.0.1/") == 400
     client().namespaces.delete(namespace["namespace_id"])

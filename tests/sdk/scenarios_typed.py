@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import urllib.request
 from typing import Any
 
 import mixpeek
@@ -27,9 +29,9 @@ CONFIGURED = mixpeek.__version__ != "0.81.1"
 TEXT_EXTRACTOR = {"feature_extractor_name": "text_extractor", "version": "v1"}
 
 
-def api(kind: Any, key: str | None = KEY, namespace: str | None = None) -> Any:
+def api(kind: Any, key: str | None = KEY, namespace: str | None = None, url: str = URL) -> Any:
     """Return the generated API class `kind`, bound to the server, a key and a namespace."""
-    configuration = mixpeek.Configuration(host=URL)
+    configuration = mixpeek.Configuration(host=url)
     if CONFIGURED:
         configuration.access_token = key
         if namespace is not None:
@@ -747,6 +749,128 @@ def scenario_objects() -> None:
     refused(exceptions.NotFoundException, api(mixpeek.BucketsApi, namespace=ns).get_bucket, bucket_id)
 
 
+def put(upload: Any, content: bytes) -> str:
+    """PUT a file as anybody would, without a key, and return its ETag."""
+    request = urllib.request.Request(upload.presigned_url, content, method="PUT")
+    request.add_header("Content-Type", upload.content_type)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+        return str(answer.headers["ETag"])
+
+
+def scenario_uploads() -> None:
+    """Every operation of the contract: create, get, list, confirm, delete, and both batch forms."""
+    ns = create_namespace().namespace_id
+    bucket_id = create_bucket(ns, {"note": {"type": "text"}})
+    uploads = api(mixpeek.BucketUploadsApi, namespace=ns)
+    words = HEADPHONES.encode()
+
+    def request(**fields: Any) -> dict[str, Any]:
+        return {"filename": "note.txt", "content_type": "text/plain", "blob_property": "note", **fields}
+
+    def create(**fields: Any) -> Any:
+        made = uploads.create_upload_buckets(bucket_id, m.CreateUploadRequest.from_dict(request(**fields)))
+        assert type(made) is m.UploadResponse
+        return made
+
+    made = create(
+        file_size_bytes=len(words),
+        file_hash=hashlib.sha256(words).hexdigest(),
+        metadata={"campaign": "summer"},
+        object_metadata={"category": "headphones"},
+        presigned_url_expiration=600,
+    )
+    assert made.upload_id.startswith("upl_")
+    assert (made.status, made.bucket_id, made.blob_type.lower()) == ("PENDING", bucket_id, "text")
+    assert made.presigned_url.startswith(f"{URL}/v1/uploads/{made.upload_id}?")
+    assert 0 < (made.expires_at - made.created_at).total_seconds() <= 600
+    early = refused(
+        exceptions.BadRequestException,
+        uploads.confirm_upload_buckets,
+        bucket_id,
+        made.upload_id,
+        confirm_upload_request=m.ConfirmUploadRequest(),
+    )
+    assert "Nothing has been uploaded" in early.body
+    etag = put(made, words)
+    confirmed = uploads.confirm_upload_buckets(
+        bucket_id,
+        made.upload_id,
+        var_async=False,
+        confirm_upload_request=m.ConfirmUploadRequest(etag=etag, file_size_bytes=len(words)),
+    )
+    assert type(confirmed) is m.ConfirmUploadResponse
+    assert (confirmed.status, confirmed.file_size_bytes) == ("COMPLETED", len(words))
+    assert confirmed.verified_at is not None and confirmed.completed_at is not None
+    objects = api(mixpeek.BucketObjectsApi, namespace=ns)
+    thing = objects.get_object_buckets(bucket_id, confirmed.object_id)
+    assert thing.additional_properties["metadata"] == {"category": "headphones"}
+    assert thing.blobs[0].details.hash == hashlib.sha256(words).hexdigest()
+    again = create(file_hash=hashlib.sha256(words).hexdigest())
+    assert (again.is_duplicate, again.upload_id, again.presigned_url) == (True, made.upload_id, None)
+
+    got = m.UploadResponse.from_dict(
+        uploads.get_upload_buckets(bucket_id, made.upload_id, return_presigned_urls=True)
+    )
+    assert (got.status, got.object_id, got.etag) == ("COMPLETED", confirmed.object_id, etag.strip('"'))
+    with urllib.request.urlopen(got.presigned_url, timeout=30) as answer:
+        assert answer.read() == words
+
+    several = uploads.create_uploads_batch_buckets(
+        bucket_id,
+        m.BatchUploadRequest.from_dict(
+            {
+                "uploads": [request(filename=f"{n}.txt", create_object_on_confirm=False) for n in range(2)],
+                "shared_metadata": {"campaign": "winter"},
+            }
+        ),
+    )
+    assert type(several) is m.BatchUploadResponse
+    assert (several.total, len(several.uploads)) == (2, 2)
+    for number, upload in enumerate(several.uploads):
+        put(upload, f"text {number}".encode())
+    done = uploads.confirm_uploads_batch_buckets(
+        bucket_id,
+        m.BatchConfirmRequest(confirmations=[{"upload_id": upload.upload_id} for upload in several.uploads]),
+    )
+    assert type(done) is m.BatchConfirmResponse
+    assert (done.status, done.confirmations_count, done.task.task_type) == (
+        "COMPLETED",
+        2,
+        "api_buckets_uploads_batch_confirm",
+    )
+    assert finished(done.task_id).status == "COMPLETED"
+    made_of_upload = objects.create_object_buckets(
+        bucket_id,
+        m.CreateObjectRequest.from_dict(
+            {"blobs": [{"property": "note", "type": "text", "upload_id": several.uploads[0].upload_id}]}
+        ),
+    )
+    got = objects.get_object_buckets_with_http_info(bucket_id, made_of_upload.object_id)
+    assert json.loads(got.raw_data)["blobs"][0]["data"] == "text 0"
+
+    listed = uploads.list_uploads_buckets(bucket_id)
+    assert type(listed) is m.ListUploadsResponse
+    assert (listed.pagination.total, listed.stats.total_uploads) == (3, 3)
+    assert listed.stats.uploads_by_status == {"COMPLETED": 3}
+    body = m.ListUploadsRequest.from_dict(
+        {
+            "filters": {"AND": [{"field": "metadata.campaign", "operator": "eq", "value": "winter"}]},
+            "sort": {"field": "filename", "direction": "asc"},
+        }
+    )
+    listed = uploads.list_uploads_buckets(bucket_id, limit=1, list_uploads_request=body)
+    assert [item.filename for item in listed.results] == ["0.txt"]
+    assert listed.pagination.total == 2
+
+    answer = uploads.delete_upload_buckets_with_http_info(bucket_id, made.upload_id)
+    assert (answer.status_code, answer.data) == (204, None)
+    refused(exceptions.NotFoundException, uploads.get_upload_buckets, bucket_id, made.upload_id)
+    assert objects.get_object_buckets(bucket_id, confirmed.object_id).object_id == confirmed.object_id
+    wrong = m.CreateUploadRequest.from_dict(request(blob_property="nowhere"))
+    refused(exceptions.UnprocessableEntityException, uploads.create_upload_buckets, bucket_id, wrong)
+
+
 def scenario_passthrough() -> None:
     """The typed clients always send ``include_all_source_fields: false``; a pass-through of nothing is not meant."""
     passthrough = {"feature_extractor_name": "passthrough_extractor", "version": "v1"}
@@ -758,6 +882,44 @@ def scenario_passthrough() -> None:
     (document,) = found.results
     fields = document.additional_properties
     assert (fields["title"], fields["year"]) == ("Low", 1977)
+
+
+def scenario_ready_documents() -> None:
+    """Vectors of the user's own, by both ways in, read back as they were sent."""
+    ns = create_namespace().namespace_id
+    bucket_id = create_bucket(ns, {"note": {"type": "text"}})
+    collection_id = create_collection(ns, bucket_id, TEXT_EXTRACTOR).collection_id
+    index = "text_extractor_v1_embedding"
+    vectors = {index: [1.0] + [0.0] * 383}
+    request = {
+        "collection_id": collection_id,
+        "metadata": {"kind": "lamp"},
+        "features": [{"feature_extractor_id": "text_extractor_v1", "vectors": vectors}],
+    }
+    documents = api(mixpeek.CollectionDocumentsApi, namespace=ns)
+    made = documents.create_document(collection_id, m.DocumentCreateRequest.from_dict(request))
+    assert type(made) is m.DocumentResponse and made.collection_id == collection_id
+    read = documents.get_document(collection_id, made.document_id, return_vectors=True)
+    assert read.additional_properties["metadata"] == {"kind": "lamp"}
+    assert read.additional_properties["vectors"] == vectors
+    if CONFIGURED:
+        upsert = {
+            "collection_id": collection_id,
+            "documents": [
+                {"document_id": f"lamp-{n}", "vectors": vectors, "payload": {"n": n}} for n in (1, 2)
+            ],
+        }
+        answer = api(mixpeek.BYODocumentsApi, namespace=ns).upsert_documents_byo_namespaces(
+            ns, m.BYOUpsertRequest.from_dict(upsert)
+        )
+        assert type(answer) is m.BYOUpsertResponse
+        assert (answer.inserted, answer.document_ids) == (2, ["lamp-1", "lamp-2"])
+        refused(
+            exceptions.UnprocessableEntityException,
+            documents.create_document,
+            collection_id,
+            m.DocumentCreateRequest.from_dict({"vectors": {index: [1.0]}}),
+        )
 
 
 def scenario_batch_without_a_collection() -> None:

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 CLIENT = "0.81.1"
-SCENARIOS = ("scenarios_typed.py", "scenarios_high_level.py")
+SCENARIOS = (
+    "scenarios_typed.py",
+    "scenarios_organizations.py",
+    "scenarios_high_level.py",
+    "scenarios_operator.py",
+)
 
 pytestmark = pytest.mark.timeout(600)
 

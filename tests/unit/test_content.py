@@ -5,10 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from tessera.content import FORMATS, XLSX, BadContent, decode, family, sniff, url_scheme
+from tessera.content import (
+    FORMATS,
+    MOST_ARCHIVE_LIST_BYTES,
+    XLSX,
+    BadContent,
+    decode,
+    family,
+    identify,
+    sniff,
+    sniff_file,
+    url_scheme,
+)
 
 LIMIT = 1 << 20
 
@@ -135,3 +147,51 @@ def test_families_are_the_kinds_of_blobs() -> None:
         "other",
     ]
     assert set(FORMATS) == {"image", "video", "audio", "pdf", "excel", "text"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "declared", "mime_type"),
+    [
+        ("text", "Grüße ".encode() * 500_000, "text/markdown", "text/markdown"),
+        ("text", b"a,b", "application/x-unknown", "text/plain"),
+        ("image", b"BM" + (70_000).to_bytes(4, "little") + bytes(69_994), None, "image/bmp"),
+        ("excel", archive("xl/workbook.xml", *map(str, range(200))), None, XLSX),
+        ("excel", "ä,b\n".encode() * 5000, None, "text/csv"),
+        ("video", b"what nobody knows", "video/x-own", "video/x-own"),
+    ],
+)
+def test_files_are_identified(
+    tmp_path: Path, kind: str, data: bytes, declared: str | None, mime_type: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    assert identify(file, kind, declared) == mime_type
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "declared", "said"),
+    [
+        ("text", b"", "text/plain", "is empty"),
+        ("text", "ä".encode() * 3_000_000 + b"\xc3", "text/plain", "utf-8"),
+        ("image", b"%PDF-1.7".ljust(5000), "image/png", "holds application/pdf"),
+        ("image", b"words", None, "not recognised as image"),
+        ("image", b"words", "application/octet-stream", "not recognised as image"),
+        ("excel", archive(*("x" * 200 + str(n) for n in range(5000))), None, "holds application/zip"),
+        ("excel", b"PK\x03\x04" + bytes(100_000), None, "holds application/zip"),
+    ],
+)
+def test_files_that_are_something_else(
+    tmp_path: Path, kind: str, data: bytes, declared: str | None, said: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    with pytest.raises(BadContent) as error:
+        identify(file, kind, declared)
+    assert said in error.value.message
+
+
+def test_a_workbook_whose_list_would_fill_the_memory_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(archive("xl/workbook.xml", *("y" * 200 + str(n) for n in range(5000))))
+    assert file.stat().st_size > MOST_ARCHIVE_LIST_BYTES
+    assert sniff_file(file) == "application/zip"

@@ -1,16 +1,21 @@
-"""What runs when: purges beside batches, fair turns, rests instead of waiting threads. Real tables, toy work."""
+"""What runs when: purges beside batches, fair turns, rests instead of waiting threads, several servers.
+
+Real tables, toy work.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from tessera import ingest, jobs, namespaces
+from tessera import erasure, ingest, jobs, namespaces
 from tessera.config import Settings
 from tessera.context import Warehouse
 from tessera.db import tables
@@ -27,7 +32,8 @@ class Place:
         self.jobs = wh.jobs
         assert isinstance(self.jobs, jobs.Jobs)
 
-    def namespace(self, name: str, *batch_ids: str) -> None:
+    def namespace(self, name: str, *batch_ids: str, limit: int = 100, **columns: Any) -> None:
+        """Make a namespace and its batches, PENDING unless `columns` say otherwise."""
         at = now()
         with self.wh.db.write() as connection:
             connection.execute(
@@ -40,7 +46,7 @@ class Place:
                     added_indexes=[],
                     vectors=[],
                     vector_inference_map={},
-                    infrastructure={"max_concurrent_jobs": 100},
+                    infrastructure={"max_concurrent_jobs": limit},
                     view_id=f"{name}-1",
                     created_at=at,
                     updated_at=at,
@@ -54,10 +60,10 @@ class Place:
                         bucket_id="bkt_1",
                         object_ids=[],
                         collection_ids=[],
-                        status="PENDING",
                         submitted_at=now(),
                         created_at=at,
                         updated_at=at,
+                        **{"status": "PENDING", **columns},
                     )
                 )
 
@@ -78,9 +84,13 @@ class Place:
         self.jobs.start(self.wh)
 
     def status(self, batch_id: str) -> str:
+        return str(self.batch(batch_id).status)
+
+    def batch(self, batch_id: str) -> Any:
         with self.wh.db.read() as connection:
-            query = sa.select(tables.batches.c.status).where(tables.batches.c.batch_id == batch_id)
-            return str(connection.execute(query).scalar_one())
+            return connection.execute(
+                sa.select(tables.batches).where(tables.batches.c.batch_id == batch_id)
+            ).one()
 
 
 @pytest.fixture
@@ -95,8 +105,9 @@ def ended() -> Iterator[threading.Event]:
 def place(tmp_path: Path, ended: threading.Event) -> Iterator[Callable[..., Place]]:
     opened: list[Warehouse] = []
 
-    def make(job_threads: int = 1) -> Place:
-        opened.append(open_warehouse(Settings(data=tmp_path, job_threads=job_threads), run_jobs=False))
+    def make(job_threads: int = 1, name: str = "", **settings: Any) -> Place:
+        asked = Settings(data=tmp_path / name, job_threads=job_threads, **settings)
+        opened.append(open_warehouse(asked, run_jobs=False))
         return Place(opened[-1])
 
     yield make
@@ -112,13 +123,13 @@ def run_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None
     def use(work: Callable[[str], None]) -> list[str]:
         started: list[str] = []
 
-        def run(wh: Warehouse, batch_id: str, _stop: threading.Event) -> None:
-            started.append(batch_id)
-            work(batch_id)
+        def run(wh: Warehouse, claim: ingest.Claim, _stop: ingest.Stop) -> None:
+            started.append(claim.batch_id)
+            work(claim.batch_id)
             with wh.db.write() as connection:
                 connection.execute(
                     sa.update(tables.batches)
-                    .where(tables.batches.c.batch_id == batch_id)
+                    .where(tables.batches.c.batch_id == claim.batch_id)
                     .values(status="COMPLETED")
                 )
 
@@ -183,7 +194,7 @@ def test_a_batch_that_waits_for_better_times_takes_nobodys_turn(
     here.namespace("ns_good", "bat_1", "bat_2")
     here.start()
     until(lambda: started[:3] == ["bat_broken", "bat_1", "bat_2"], timeout_s=0.9)
-    assert here.status("bat_broken") == "PENDING"
+    assert here.status("bat_broken") == "IN_PROGRESS"
     until(lambda: started.count("bat_broken") == 2)  # its turn comes again
 
 
@@ -239,3 +250,175 @@ def test_a_namespace_with_many_batches_leaves_room_for_others(
     here.start()
     until(lambda: len(started) == 3)
     assert sorted(started) == ["bat_00", "bat_01", "bat_few"]
+
+
+# --- several servers -------------------------------------------------------------------------------------
+
+
+def test_two_servers_keep_one_limit_and_take_up_nothing_twice(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    lock = threading.Lock()
+    now_running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    def work(batch_id: str) -> None:
+        namespace = batch_id.partition("-")[0]
+        with lock:
+            now_running[namespace] += 1
+            most[namespace] = max(most[namespace], now_running[namespace])
+        time.sleep(0.02)
+        with lock:
+            now_running[namespace] -= 1
+
+    started = run_batch(work)
+    shared = {"database_url": f"sqlite:///{tmp_path / 'shared.sqlite3'}", "job_lease_s": 60}
+    servers = [place(4, name, **shared) for name in ("a", "b")]
+    asked = [f"{name}-{number:02}" for name in ("one", "three") for number in range(30)]
+    for name, limit in (("one", 1), ("three", 3)):
+        servers[0].namespace(name, *(batch for batch in asked if batch.startswith(f"{name}-")), limit=limit)
+    for server in servers:
+        server.start()
+    until(lambda: all(servers[0].status(batch) == "COMPLETED" for batch in asked), timeout_s=60)
+    assert sorted(started) == sorted(asked)
+    assert most == {"one": 1, "three": 3}
+    assert [batch for batch in started if batch.startswith("one-")] == [a for a in asked if a[:4] == "one-"]
+
+
+def test_one_of_two_servers_erases_and_the_other_goes_on_when_it_ends(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[Warehouse] = []
+
+    def erase(wh: Warehouse, _task_id: str, stop: threading.Event) -> None:
+        begun.append(wh)
+        stop.wait(20)
+
+    monkeypatch.setattr(erasure, "erase", erase)
+    shared = {"database_url": f"sqlite:///{tmp_path / 'shared.sqlite3'}", "job_lease_s": 3}
+    servers = [place(1, name, **shared) for name in ("a", "b")]
+    servers[0].namespace("ns_a")
+    with servers[0].wh.db.write() as connection:
+        connection.execute(
+            tables.erasures.insert().values(
+                task_id="tsk_1", namespace_id="ns_a", targets={}, report={}, due_at=now(), created_at=now()
+            )
+        )
+    for server in servers:
+        server.start()
+    until(lambda: len(begun) > 0, timeout_s=20)
+    time.sleep(1.5)  # the other one looks several times
+    assert len(begun) == 1
+    first = next(server for server in servers if server.wh is begun[0])
+    other = next(server for server in servers if server is not first)
+    first.jobs.stop()
+    until(lambda: begun[1:] == [other.wh], timeout_s=20)
+
+
+def test_the_batches_of_a_server_that_ended_are_taken_up(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]], ended: threading.Event
+) -> None:
+    started = run_batch(lambda _: ended.wait(20) and None)
+    here = place(job_threads=4)
+    here.namespace("ns_a", "bat_1", status="IN_PROGRESS", holder="slot_gone", attempt=4)
+    here.start()
+    until(lambda: started == ["bat_1"])
+    batch = here.batch("bat_1")
+    assert (batch.attempt, batch.crashes) == (5, 1)
+    assert batch.holder not in (None, "slot_gone")
+
+
+def test_a_batch_that_is_ours_by_name_only_is_taken_up(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]]
+) -> None:
+    """The database failed between taking up and starting, or when the batch was to be let go."""
+    started = run_batch(lambda _: None)
+    here = place()
+    here.namespace("ns_a", "bat_1")
+    here.start()
+    until(lambda: here.status("bat_1") == "COMPLETED")
+    token = here.batch("bat_1").holder
+    here.namespace("ns_b", "bat_2", status="IN_PROGRESS", holder=token, attempt=1)
+    here.jobs.wake()
+    until(lambda: here.status("bat_2") == "COMPLETED")
+    assert started == ["bat_1", "bat_2"]
+    assert here.batch("bat_2").crashes == 0
+
+
+def test_a_lowered_limit_lets_nothing_start_before_it_is_kept(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]]
+) -> None:
+    here = place(job_threads=8)
+    open_gates = {f"bat_{n}": threading.Event() for n in range(6)}
+    started = run_batch(lambda batch_id: open_gates[batch_id].wait(20) and None)
+    here.namespace("ns_a", *open_gates, limit=3)
+    here.start()
+    until(lambda: len(started) == 3)
+    with here.wh.db.write() as connection:
+        connection.execute(sa.update(tables.namespaces).values(infrastructure={"max_concurrent_jobs": 1}))
+    for number in range(3):
+        assert len(started) == 3
+        open_gates[started[number]].set()
+        until(lambda number=number: here.status(started[number]) == "COMPLETED")  # type: ignore[misc]
+    until(lambda: len(started) == 4)
+    for gate in open_gates.values():
+        gate.set()
+    until(lambda: here.status("bat_5") == "COMPLETED")
+
+
+def test_a_batch_that_ended_three_servers_is_given_up_and_no_other(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]]
+) -> None:
+    started = run_batch(lambda _: None)
+    here = place(job_threads=4)
+    here.namespace("ns_a", "bat_bad", status="IN_PROGRESS", holder="slot_gone", crashes=2)
+    here.namespace("ns_b", "bat_good", status="IN_PROGRESS", holder="slot_gone", crashes=0)
+    here.start()
+    until(lambda: (here.status("bat_bad"), here.status("bat_good")) == ("FAILED", "COMPLETED"))
+    assert started == ["bat_good"]
+    assert "3 times in a row the server ended" in here.batch("bat_bad").error
+
+
+def test_batches_under_suspicion_run_one_at_a_time(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]], ended: threading.Event
+) -> None:
+    """When the next server ends, it is known which of them was the cause."""
+    gates = {f"bat_{n}": threading.Event() for n in range(3)}
+    started = run_batch(lambda batch_id: gates.get(batch_id, ended).wait(20) and None)
+    here = place(job_threads=8)
+    here.namespace("ns_a", *gates, status="IN_PROGRESS", crashes=2)
+    here.namespace("ns_b", "bat_new")
+    here.start()
+    for number in range(3):
+        until(lambda number=number: len(started) == number + 2)  # type: ignore[misc]
+        suspects = [batch_id for batch_id in started if batch_id in gates]
+        assert len(suspects) == number + 1
+        gates[suspects[-1]].set()
+
+
+# --- what it costs ---------------------------------------------------------------------------------------
+
+
+def test_three_hundred_namespaces_cost_no_thread_and_rest_costs_next_to_nothing(
+    place: Callable[..., Place], run_batch: Callable[..., list[str]]
+) -> None:
+    names: set[str] = set()
+
+    def work(_: str) -> None:
+        names.update(thread.name for thread in threading.enumerate())
+
+    run_batch(work)
+    here = place(job_threads=4)
+    batch_ids = [f"bat_{number}" for number in range(300)]
+    for number, batch_id in enumerate(batch_ids):
+        here.namespace(f"ns_{number}", batch_id, limit=number + 1)
+    here.start()
+    until(lambda: here.status("bat_299") == here.status("bat_150") == "COMPLETED", timeout_s=60)
+    until(lambda: all(here.status(batch_id) == "COMPLETED" for batch_id in batch_ids), timeout_s=60)
+    ours = {name for name in names if name.startswith(("job", "purge"))}
+    assert len(ours) <= 2 + 4 + jobs.PURGE_THREADS, ours
+    used, begun = time.process_time(), time.monotonic()
+    time.sleep(2)
+    share = (time.process_time() - used) / (time.monotonic() - begun)
+    print(f"idle: {100 * share:.2f} % of a core")
+    assert share < 0.05

@@ -32,20 +32,23 @@ from tessera.errors import (
     ForbiddenError,
     NotEnabledError,
     NotFoundError,
+    UnavailableError,
     ValidationError,
 )
+from tessera.fetching import Fetcher
 from tessera.models.namespaces import ListNamespacesRequest, NamespaceModel
 from tessera.pagination import read_page
 from tessera.ports import Document
-from tessera.views import Views
+from tessera.sealing import Vault
+from tessera.views import Location, Views
 from tests.toys import Toys
 
 KEY = "sk_live_" + "a" * 40
 DEDICATED = {
     "qdrant_collection": "ns_production",
-    "qdrant_url": "https://qdrant.example:6333",
+    "qdrant_url": "http://127.0.0.1:9",
     "qdrant_api_key": "canary-qdrant-key",
-    "ray_head_node_url": "ray://ray.example:10001",
+    "ray_head_node_url": "ray://127.0.0.1:9",
     "compute_tier": "dedicated_cpu",
 }
 
@@ -72,10 +75,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     migrate(db)
     organizations.bootstrap(db, KEY)
     blobs, vectors = Blobs(settings.blobs_path), EdgeVectors(1, 32, folder / "run")
-    views = Views(db, vectors, blobs, lambda view_id: (str(settings.views_path / view_id), None))
+    views = Views(db, vectors, blobs, lambda view_id, _place: Location(str(settings.views_path / view_id)))
     runner: Any = None
     registry: Any = Toys()
-    yield Warehouse(settings, db, blobs, vectors, views, runner, registry, Bell(), b"k" * 32)
+    yield Warehouse(
+        settings,
+        db,
+        blobs,
+        vectors,
+        views,
+        runner,
+        registry,
+        Bell(),
+        Fetcher(max_bytes=2**20),
+        b"k" * 32,
+        Vault([b"m" * 32]),
+    )
     views.close()
     vectors.close()
     db.close()
@@ -243,19 +258,17 @@ def test_what_is_sent_with_shared_infrastructure_is_shown_without_its_key(
 
 
 @pytest.mark.parametrize("tier", ["dedicated_cpu", "dedicated_gpu"])
-def test_dedicated_is_checked_in_full_then_unavailable_and_leaves_nothing(
+def test_dedicated_is_checked_in_full_and_an_unreachable_one_leaves_nothing(
     wh: Warehouse, me: Principal, tier: str
 ) -> None:
     sent = {**DEDICATED, "compute_tier": tier, "gpu_type": "A100", "gpus_per_worker": 1}
     with pytest.raises(ValidationError, match="qdrant_url"):
         namespaces.create(wh, me, body(infrastructure={**sent, "qdrant_url": None}))
-    with pytest.raises(namespaces.DedicatedUnavailableError) as caught:
+    with pytest.raises(UnavailableError, match=r"Ray head at 127\.0\.0\.1:9 cannot be reached") as caught:
         namespaces.create(wh, me, body(infrastructure=sent), idempotency_key="k1")
     assert (caught.value.status, caught.value.type) == (503, "ServiceUnavailableError")
-    assert (caught.value.retryable, caught.value.retry_after_s) == (False, None)
-    assert tier in caught.value.message
-    assert "not available in this version" in caught.value.message
-    for table in (tables.namespaces, tables.log_entries, tables.idempotency):
+    assert caught.value.retryable
+    for table in (tables.namespaces, tables.log_entries, tables.idempotency, tables.doomed_views):
         assert rows(wh, table) == []
     # The name and the key are free.
     namespaces.create(wh, me, body(), idempotency_key="k1")
@@ -263,17 +276,16 @@ def test_dedicated_is_checked_in_full_then_unavailable_and_leaves_nothing(
         namespaces.create(wh, me, body(infrastructure=sent))
 
 
-def test_a_shared_namespace_of_a_dedicated_organization_would_be_dedicated(
+def test_a_namespace_stays_where_it_is_when_its_organization_becomes_dedicated(
     wh: Warehouse, me: Principal
 ) -> None:
     namespaces.create(wh, me, body("before"))
     with wh.db.write() as connection:
         connection.execute(tables.organizations.update().values(infrastructure=DEDICATED))
-    with pytest.raises(namespaces.DedicatedUnavailableError, match="organization's"):
+    with pytest.raises(UnavailableError, match="Ray head"):
         namespaces.create(wh, me, body())
     shown = namespaces.get(wh, me, "before")["infrastructure"]
-    assert shown["compute_tier"] == "dedicated_cpu"
-    assert shown["ray_head_node_url"] == "ray://ray.example:10001"
+    assert (shown["compute_tier"], shown["source"]) == ("shared", "server")
     assert "canary" not in str(shown)
 
 
@@ -702,17 +714,17 @@ def test_a_key_stays_while_its_url_does_and_is_never_shown(wh: Warehouse, me: Pr
         namespaces.patch(
             wh, me, "films", {"infrastructure": {**without, "qdrant_url": "https://elsewhere:6333"}}
         )
-    with pytest.raises(namespaces.DedicatedUnavailableError):
+    with pytest.raises(UnavailableError):
         namespaces.patch(wh, me, "films", {"infrastructure": {**without, "compute_tier": "dedicated_cpu"}})
 
 
 def test_a_namespace_does_not_move(wh: Warehouse, me: Principal) -> None:
     made = namespaces.create(wh, me, body())
-    with pytest.raises(namespaces.DedicatedUnavailableError):
+    with pytest.raises(UnavailableError):
         namespaces.patch(wh, me, "films", {"infrastructure": DEDICATED, "description": "x"})
     assert namespaces.get(wh, me, "films") == made
     put_documents(wh, made["namespace_id"], {"a": 1})
-    with pytest.raises(ConflictError, match="while it is empty"):
+    with pytest.raises(ConflictError, match="only an empty namespace"):
         namespaces.patch(wh, me, "films", {"infrastructure": DEDICATED})
     with pytest.raises(ForbiddenError):
         reader = replace(me, permissions=frozenset({"read", "write"}))

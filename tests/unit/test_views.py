@@ -21,7 +21,7 @@ from tessera.db.engine import Database, now
 from tessera.db.tables import metadata, namespaces
 from tessera.errors import NotFoundError, QdrantError
 from tessera.ports import Document, Mark, Page, Search, View, ViewDamaged
-from tessera.views import Views
+from tessera.views import Location, Views
 
 NAMESPACE = "ns_0123456789abcdef"
 
@@ -39,7 +39,10 @@ class Place:
     def start(self) -> None:
         self.vectors = EdgeVectors(1, 8, self.folder / "run")
         self.views = Views(
-            self.db, self.vectors, self.blobs, lambda view: (str(self.folder / "views" / view), None)
+            self.db,
+            self.vectors,
+            self.blobs,
+            lambda view, _place: Location(str(self.folder / "views" / view)),
         )
 
     def stop(self) -> None:
@@ -233,3 +236,28 @@ def _wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def test_what_is_kept_of_namespaces_is_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "KEPT_STATES", 8)
+    others = [f"ns_{number:016x}" for number in range(20)]
+    with place.db.write() as connection:
+        row = dict(connection.execute(sa.select(namespaces)).mappings().one())
+        connection.execute(
+            namespaces.insert(),
+            [
+                {**row, "namespace_id": name, "namespace_name": name, "view_id": f"{name}-1"}
+                for name in others
+            ],
+        )
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    for name in others:
+        assert place.views.count(name) == 0
+    deadline = time.monotonic() + 30
+    while len(place.views._open) > 8 or len(place.vectors._placed) > 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    place.views.apply(NAMESPACE, place.write(document(2)))
+    assert place.found() == {"doc_1": 1, "doc_2": 2}
+    for name in others:
+        assert place.views.count(name) == 0

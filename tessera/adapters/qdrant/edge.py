@@ -9,6 +9,7 @@ by itself when the view comes back at the very position where it was, else it ra
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -21,15 +22,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from tessera.adapters.qdrant import pipe
-from tessera.errors import BadRequestError, DeadlineError, QdrantError
+from tessera.errors import BadRequestError, DeadlineError, EngineFullError, QdrantError
 from tessera.filters import Filter
 from tessera.ports import (
     Entry,
@@ -50,6 +51,8 @@ CRASHES_TO_BLAME: Final = 2
 BLAME_WINDOW_S: Final = 600.0
 #: A host that does not end by itself within this time after it was asked to is killed.
 STOP_PATIENCE_S: Final = 30.0
+#: Graphs of ten million vectors take hours.
+BUILD_PATIENCE_S: Final = 24 * 3600.0
 
 _LINUX = platform.system() == "Linux"
 
@@ -108,7 +111,9 @@ class _Host:
         *,
         max_open_views: int,
         max_scan_documents: int,
+        max_resident_mib: int,
         on_death: Callable[[_Host, set[str], int], None],
+        is_builder: bool = False,
     ) -> None:
         self.views: set[str] = set()
         self._on_death = on_death
@@ -119,14 +124,20 @@ class _Host:
         self._pending: dict[int, tuple[str, Future[Any]]] = {}
         self._blamed: set[str] = set()
         self._dead = False
+        self._is_ending = False
         self._ids = itertools.count(1)
-        self._connection, theirs = socket.socketpair()
+        try:
+            self._connection, theirs = socket.socketpair()
+        except OSError as error:
+            raise _not_started(error) from error
         command = [
             sys.executable, "-m", HOST_MODULE,
             "--socket", str(theirs.fileno()),
             "--parent", str(os.getpid()),
             "--max-open-views", str(max_open_views),
             "--max-scan-documents", str(max_scan_documents),
+            "--max-resident-mib", str(max_resident_mib),
+            *(["--builder"] if is_builder else []),
         ]  # fmt: skip
         try:
             self.process = _the_starter().call(
@@ -140,10 +151,17 @@ class _Host:
             )
         except OSError as error:
             self._connection.close()
-            raise QdrantError(f"A vector host could not be started: {error}") from error
+            raise _not_started(error) from error
         finally:
             theirs.close()
-        self._record = _record_process(record_directory, self.process.pid)
+        try:
+            self._record = _record_process(record_directory, self.process.pid)
+        except OSError as error:
+            # Unrecorded it could outlive this server and hold its views.
+            self._connection.close()
+            self.process.kill()
+            self.process.wait()
+            raise _not_started(error) from error
         threading.Thread(target=self._read, name=f"edge-host-{self.process.pid}", daemon=True).start()
 
     @property
@@ -213,9 +231,17 @@ class _Host:
         self._connection.close()
         status = self.process.wait()
         self._record.unlink(missing_ok=True)
-        self._on_death(self, self._blamed or {view_id for view_id, _ in waiting.values() if view_id}, status)
+        if not self._is_ending:
+            blamed = self._blamed or {view_id for view_id, _ in waiting.values() if view_id}
+            self._on_death(self, blamed, status)
         for _, future in waiting.values():
             future.set_exception(_HostDied())
+
+    def kill(self) -> None:
+        """End the host at once; what it holds is lost. Returns when its files are free."""
+        self._is_ending = True
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """Ask the host to close its views and end; kill it when it does not."""
@@ -233,6 +259,11 @@ class _Host:
         self._record.unlink(missing_ok=True)
 
 
+def _not_started(error: OSError) -> QdrantError:
+    kind = EngineFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else QdrantError
+    return kind(f"A vector host could not be started: {error.strerror}. Try again.", retry_after_s=2)
+
+
 def _raise_answer(outcome: str, value: Any, view_id: str) -> NoReturn:
     if outcome == pipe.BAD_REQUEST:
         message, details = value
@@ -241,6 +272,8 @@ def _raise_answer(outcome: str, value: Any, view_id: str) -> NoReturn:
         raise ViewDamaged(view_id, value)
     if outcome == pipe.LOST:
         raise ViewLost(value)
+    if outcome == pipe.FULL:
+        raise EngineFullError(value, retry_after_s=5)
     raise QdrantError(value, retry_after_s=2)
 
 
@@ -320,6 +353,7 @@ class EdgeVectors:
     `hosts` processes hold at most `max_open_views` shards in all; the least recently used is closed for
     the next. `run_directory` keeps the record of running hosts: hosts that a killed server left behind are
     ended before any view is opened, so the caller must hold the data directory's lock.
+    Above `max_resident_mib`, all hosts together, they give memory back when a view is opened.
     `max_scan_documents` bounds what a filter or a sort may look at without an index.
     """
 
@@ -330,6 +364,7 @@ class EdgeVectors:
         run_directory: Path,
         *,
         max_scan_documents: int = 100_000,
+        max_resident_mib: int = 1024,
         read_timeout_s: float = 60.0,
         write_timeout_s: float = 600.0,
     ) -> None:
@@ -337,6 +372,7 @@ class EdgeVectors:
         self._views_per_host = max(1, max_open_views // hosts)
         self._run_directory = run_directory
         self._max_scan = max_scan_documents
+        self._resident_mib_per_host = max(1, max_resident_mib // hosts)
         self._read_timeout_s = read_timeout_s
         self._write_timeout_s = write_timeout_s
         self._lock = threading.Lock()
@@ -344,6 +380,8 @@ class EdgeVectors:
         self._crashes: dict[str, list[float]] = {}
         #: One opening of a view at a time.
         self._opening: dict[str, threading.Lock] = {}
+        #: Processes that each build one view.
+        self._builders: dict[str, _Host] = {}
         self._closed = False
         orphans = end_orphans(run_directory)
         if orphans:
@@ -358,7 +396,7 @@ class EdgeVectors:
         crashed over it.
         """
         with self._opening_lock(view):
-            return self._open(view)
+            return self._open(view, {})
 
     def apply(self, view: View, entries: Sequence[Entry]) -> Mark:
         """Apply `entries` in order; entries that the view has already are passed over."""
@@ -396,8 +434,20 @@ class EdgeVectors:
         reports: list[IndexReport] = self._read(view, "indexes", None)
         return reports
 
+    def release(self, view: View) -> None:
+        """Close the view in its host, flushed, and forget where it was."""
+        with self._opening_lock(view):
+            placed = self._placed.get(view.view_id)
+            if placed is not None:
+                with contextlib.suppress(_HostDied):
+                    placed.host.request("release", view, None, self._write_timeout_s)
+                self._forget(view, placed.host)
+        with self._lock:
+            self._opening.pop(view.view_id, None)
+
     def drop(self, view: View) -> None:
-        """Remove the view's directory. Can be repeated."""
+        """Remove the view's directory. Can be repeated; the process of a build in it is killed."""
+        self._end_builder(view)
         with self._opening_lock(view):
             for last in (False, True):
                 host = self._host_for(view)
@@ -414,10 +464,49 @@ class EdgeVectors:
         with self._lock:
             self._opening.pop(view.view_id, None)
 
+    def builds_apart(self, view: View) -> bool:
+        """Say yes: the engine builds graphs and indexes in one go, holding its process."""
+        return True
+
+    def begin(self, view: View, *, graph: bool, apart: bool) -> Mark:
+        """Make `view`, `apart` in a process of its own; what was left in its directory goes away."""
+        self.drop(view)
+        if not apart:
+            with self._opening_lock(view):
+                return self._open(view, {"graph": graph})
+        builder = self._start_host(is_builder=True)
+        with self._lock:
+            closed, self._builders[view.view_id] = self._closed, builder
+        if closed:
+            self._end_builder(view)
+            raise QdrantError("The vector engine is closed.")
+        with self._opening_lock(view):
+            return self._open(view, {"graph": graph})
+
+    def optimize(self, view: View) -> Mark:
+        """Build the graphs in the view's own process, which does nothing else meanwhile."""
+        mark: Mark = self._write(view, "optimize", None, timeout_s=BUILD_PATIENCE_S)
+        return mark
+
+    def settle(self, view: View) -> Mark:
+        """Close the view in its own process, and open it in one of those that answer; it is durable then."""
+        with self._lock:
+            apart = view.view_id in self._builders
+        if not apart:
+            return self.flush(view)
+        self._write(view, "hand_over", None)
+        self._end_builder(view)
+        with self._opening_lock(view):
+            return replace(self._open(view, {"trusted": True}), durable=True)
+
     def close(self) -> None:
-        """Flush and close every view and end the hosts."""
+        """Flush and close every view and end the hosts; what is being built is thrown away by who had it built."""
         with self._lock:
             self._closed = True
+            builders, self._builders = list(self._builders.values()), {}
+        for builder in builders:
+            builder.kill()
+        with self._lock:
             hosts = [host for host in self._slots if host is not None]
             self._slots = [None] * len(self._slots)
             self._placed.clear()
@@ -430,12 +519,13 @@ class EdgeVectors:
         with self._lock:
             return self._opening.setdefault(view.view_id, threading.Lock())
 
-    def _open(self, view: View) -> Mark:
+    def _open(self, view: View, how: Mapping[str, bool], expected_seq: int | None = None) -> Mark:
+        """Open the view in a host. One that is not at `expected_seq` is not placed: nobody may read the past there."""
         for last in (False, True):
             self._raise_if_to_blame(view)
             host = self._host_for(view)
             try:
-                mark: Mark = host.request("open", view, None, self._write_timeout_s)
+                mark: Mark = host.request("open", view, how, self._write_timeout_s)
             except _HostDied:
                 if last:
                     raise QdrantError(
@@ -448,16 +538,21 @@ class EdgeVectors:
                 self._forget(view, host)
                 raise
             with self._lock:
+                if expected_seq is not None and mark.seq != expected_seq:
+                    self._placed.pop(view.view_id, None)
+                    raise ViewLost(
+                        f"view {view.view_id} came back at entry {mark.seq}, it was at {expected_seq}"
+                    )
                 self._placed[view.view_id] = _Placed(host, mark.seq)
             return mark
         raise AssertionError("unreachable")
 
-    def _write(self, view: View, operation: str, arguments: Any) -> Any:
+    def _write(self, view: View, operation: str, arguments: Any, timeout_s: float | None = None) -> Any:
         placed = self._placed.get(view.view_id)
         if placed is None:
             raise ViewLost(f"view {view.view_id} is not open")
         try:
-            return placed.host.request(operation, view, arguments, self._write_timeout_s)
+            return placed.host.request(operation, view, arguments, timeout_s or self._write_timeout_s)
         except _HostDied:
             raise ViewLost(f"the host of view {view.view_id} died") from None
         except (ViewDamaged, ViewLost):
@@ -486,11 +581,7 @@ class EdgeVectors:
             now = self._placed.get(view.view_id)
             if now is not None and now is not lost and now.host.alive:
                 return  # someone else has been here
-            mark = self._open(view)
-            if mark.seq != lost.seq:
-                with self._lock:
-                    self._placed.pop(view.view_id, None)
-                raise ViewLost(f"view {view.view_id} came back at entry {mark.seq}, it was at {lost.seq}")
+            self._open(view, {}, lost.seq)
 
     def _forget(self, view: View, host: _Host) -> None:
         with self._lock:
@@ -504,6 +595,12 @@ class EdgeVectors:
         with self._lock:
             if self._closed:
                 raise QdrantError("The vector engine is closed.")
+            builder = self._builders.get(view.view_id)
+            if builder is not None:
+                if not builder.alive:
+                    del self._builders[view.view_id]
+                    raise ViewLost(f"the process that built view {view.view_id} died")
+                return builder
             for host in self._slots:
                 if host is not None and host.alive and view.view_id in host.views:
                     return host
@@ -511,15 +608,27 @@ class EdgeVectors:
             running = [host for host in self._slots if host is not None and host.alive]
             chosen = min(running, key=lambda host: (len(host.views), host.waiting), default=None)
             if chosen is None or (free and chosen.views):
-                chosen = _Host(
-                    self._run_directory,
-                    max_open_views=self._views_per_host,
-                    max_scan_documents=self._max_scan,
-                    on_death=self._note_death,
-                )
+                chosen = self._start_host()
                 self._slots[free[0]] = chosen
             chosen.views.add(view.view_id)
             return chosen
+
+    def _start_host(self, *, is_builder: bool = False) -> _Host:
+        return _Host(
+            self._run_directory,
+            max_open_views=self._views_per_host,
+            max_scan_documents=self._max_scan,
+            max_resident_mib=self._resident_mib_per_host,
+            on_death=self._note_death,
+            is_builder=is_builder,
+        )
+
+    def _end_builder(self, view: View) -> None:
+        """Kill the process in which `view` is built, if there is one."""
+        with self._lock:
+            builder = self._builders.pop(view.view_id, None)
+        if builder is not None:
+            builder.kill()
 
     def _note_death(self, host: _Host, view_ids: set[str], status: int) -> None:
         if self._closed:

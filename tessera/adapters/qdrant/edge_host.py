@@ -5,8 +5,8 @@ it. Edge holds the interpreter's lock during its calls, so shards live here and 
 
 One thread does everything: it drains the pipe, answers searches that wait for one view as one batch, then
 does one slice of each longer piece of work, and starts again. A view's directory holds ``shard/`` (Edge's
-files), ``mark.json`` (how far the view has come, moved only after a flush) and, only while the view is
-closed, ``checksums.json``.
+files), ``mark.json`` (how far the view has come, moved only after a flush) and ``checksums.json``: of all files
+while nothing is written (made at close, and a moment after the last write), else of those that no write changes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
+import itertools
 import logging
 import os
 import platform
@@ -24,33 +26,58 @@ import signal
 import socket
 import sys
 import time
+import uuid
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import orjson
 import qdrant_edge
 
+from tessera import collector, failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
-from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps
-from tessera.errors import BadRequestError, QdrantError
+from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps, finish
+from tessera.errors import BadRequestError, EngineFullError, QdrantError, storage_trouble
 from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
-#: The durable mark moves after so many entries, or so long after the first of them.
+#: The durable mark moves after so many entries, or so long after the first of them. The server asks for it every
+#: second: this is for when it does not, and later, for a flush holds everything up that comes behind it.
 FLUSH_ENTRIES: Final = 50
-FLUSH_AFTER_S: Final = 1.0
+FLUSH_AFTER_S: Final = 1.5
 #: Below this size vectors are searched without a graph, exactly: 100,000 of 384 dimensions are 150 MB.
 INDEXING_THRESHOLD_KB: Final = 200_000
+#: A view that was begun for graphs gets one for every vector storage above this size.
+GRAPH_THRESHOLD_KB: Final = 1_000
+#: Links of a point in a graph, candidates while it is built, and the size (KB) below which what a filter lets
+#: through is scanned instead.
+GRAPH_M: Final = 16
+GRAPH_EF_CONSTRUCT: Final = 128
+FULL_SCAN_KB: Final = 20_000
+#: A graph is searched with the least of these widths that finds so much of the ten nearest of sampled queries.
+GRAPH_WIDTHS: Final = (64, 128, 256, 512, 1024)
+GRAPH_RECALL: Final = 0.995
+GRAPH_SAMPLE: Final = 48
+#: The checksums of a view are made when nothing was written for this long, in slices of so many bytes.
+SEAL_AFTER_S: Final = 2.0
+SEAL_SLICE_BYTES: Final = 4 * 2**20
+#: How much a builder gives way to whoever serves.
+BUILDER_NICENESS: Final = 10
 #: A directory that another process still holds is tried again for this long.
 LOCK_PATIENCE_S: Final = 2.0
 #: The memory mappings of this process are counted once in so many openings; counting 50,000 takes 50 ms.
 COUNT_MAPPINGS_EVERY: Final = 8
+#: A write begins only with so much room left: Edge writes through memory mappings of files with holes, and a disk
+#: that has no block for a hole ends the process (SIGBUS) instead of refusing the call.
+ROOM_BYTES: Final = 64 * 2**20
+#: As above, for what writes little: loading a view, and making durable what it has taken.
+LITTLE_ROOM_BYTES: Final = 8 * 2**20
 #: Exit status after a panic of the engine.
 PANIC_STATUS: Final = 70
 
@@ -61,8 +88,27 @@ _LASTING = (
     "*/mutable_id_tracker.*",
     "*/*/page_*.dat",
     "*/*/*/chunk_*.mmap",
+    "*/id_tracker.mappings",
+    "*/vector_storage-*/matrix.dat",
+    "*/vector_index-*/*",
+)
+#: What no write changes any more, in segments that the engine has finished (they have this mapping of ids).
+_FINISHED_MAPPING = "id_tracker.mappings"
+_FINISHED = (
+    _FINISHED_MAPPING,
+    "vector_storage-*/matrix.dat",
+    "vector_index-*/*",
+    "payload_storage/page_*.dat",
+    "payload_index/*/point_to_values.bin",
+    "payload_index/*/values_to_points.bin",
+)
+_FULL_MESSAGE = (
+    "The disk that holds the namespace's index is full. Free space and try again; what was acknowledged is in the log "
+    "and is applied then."
 )
 _PLACEHOLDER = "_none"
+#: With more collections than this in one view, each search filters by collection.
+_MOST_VALUES = 10_000
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
@@ -84,6 +130,22 @@ def _edge_call() -> Iterator[None]:
         raise QdrantError(f"The vector engine failed: {_first_line(error)}") from error
     except BaseException as panic:
         raise Panic(_first_line(panic)) from panic
+
+
+def _is_short_of_room(error: BaseException) -> bool:
+    """Say whether the disk is full, or no file can be opened: what was met says nothing about the view's files."""
+    return storage_trouble(error) in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+
+
+def _require_room(view: View, room_bytes: int = ROOM_BYTES) -> None:
+    """Raise `EngineFullError` when the disk of the view has too little room left to write to it."""
+    place = Path(view.location)
+    found = os.statvfs(next(folder for folder in (place, *place.parents) if folder.exists()))
+    if found.f_bavail * found.f_frsize < room_bytes:
+        raise EngineFullError(
+            f"The disk that holds the namespace's index has less than {room_bytes // 2**20} MiB free. Free space and "
+            "try again; what was acknowledged is in the log and is applied then."
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -181,9 +243,28 @@ class EdgeEngine:
             indexes[path] = EngineIndex(type_name, params, stated.points)
         return indexes
 
+    def values(self, path: str, documents: int) -> set[str] | None:
+        """Return the values at the keyword-indexed `path`; None unless each of `documents` has exactly one."""
+        if not documents:
+            return set()
+        try:
+            with _edge_call():
+                found = self._shard.facet(qdrant_edge.FacetRequest(path, limit=_MOST_VALUES, exact=True)).hits
+        except QdrantError:
+            return None  # there is no index on it (yet)
+        complete = len(found) < _MOST_VALUES and sum(value.count for value in found) == documents
+        return {str(value.value) for value in found} if complete else None
+
     def flush(self) -> None:
         with _edge_call():
             self._shard.flush()
+
+    def optimize(self) -> bool:
+        """Build graphs where the configuration asks for them; say whether one was built."""
+        with _edge_call():
+            while self._shard.optimize():
+                pass
+            return bool(self._shard.info().indexed_vectors_count)
 
     def close(self) -> None:
         with _edge_call():
@@ -208,6 +289,7 @@ def _write_durably(path: Path, value: object) -> None:
         file.write(orjson.dumps(value))
         file.flush()
         os.fsync(file.fileno())
+    failpoints.reach("flush.mark")
     part.rename(path)
     _sync_directory(path.parent)
 
@@ -220,8 +302,9 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _checksum(path: Path) -> list[int]:
+def _checksum(path: Path) -> Steps[list[int]]:
     """Return size and CRC-32 of a file. Blocks of zeros are left out: Edge's files are mostly holes."""
+    seen = 0
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
@@ -242,34 +325,92 @@ def _checksum(path: Path) -> list[int]:
                 if block != _ZEROS[: len(block)]:
                     crc = zlib.crc32(block, zlib.crc32(position.to_bytes(8, "little"), crc))
                 position += _BLOCK
+                seen += _BLOCK
+                if seen % SEAL_SLICE_BYTES == 0:
+                    yield
         return [size, crc]
     finally:
         os.close(descriptor)
 
 
-def _all_checksums(directory: Path) -> dict[str, list[int]]:
-    sums = {_MARK: _checksum(directory / _MARK)}
+def _all_checksums(directory: Path) -> Steps[dict[str, list[int]]]:
+    """Return what `_checksum` says of every file, by its path in the directory."""
+    sums = {_MARK: (yield from _checksum(directory / _MARK))}
     for parent, _, names in os.walk(directory / _SHARD):
         for name in names:
             path = Path(parent, name)
-            sums[str(path.relative_to(directory))] = _checksum(path)
+            sums[str(path.relative_to(directory))] = yield from _checksum(path)
+        yield
     return sums
 
 
 @dataclass(slots=True)
 class OpenView:
-    """A view whose shard is loaded. `flush_at` is when its mark must move, None while nothing waits."""
+    """A view whose shard is loaded. `flush_at` is when its mark must move, None while nothing waits.
+
+    `is_marked` says that the mark on disk is that of a flushed shard, but for entries applied since.
+    `sealed` says that nothing was written since the checksums of all files were noted, `sums` is what was noted
+    last, `seal_at` when that is to be done (again). `checked` is what opening found.
+    """
 
     directory: Path
     live: LiveView
     engine: EdgeEngine
+    checked: bool
+    sums: dict[str, list[int]]
     flush_at: float | None = None
+    is_marked: bool = False
+    seal_at: float | None = None
+    sealed: bool = False
+
+    def unseal(self) -> None:
+        """Take back the checksums of what writes change; called before the first write.
+
+        Nothing is synced: should the list come back after a loss of power, the view is rebuilt for no need.
+        """
+        self.seal_at = None
+        if not self.sealed:
+            return
+        path = self.directory / _CHECKSUMS
+        lasting = _finished_files(self.directory)
+        kept = {name: sum for name, sum in self.sums.items() if name in lasting}
+        try:
+            if kept:
+                part = path.with_name(path.name + ".part")
+                part.write_bytes(orjson.dumps({"complete": False, "files": kept}))
+                part.rename(path)
+        except OSError as error:
+            logger.warning(
+                "what no write changes of view %s is checked no more: %s", self.live.view.view_id, error
+            )
+            kept = {}
+        if not kept:
+            path.unlink(missing_ok=True)
+        self.sealed = False
+
+    def seal(self) -> Steps[None]:
+        """Note what all files look like, slice by slice; a write in between makes it void."""
+        self.seal_at = None
+        sums = yield from _all_checksums(self.directory)
+        _write_durably(self.directory / _CHECKSUMS, {"complete": True, "files": sums})
+        self.sums = sums
+        self.sealed = True
+
+    def mark(self, *, durable: bool = False) -> Mark:
+        """Return where the view stands."""
+        return replace(self.live.mark(durable=durable), checked=self.checked)
 
     def flush(self) -> None:
         """Make everything applied durable, then move the mark."""
+        if self.sealed:
+            return
+        _require_room(self.live.view, LITTLE_ROOM_BYTES)
+        self.seal_at = time.monotonic() + SEAL_AFTER_S
         self.live.flush()
+        failpoints.reach("flush.files")
         self.write_mark()
         self.flush_at = None
+        self.is_marked = True
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
@@ -278,9 +419,26 @@ class OpenView:
 
     def close(self) -> None:
         """Flush, close the shard, and note what its files look like, to be checked when it is opened."""
+        if self.live.unflushed_entries or not self.is_marked:
+            self.flush()
+            self.sealed = False
+        self.engine.close()
+        if not self.sealed:
+            finish(self.seal())
+
+    def hand_over(self) -> None:
+        """Flush and close for another host of this server, which trusts what it opens next."""
         self.flush()
         self.engine.close()
-        _write_durably(self.directory / _CHECKSUMS, _all_checksums(self.directory))
+
+
+def _finished_files(directory: Path) -> set[str]:
+    """Return the files that no write changes any more: vectors, graphs and payloads of finished segments."""
+    found: list[Path] = []
+    for mapping in (directory / _SHARD / "segments").glob(f"*/{_FINISHED_MAPPING}"):
+        for pattern in _FINISHED:
+            found += mapping.parent.glob(pattern)
+    return {str(path.relative_to(directory)) for path in found}
 
 
 def _lasting_files(directory: Path) -> list[str]:
@@ -303,26 +461,34 @@ def _mark_of(view: View, standing: Standing) -> dict[str, Any]:
     }
 
 
-def open_view(view: View, *, max_scan_documents: int) -> OpenView:
-    """Load the view in its directory, or make it.
+def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trusted: bool = False) -> OpenView:
+    """Load the view in its directory, or make it (for graphs, if they are to be built).
+
+    `trusted` leaves the checksums out, for a view that another host of this server has just handed over.
 
     Raises `ViewDamaged` when files are missing, changed or not those of this view, and `QdrantError` when
     another process holds the directory.
     """
     directory = Path(view.location)
+    failpoints.reach("view.open", f"view.open/{view.view_id}", f"view.open/{view.namespace_id}")
+    _require_room(view, LITTLE_ROOM_BYTES)
     translator = Translator(qdrant_edge)
     standing = _read_standing(view, directory)
-    clean = _verify_checksums(view, directory)
+    fresh = standing is None
+    clean, sums = (False, {}) if trusted else _verify_checksums(view, directory)
     if standing is None:
         directory.mkdir(parents=True, exist_ok=True)
         standing = Standing()
         _write_durably(directory / _MARK, _mark_of(view, standing))
     shard_directory = directory / _SHARD
     try:
-        shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0)
+        shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0, graph=graph)
         engine = EdgeEngine(shard, translator)
         count = engine.count(None)
+        collections = engine.values("collection_id", count)
     except Panic as panic:
+        if _is_short_of_room(panic):
+            raise QdrantError(f"The vector engine failed: {panic}") from panic
         raise ViewDamaged(view.view_id, f"the engine panics on its files ({panic})") from panic
     if clean and count != standing.document_count:
         raise ViewDamaged(
@@ -330,8 +496,17 @@ def open_view(view: View, *, max_scan_documents: int) -> OpenView:
         )
     # After a kill the shard may be ahead of its mark; every change keeps this number exact from here.
     standing.document_count = count
-    live = LiveView(view, engine, translator, standing, max_scan_documents=max_scan_documents)
-    return OpenView(directory, live, engine)
+    live = LiveView(
+        view,
+        engine,
+        translator,
+        standing,
+        max_scan_documents=max_scan_documents,
+        collections=collections,
+    )
+    opened = OpenView(directory, live, engine, checked=clean or fresh or trusted, sums=sums, is_marked=clean)
+    opened.seal_at = time.monotonic() + SEAL_AFTER_S
+    return opened
 
 
 def _read_standing(view: View, directory: Path) -> Standing | None:
@@ -357,36 +532,77 @@ def _read_standing(view: View, directory: Path) -> Standing | None:
     return standing
 
 
-def _verify_checksums(view: View, directory: Path) -> bool:
-    """Check the files of a view that was closed cleanly, and say whether it was.
+def _verify_checksums(view: View, directory: Path) -> tuple[bool, dict[str, list[int]]]:
+    """Compare files with what was noted of them; say whether that was all of them, and what was noted.
 
-    The list goes away before the shard is loaded: from then on files change.
+    A complete list goes away before the shard is loaded, because that changes files.
     """
     path = directory / _CHECKSUMS
     try:
-        expected = orjson.loads(path.read_bytes())
+        stated = orjson.loads(path.read_bytes())
+        complete, expected = stated.get("complete", True), dict(stated.get("files", stated))
     except FileNotFoundError:
-        return False
-    except ValueError as error:
+        return False, {}
+    except (ValueError, TypeError, AttributeError) as error:
         raise ViewDamaged(view.view_id, "its list of checksums cannot be read") from error
-    actual = _all_checksums(directory)
+    if complete:
+        actual = finish(_all_checksums(directory))
+    else:
+        there = [name for name in expected if (directory / name).exists()]
+        actual = {name: finish(_checksum(directory / name)) for name in there}
     if actual != expected:
         changed = sorted(
             name for name in actual.keys() | expected.keys() if actual.get(name) != expected.get(name)
         )
-        raise ViewDamaged(view.view_id, f"{len(changed)} files changed while it was closed: {changed[0]}")
-    path.unlink()
-    _sync_directory(directory)
-    return True
+        raise ViewDamaged(view.view_id, f"{len(changed)} files are not what they were: {changed[0]}")
+    if complete:
+        path.unlink()
+        _sync_directory(directory)
+    return complete, expected
+
+
+def graph_widths(engine: EdgeEngine, view: View, document_count: int) -> dict[str, int]:
+    """Return for each vector how wide its graph is to be searched so that sampled queries find nearly all.
+
+    Half of the queries are documents of the view, half lie between two of them, where no document is. 0 means
+    that no width up to the largest was enough (uniform random vectors are like that): scan instead.
+    """
+    rng = np.random.default_rng(document_count)
+    records: list[Record] = []
+    for _ in range(GRAPH_SAMPLE):
+        start = str(uuid.UUID(bytes=rng.bytes(16)))
+        found, _ = engine.scroll(None, start, 1, False, True)
+        records += found
+    widths = {}
+    for name in (vector.name for vector in view.vectors):
+        points = [np.asarray((r.vectors or {})[name]) for r in records if name in (r.vectors or {})]
+        between = [(one + other) / 2 for one, other in itertools.pairwise(points)]
+        queries = [point.astype(np.float32) for point in (*points[::2], *between[::2])]
+        widths[name] = _width(engine, name, queries)
+    return widths
+
+
+def _width(engine: EdgeEngine, name: str, queries: Sequence[Any]) -> int:
+    def nearest(ef: int | None) -> list[set[str]]:
+        batch = [Query(name, query, 10, 0, None, ef, ef is None, False) for query in queries]
+        return [{record.point_id for record in answer} for answer in engine.query_batch(batch)]
+
+    right = nearest(None)
+    wanted = sum(map(len, right))
+    for ef in GRAPH_WIDTHS:
+        if sum(len(a & b) for a, b in zip(right, nearest(ef), strict=True)) >= GRAPH_RECALL * wanted:
+            return ef
+    return 0
 
 
 def _load_or_create(
-    view: View, directory: Path, translator: Translator, *, may_create: bool
+    view: View, directory: Path, translator: Translator, *, may_create: bool, graph: bool
 ) -> qdrant_edge.EdgeShard:
     if not directory.exists():
         if not may_create:
             raise ViewDamaged(view.view_id, "its files are missing")
-        return _create(view, directory, translator)
+        _require_room(view)
+        return _create(view, directory, translator, graph=graph)
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
@@ -400,22 +616,31 @@ def _load_or_create(
                         retry_after_s=5,
                     ) from error
                 time.sleep(0.05)
+            elif _is_short_of_room(error):
+                raise
             elif may_create:
                 # Killed while it was being made: nothing that was in it was ever called durable.
                 shutil.rmtree(directory)
-                return _create(view, directory, translator)
+                return _create(view, directory, translator, graph=graph)
             else:
                 raise ViewDamaged(view.view_id, error.message) from error
 
 
-def _create(view: View, directory: Path, translator: Translator) -> qdrant_edge.EdgeShard:
+def _create(view: View, directory: Path, translator: Translator, *, graph: bool) -> qdrant_edge.EdgeShard:
     vectors = translator.vector_params(view.vectors)
     config = qdrant_edge.EdgeConfig(
         vectors=vectors or None,
         # Edge wants at least one vector, even of a view that only lists and filters.
         sparse_vectors=None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()},
+        hnsw_config=qdrant_edge.HnswIndexConfig(
+            m=GRAPH_M,
+            ef_construct=GRAPH_EF_CONSTRUCT,
+            full_scan_threshold=FULL_SCAN_KB,
+            max_indexing_threads=max(1, (os.cpu_count() or 2) // 2),
+        ),
         optimizers=qdrant_edge.EdgeOptimizersConfig(
-            indexing_threshold=INDEXING_THRESHOLD_KB, default_segment_number=1
+            indexing_threshold=GRAPH_THRESHOLD_KB if graph else INDEXING_THRESHOLD_KB,
+            default_segment_number=1,
         ),
         max_search_threads=1,  # else eight threads a shard
     )
@@ -424,12 +649,14 @@ def _create(view: View, directory: Path, translator: Translator) -> qdrant_edge.
 
 
 def drop_directory(directory: Path) -> None:
-    """Remove a view's directory. A kill in between leaves a part that the next call removes."""
+    """Remove a view's directory. A kill in between, or an `OSError`, leaves a part that the next call removes."""
     trash = directory.with_name(directory.name + ".dropped")
-    shutil.rmtree(trash, ignore_errors=True)
+    if trash.exists():
+        shutil.rmtree(trash)
     with contextlib.suppress(FileNotFoundError):
         directory.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        failpoints.reach("drop.renamed")
+        shutil.rmtree(trash)
 
 
 # --- requests ------------------------------------------------------------------------------------------
@@ -449,7 +676,7 @@ class Job:
 
 Request = tuple[int, str, View, Any]
 
-_WRITES = frozenset({"open", "apply", "flush", "drop"})
+_WRITES = frozenset({"open", "apply", "flush", "release", "drop", "optimize", "hand_over"})
 
 
 class _NotOpen(Exception):
@@ -476,6 +703,37 @@ def most_mappings() -> int | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process holds, mapped files included; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_mapped_pages(folder: str) -> None:
+    """Let go of the pages of every shared mapping of a file below a folder of that name.
+
+    What is in them stays in the file and in the system's cache, from which they come back when they are touched
+    (Linux: MADV_DONTNEED on a shared mapping); elsewhere nothing happens.
+    """
+    dont_need: Final = 4
+    try:
+        lines = Path("/proc/self/maps").read_bytes().splitlines()
+    except OSError:
+        return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    part = f"/{folder}/".encode()
+    for line in lines:
+        if part in line:
+            addresses, permissions, _ = line.split(b" ", 2)
+            if permissions.endswith(b"s"):
+                start, end = (int(address, 16) for address in addresses.split(b"-"))
+                advise(start, end - start, dont_need)
+
+
 class Host:
     """The loop: what arrives, what is under way, which views are open."""
 
@@ -486,12 +744,14 @@ class Host:
         max_open_views: int,
         max_scan_documents: int,
         max_mappings: int | None = None,
+        max_resident_bytes: int | None = None,
     ) -> None:
         self._connection = connection
         self._incoming = pipe.Incoming()
         self._max_open = max_open_views
         self._max_scan = max_scan_documents
         self._max_mappings = max_mappings
+        self._max_resident = max_resident_bytes
         self._openings = 0
         self._views: OrderedDict[str, OpenView] = OrderedDict()
         #: Where each view stood when it was closed to make room; it may be opened again without asking.
@@ -500,6 +760,7 @@ class Host:
         self._writes: OrderedDict[str, deque[Request]] = OrderedDict()
         self._reading: list[Job] = []
         self._writing: OrderedDict[str, Job] = OrderedDict()
+        self._sealing: tuple[str, Steps[None]] | None = None
         self._stop_request: int | None = None
 
     def serve(self) -> None:
@@ -509,6 +770,7 @@ class Host:
             self._step_reads()
             self._step_write()
             self._flush_due()
+            self._seal_due()
             if self._stop_request is not None and not (self._writes or self._writing or self._reading):
                 self._close_all()
                 self._reply(self._stop_request, pipe.OK, None)
@@ -518,7 +780,13 @@ class Host:
 
     def _receive(self) -> bool:
         """Take in everything that has arrived; wait only when there is nothing else to do."""
-        busy = self._reading or self._writing or self._writes or self._stop_request is not None
+        busy = (
+            self._reading
+            or self._writing
+            or self._writes
+            or self._sealing is not None
+            or self._stop_request is not None
+        )
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         if not poll.poll(0 if busy else self._patience_ms()):
@@ -536,7 +804,12 @@ class Host:
                 self._take(request_id, operation, view, arguments)
 
     def _patience_ms(self) -> float | None:
-        due = [opened.flush_at for opened in self._views.values() if opened.flush_at is not None]
+        due = [
+            at
+            for opened in self._views.values()
+            for at in (opened.flush_at, opened.seal_at)
+            if at is not None
+        ]
         return max(0.0, (min(due) - time.monotonic()) * 1000) if due else None
 
     def _take(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
@@ -560,11 +833,16 @@ class Host:
             outcome = pipe.LOST, str(error)
         elif isinstance(error, Panic):
             outcome = pipe.PANIC, f"The vector engine panicked: {error}"
+        elif isinstance(error, EngineFullError) or storage_trouble(error) in (errno.ENOSPC, errno.EDQUOT):
+            outcome = pipe.FULL, error.message if isinstance(error, EngineFullError) else _FULL_MESSAGE
         elif isinstance(error, QdrantError):
             outcome = pipe.FAILED, error.message
         else:
             outcome = pipe.FAILED, f"The vector host failed: {type(error).__name__}: {_first_line(error)}"
-            logger.error("request failed", exc_info=error)
+            # A failing disk is named in the message; anything else is a defect of ours.
+            logger.error(
+                "request failed: %s", error, exc_info=error if storage_trouble(error) is None else None
+            )
         for request_id in request_ids:
             self._reply(request_id, *outcome)
 
@@ -585,7 +863,7 @@ class Host:
     def _start_read(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
             live = self._live(view)
-        except (_NotOpen, ViewDamaged, QdrantError) as error:
+        except (_NotOpen, ViewDamaged, QdrantError, OSError) as error:
             self._fail([request_id], error)
             return
         steps, answer = self._read_steps(live, operation, arguments)
@@ -596,7 +874,7 @@ class Host:
         view = waiting[0][1]
         try:
             live = self._live(view)
-        except (_NotOpen, ViewDamaged, QdrantError) as error:
+        except (_NotOpen, ViewDamaged, QdrantError, OSError) as error:
             self._fail(request_ids, error)
             return
         lengths = [len(searches) for _, _, searches in waiting]
@@ -647,7 +925,7 @@ class Host:
         Requests are checked before they reach the engine, so an engine error is rare enough to read the
         whole view once.
         """
-        if not isinstance(error, QdrantError) or view_id not in self._views:
+        if not isinstance(error, QdrantError) or view_id not in self._views or _is_short_of_room(error):
             return error
         engine = self._views[view_id].engine
         try:
@@ -687,18 +965,31 @@ class Host:
             self._die(job.request_ids, panic)
         except Exception as error:  # noqa: BLE001 - one entry's error must not end the host
             self._applied(view_id)
+            if isinstance(error, QdrantError | OSError):
+                self._let_go(view_id)
             self._fail(job.request_ids, error)
 
     def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
             if operation == "apply":
-                steps = self._live(view).apply(arguments)
+                _require_room(view)
+                live = self._live(view)
+                steps = live.apply(arguments)
+                if any(entry.seq > live.standing.seq for entry in arguments):
+                    self._unseal(view.view_id)
                 self._writing[view.view_id] = Job([request_id], view.view_id, steps, lambda mark: [mark])
                 return
             if operation == "open":
-                answer: Mark | None = self._open(view).live.mark()
+                answer: Mark | None = self._open(view, **arguments).mark()
+            elif operation == "optimize":
+                answer = self._optimize(view)
+            elif operation == "hand_over":
+                answer = self._hand_over(view)
             elif operation == "flush":
                 answer = self._flush(view)
+            elif operation == "release":
+                self._release(view)
+                answer = None
             else:
                 self._drop(view)
                 answer = None
@@ -713,26 +1004,101 @@ class Host:
         opened = self._views.get(view.view_id)
         if opened is None:  # closed to make room, which flushed it
             opened = self._reopen(view)
+        if opened.live.unflushed_entries or not opened.is_marked:
+            try:
+                opened.flush()
+            except EngineFullError:
+                raise  # nothing was tried
+            except (QdrantError, OSError):
+                self._let_go(view.view_id)
+                raise
+        return opened.mark(durable=True)
+
+    def _optimize(self, view: View) -> Mark:
+        """Build the graphs of a view that is built apart, and find out how wide each is to be searched."""
+        live = self._live(view)
+        self._unseal(view.view_id)
+        opened = self._views[view.view_id]
+        if opened.engine.optimize():
+            live.standing.graphs = graph_widths(opened.engine, view, live.standing.document_count)
+        live.standing.tail = 0
         opened.flush()
-        return opened.live.mark(durable=True)
+        return opened.mark(durable=True)
+
+    def _hand_over(self, view: View) -> Mark:
+        self._live(view)
+        self._unseal(view.view_id)
+        opened = self._views.pop(view.view_id)
+        opened.hand_over()
+        return opened.mark(durable=True)
+
+    def _unseal(self, view_id: str) -> None:
+        """Make ready for a write; checksums that are being made of the view are void."""
+        self._end_sealing(view_id)
+        self._views[view_id].unseal()
+
+    def _seal_due(self) -> None:
+        """Do one slice of noting what the files of a view look like to which nothing was written lately."""
+        if self._sealing is None:
+            now = time.monotonic()
+            for view_id, opened in self._views.items():
+                if opened.seal_at is not None and opened.seal_at <= now and view_id not in self._writing:
+                    self._sealing = view_id, opened.seal()
+                    break
+            else:
+                return
+        view_id, steps = self._sealing
+        try:
+            next(steps)
+        except StopIteration:
+            self._sealing = None
+        except OSError as error:
+            # Without checksums the view is checked less when it is opened; nothing is lost.
+            self._sealing = None
+            logger.warning("the files of view %s could not be read: %s", view_id, error)
+
+    def _release(self, view: View) -> None:
+        self._end_reads(view.view_id)
+        if view.view_id in self._views:
+            self._close(view.view_id)
+        self._closed_at.pop(view.view_id, None)
 
     def _drop(self, view: View) -> None:
         self._end_reads(view.view_id)
         opened = self._views.pop(view.view_id, None)
+        self._end_sealing(view.view_id)
         self._closed_at.pop(view.view_id, None)
         if opened is not None:
             with contextlib.suppress(QdrantError):
                 opened.engine.close()
         drop_directory(Path(view.location))
 
+    def _let_go(self, view_id: str) -> None:
+        """Close a view whose engine failed to write; whoever uses it next opens it at its mark and replays.
+
+        Qdrant's segments refuse every write after one that failed until they are loaded again, and what a flush
+        that failed would have written is not kept for the next one.
+        """
+        self._end_reads(view_id)
+        self._end_sealing(view_id)
+        opened = self._views.pop(view_id, None)
+        if opened is not None:
+            with contextlib.suppress(QdrantError):
+                opened.engine.close()
+
+    def _end_sealing(self, view_id: str) -> None:
+        if self._sealing is not None and self._sealing[0] == view_id:
+            self._sealing = None
+
     def _end_reads(self, view_id: str) -> None:
         for job in [job for job in self._reading if job.view_id == view_id]:
             self._reading.remove(job)
-            self._fail(job.request_ids, _NotOpen("the view was dropped"))
+            self._fail(job.request_ids, _NotOpen("the view was closed"))
 
     def _applied(self, view_id: str) -> None:
         opened = self._views.get(view_id)
-        if opened is not None and opened.live.unflushed_entries and opened.flush_at is None:
+        # Also after an entry that failed: the engine keeps the first part of it.
+        if opened is not None and not opened.sealed and opened.flush_at is None:
             opened.flush_at = time.monotonic() + FLUSH_AFTER_S
 
     def _flush_due(self) -> None:
@@ -745,27 +1111,31 @@ class Host:
                 opened.flush()
             except Panic as panic:
                 self._die([], panic)
-            except (QdrantError, OSError) as error:
-                # The mark stays where it was; nothing is lost, and the next flush tries again.
-                logger.warning("view %s could not be flushed: %s", view_id, error)
+            except EngineFullError:
                 opened.flush_at = now + FLUSH_AFTER_S
+            except (QdrantError, OSError) as error:
+                # The mark stays where it was, and nothing is lost: what follows it is in the log.
+                logger.warning("view %s could not be flushed: %s", view_id, error)
+                self._let_go(view_id)
 
     # --- open views --------------------------------------------------------------------------------
 
-    def _open(self, view: View) -> OpenView:
+    def _open(self, view: View, *, graph: bool = False, trusted: bool = False) -> OpenView:
         opened = self._views.get(view.view_id)
         if opened is not None and not (opened.directory / _MARK).exists():
             # The directory was removed under an open shard: what is in memory is all there is.
             self._end_reads(view.view_id)
+            self._end_sealing(view.view_id)
             del self._views[view.view_id]
             with contextlib.suppress(QdrantError):
                 opened.engine.close()
             raise ViewDamaged(view.view_id, "its directory was removed")
         if opened is None:
             self._make_room()
-            opened = open_view(view, max_scan_documents=self._max_scan)
+            opened = open_view(view, max_scan_documents=self._max_scan, graph=graph, trusted=trusted)
             self._views[view.view_id] = opened
             self._closed_at.pop(view.view_id, None)
+            self._give_memory_back(view.view_id)
         self._views.move_to_end(view.view_id)
         return opened
 
@@ -798,7 +1168,23 @@ class Host:
             for _ in range(1 + len(idle) // 4):
                 self._close(idle.pop(0))
 
+    def _give_memory_back(self, fresh: str) -> None:
+        """Stay below the bound: let go of pages first, which come back from the system's cache, then of views.
+
+        Edge reads the files of payload indexes whole when it loads a view, some 30 MiB of which a small one
+        needs little. All views but `fresh` and those at work may be closed, the least recently used first.
+        """
+        if self._max_resident is None or resident_bytes() <= self._max_resident:
+            return
+        forget_mapped_pages(_SHARD)
+        busy = {job.view_id for job in self._reading} | set(self._writing) | {fresh}
+        idle = [view_id for view_id in self._views if view_id not in busy]
+        while idle and resident_bytes() > self._max_resident:
+            for _ in range(1 + len(idle) // 4):
+                self._close(idle.pop(0))
+
     def _close(self, view_id: str) -> None:
+        self._end_sealing(view_id)
         opened = self._views.pop(view_id)
         try:
             opened.close()
@@ -870,19 +1256,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True, help="process id to die with")
     parser.add_argument("--max-open-views", type=int, required=True)
     parser.add_argument("--max-scan-documents", type=int, required=True)
+    parser.add_argument("--max-resident-mib", type=int, required=True)
+    parser.add_argument("--builder", action="store_true", help="give way to whoever serves")
     options = parser.parse_args(arguments)
     # Ctrl-C and a service manager's SIGTERM reach every process; the server decides when hosts end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(options.parent)
     check_edge_version()
+    if options.builder:
+        os.nice(BUILDER_NICENESS)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     host = Host(
         socket.socket(fileno=options.socket),
         max_open_views=options.max_open_views,
         max_scan_documents=options.max_scan_documents,
         max_mappings=most_mappings(),
+        max_resident_bytes=options.max_resident_mib * 2**20,
     )
+    collector.calm()
     host.serve()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 OK = "ok"
 BAD_REQUEST = "bad_request"  # (message, details)
 FAILED = "failed"  # message: the engine refused or failed
+FULL = "full"  # message: the disk that holds the view is full
 DAMAGED = "damaged"  # reason
 LOST = "lost"  # message: the host does not have this view open
 PANIC = "panic"  # message: the engine panicked and the host ends

@@ -12,6 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -53,6 +54,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 10
+#: Questions about collections are small: a server that does not answer one by then is as good as down.
+QUESTION_TIMEOUT_S: Final = 5.0
 #: Building a payload index over many documents is waited for this long.
 INDEX_TIMEOUT_S: Final = 600
 #: The first version that keeps metadata of collections, and those that match prefixes and substrings.
@@ -82,6 +85,9 @@ class ServerVectors:
         """
         with self._lock:
             known = self._views.get(view.view_id)
+            if known is not None and known.live.view != view:  # its key or its alias is another now
+                del self._views[view.view_id]
+                known = None
         if known is not None:
             return known.live.mark()
         client = self._client(view)
@@ -126,11 +132,39 @@ class ServerVectors:
         with self._using(view) as opened:
             return opened.live.indexes()
 
+    def release(self, view: View) -> None:
+        """Move the mark and forget the view; its documents are the server's to keep."""
+        with self._lock:
+            opened = self._views.pop(view.view_id, None)
+        if opened is not None:
+            with contextlib.suppress(QdrantError), opened.writing:
+                opened.engine.write_standing(opened.live.standing)
+
     def drop(self, view: View) -> None:
         """Remove the view's own collection, and with it its aliases; never a foreign one."""
         with self._lock:
             self._views.pop(view.view_id, None)
         ServerEngine(self._client(view), view).drop()
+
+    def builds_apart(self, view: View) -> bool:
+        """Say no: the server builds graphs by itself, and its indexes beside its other work."""
+        return False
+
+    def begin(self, view: View, *, graph: bool, apart: bool) -> Mark:
+        """Make the view's collection, without its alias until `settle`."""
+        self.drop(view)
+        return self.open(replace(view, alias=None))
+
+    def optimize(self, view: View) -> Mark:
+        """Do nothing: the server builds graphs by itself."""
+        with self._using(view) as opened:
+            return opened.live.mark()
+
+    def settle(self, view: View) -> Mark:
+        """Move the durable mark, then let the alias lead here."""
+        mark = self.flush(view)
+        self.open(view)
+        return mark
 
     def close(self) -> None:
         """Move every mark, then close the connections."""
@@ -179,9 +213,11 @@ def _connect(view: View) -> QdrantClient:
     """Return a client; nothing is sent yet."""
     from qdrant_client import QdrantClient
 
-    def limit_connect(request: httpx.Request) -> None:
-        # The client's own limit is one for all parts of a call.
+    def limit(request: httpx.Request) -> None:
+        # The client's own limit is one for all calls and all their parts.
         request.extensions["timeout"]["connect"] = CONNECT_TIMEOUT_S
+        if request.method == "GET":
+            request.extensions["timeout"]["read"] = QUESTION_TIMEOUT_S
 
     with warnings.catch_warnings():
         # A key over plain HTTP is the operator's choice, and a warning would name no remedy.
@@ -195,7 +231,7 @@ def _connect(view: View) -> QdrantClient:
             check_compatibility=False,
             follow_redirects=False,
             trust_env=False,
-            event_hooks={"request": [limit_connect]},
+            event_hooks={"request": [limit]},
         )
 
 
@@ -286,15 +322,18 @@ class ServerEngine:
             raise
         return standing
 
-    def _stored(self) -> dict[str, Any] | None:
+    def _stored(self, *, ours: bool = False) -> dict[str, Any] | None:
         """Return what the collection's metadata says of this view, None when it is not ours."""
-        with self._calling():
+        with self._calling(ours=ours):
             metadata = self._client.get_collection(self._name).config.metadata or {}
         stored = metadata.get(METADATA_KEY)
         return stored if isinstance(stored, dict) and stored.get("view_id") == self._name else None
 
     def write_standing(self, standing: Standing) -> None:
-        """Store how far the view has come."""
+        """Store how far the view has come, unless another server has brought it further."""
+        stored = self._stored(ours=True)
+        if stored is not None and stored.get("seq", 0) > standing.seq:
+            return
         with self._calling(ours=True):
             self._client.update_collection(self._name, metadata={METADATA_KEY: self._stated(standing)})
 
