@@ -627,7 +627,7 @@ def _erase(options: argparse.Namespace) -> int:
     if bool(options.document) == bool(options.object):
         return _fail("name either --document or --object, each as often as needed.", EXIT_USAGE)
     data = _load(options).settings.data
-    owner, key = data_directory.owner_of(data), data_directory.read_admin_key(data)
+    owner, key = data_directory.holder_of(data), data_directory.read_admin_key(data)
     if owner is None:
         return _fail(f"no server runs on {data}; start it first: tessera up.", EXIT_NO_SERVER)
     if key is None:

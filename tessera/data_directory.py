@@ -103,6 +103,21 @@ def held(path: Path) -> Iterator[Callable[[Owner], None]]:
         os.close(descriptor)
 
 
+def holder_of(path: Path) -> Owner | None:
+    """Return who holds the directory now; None when nobody does.
+
+    A server that was killed leaves its record behind, and its port may be another program's by now.
+    """
+    try:
+        with (path / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return owner_of(path)
+    except OSError:
+        pass
+    return None
+
+
 def owner_of(path: Path) -> Owner | None:
     """Return who holds the directory, as far as the lock file tells."""
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,3 +169,22 @@ def test_erase_from_the_command_line(server: Server) -> None:
         assert set(notes.documents()) == set(notes.others)
         absent = tessera("erase", "no_such_place", "--object", "obj_1", "--data", server.data)
         assert absent.returncode == 4 and "no_such_place" in absent.stderr
+
+
+def test_erase_tells_its_key_to_no_other_program_on_a_dead_servers_port(tmp_path: Path) -> None:
+    """A server that was killed leaves its address behind; the port may be anybody's by now."""
+    with socket.create_server(("127.0.0.1", 0)) as another:
+        another.settimeout(0.1)
+        (tmp_path / "admin.key").write_text("sk_live_not_for_strangers\n")
+        owner = {
+            "pid": 1,
+            "host": "here",
+            "url": f"http://127.0.0.1:{another.getsockname()[1]}",
+            "started_at": "2026",
+        }
+        (tmp_path / "server.lock").write_text(json.dumps(owner))
+        assert data_directory.owner_of(tmp_path) is not None
+        done = tessera("erase", "place", "--object", "obj_1", "--data", tmp_path)
+        assert done.returncode == 3 and "tessera up" in done.stderr
+        with pytest.raises(TimeoutError):
+            another.accept()
