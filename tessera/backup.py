@@ -113,6 +113,7 @@ def create(data: Path, target: Path, *, with_secrets: bool = False) -> Summary:
             )
         for name in (_DATABASE, *names):
             digests[name] = _digest(target / name)
+            added += name not in earlier
         _prune(target, digests)
         failpoints.reach("backup.manifest")
         manifest = {
@@ -292,27 +293,39 @@ def _prune(target: Path, named: Mapping[str, Any]) -> None:
 
 
 def restore(source: Path, data: Path) -> Summary:
-    """Make the data directory `data` (absent or empty) from a backup; its views are built on first use.
+    """Make the data directory `data` from a backup; its views are built on first use.
+
+    `data` is absent, empty, or holds only what a start that failed leaves: ``VERSION`` and ``server.lock``.
 
     Every file's digest is verified while it is copied. `data` gets its ``VERSION`` last, and nothing is left
     in it when this fails. Raises `BackupError`.
     """
     manifest = _manifest(source)
     data_directory.check_version(source)
-    if data.exists() and (not data.is_dir() or any(data.iterdir())):
-        raise BackupError(f"{data} is not empty. Restore into a new directory: nothing is ever overwritten.")
+    _check_unused(data)
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     names = sorted(manifest["files"], key=lambda name: (name == "VERSION", name))
-    try:
-        for name in names:
-            _copy_verified(source, data, name, manifest["files"][name])
-        _without_views(data / _DATABASE)
-    except BaseException:
-        for path in list(data.iterdir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
-    sync_folder(data)
+    with data_directory.held(data):
+        # Once more: a server may have begun here until now.
+        _check_unused(data)
+        (data / "VERSION").unlink(missing_ok=True)
+        try:
+            for name in names:
+                _copy_verified(source, data, name, manifest["files"][name])
+            _without_views(data / _DATABASE)
+        except BaseException:
+            for path in list(data.iterdir()):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
+        sync_folder(data)
     return _summary(manifest, len(names))
+
+
+def _check_unused(data: Path) -> None:
+    if not data.exists():
+        return
+    if not data.is_dir() or {path.name for path in data.iterdir()} - {"VERSION", "server.lock"}:
+        raise BackupError(f"{data} is not empty. Restore into a new directory: nothing is ever overwritten.")
 
 
 def _manifest(source: Path) -> dict[str, Any]:

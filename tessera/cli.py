@@ -591,7 +591,8 @@ def _backup(options: argparse.Namespace) -> int:
         return _fail("database_url is set: back that database up with its own tools.", EXIT_USAGE)
     made = backup.create(settings.data, options.target, with_secrets=options.with_secrets)
     print(
-        f"Backed up {made.namespaces} namespaces: {made.files} files, {made.size_bytes} bytes, {made.added} files new."
+        f"Backed up {_counted(made.namespaces, 'namespace')}: {_counted(made.files, 'file')}, {made.size_bytes} bytes, "
+        f"{made.added} new."
     )
     if not made.has_master_key:
         _note(
@@ -607,13 +608,20 @@ def _restore(options: argparse.Namespace) -> int:
     settings = _load(options).settings
     os.umask(0o077)
     made = backup.restore(options.source, settings.data)
-    print(f"Restored {made.namespaces} namespaces to {settings.data}: {made.files} files, all verified.")
+    print(
+        f"Restored {_counted(made.namespaces, 'namespace')} to {settings.data}: {_counted(made.files, 'file')}, "
+        "all verified."
+    )
     if not made.has_master_key:
         _note(
             f"The backup has no master key: put yours into {settings.data / 'master.key'} (mode 0600) before the "
             "server starts, or credentials that were stored cannot be opened."
         )
     return EXIT_OK
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _erase(options: argparse.Namespace) -> int:

@@ -95,7 +95,7 @@ def test_a_second_backup_adds_what_is_new_and_holds_nothing_that_was_erased(
         assert made.returncode == 0, made.stderr
         assert holders(target, CANARY) == [] and holders(target, NEIGHBOUR)
         again = tessera("backup", target, "--data", server.data)
-        assert " 0 files new" in again.stdout
+        assert ", 0 new." in again.stdout
 
 
 def test_an_interrupted_backup_is_no_backup_until_it_is_made_again(server: Server, tmp_path: Path) -> None:
@@ -136,6 +136,24 @@ def test_what_cannot_be_restored_is_refused_and_leaves_nothing(server: Server, t
     artifact.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     changed = tessera("restore", target, "--data", data)
     assert changed.returncode == 1 and "digest differs" in changed.stderr and not list(data.iterdir())
+
+
+def test_a_directory_that_a_failed_start_left_is_restored_into(server: Server, tmp_path: Path) -> None:
+    target, data = tmp_path / "backup", tmp_path / "data"
+    with server.client() as client:
+        Notes(client, "after_a_failed_start")
+    made = tessera("backup", target, "--data", server.data)
+    files = made.stdout.split(": ")[1].split()[0]
+    assert made.stdout.endswith(f"bytes, {files} new.\n"), "the database and VERSION are new too"
+    port = server.url.rpartition(":")[2]
+    assert tessera("up", "--data", data, "--port", port, "--offline").returncode == 1
+    assert {path.name for path in data.iterdir()} == {"VERSION", "server.lock"}
+    with data_directory.held(data):
+        held = tessera("restore", target, "--data", data)
+        assert held.returncode == 1 and "holds the data directory" in held.stderr
+    restored = tessera("restore", target, "--data", data)
+    assert restored.returncode == 0, restored.stderr
+    assert (data / "tessera.sqlite3").exists()
 
 
 def test_what_the_system_refuses_is_said_in_one_line(server: Server, tmp_path: Path) -> None:
