@@ -484,10 +484,7 @@ def confirm(
     key = f"{row['namespace_id']}/blobs/{row['sha256']}"
     staged, kept = wh.blobs.path(_staged(row, row["sha256"])), wh.blobs.path(key)
     # Checked before it is a blob, so that what is refused can be PUT again.
-    arrived = staged if staged.is_file() else kept
-    if not arrived.is_file():
-        raise BadRequestError(f"The file of upload {upload_id} is gone. PUT it to presigned_url again.")
-    mime_type = _fitting(row, arrived)
+    arrived, mime_type = _arrived(row, staged, kept)
     if arrived is staged:
         try:
             wh.blobs.move(staged, key)
@@ -608,6 +605,22 @@ def _check_claims(row: Mapping[Any, Any], request: ConfirmUploadRequest) -> None
             f"etag is {quote(request.etag)}, but what came has {row['etag']}. PUT the file again.",
             details={"etag": request.etag, "received": row["etag"]},
         )
+
+
+def _arrived(row: Mapping[Any, Any], staged: Path, kept: Path) -> tuple[Path, str | None]:
+    """Return where an upload's file lies, and its media type; refuse one that cannot be the blob.
+
+    Another request that confirms the same upload may move the file from `staged` to `kept` at any moment, also
+    while it is read here: what fails for that reason is read again where it lies now.
+    """
+    for path in (staged, kept):
+        try:
+            if path.is_file():
+                return path, _fitting(row, path)
+        except (OSError, ValidationError):
+            if path.is_file():
+                raise
+    raise BadRequestError(f"The file of upload {row['upload_id']} is gone. PUT it to presigned_url again.")
 
 
 def _fitting(row: Mapping[Any, Any], path: Path) -> str | None:

@@ -133,6 +133,22 @@ def test_confirming_again_and_at_once_has_one_effect(loop: Loop, bucket: str) ->
     assert put_refused(409, made, b"later")
 
 
+def test_a_file_that_another_confirmation_moves_while_it_is_checked_is_no_error(loop: Loop) -> None:
+    """The check of a file found it moved away by a faster request's, and the answer was 500."""
+    bucket = loop.bucket({"note": {"type": "text"}})
+    # Long enough that its check (is it UTF-8?) takes a while.
+    words = WORDS * 50_000
+    made = [create(loop, bucket, skip_duplicates=False) for _ in range(8)]
+    for number, upload in enumerate(made):
+        assert put(upload, words + bytes([65 + number])).status_code == 200
+    with ThreadPoolExecutor(8) as threads:
+        for upload in made:
+            paths = [confirm_path(bucket, upload)] * 8
+            answers = list(threads.map(lambda path: loop.post(path, {}), paths))
+            assert all(answer == answers[0] for answer in answers)
+    assert loop.get(f"/buckets/{bucket}")["object_count"] == 8
+
+
 def test_several_uploads_become_one_object_and_one_upload_several(loop: Loop) -> None:
     bucket = loop.bucket({"note": {"type": "text"}, "photo": {"type": "image"}, "year": {"type": "integer"}})
     image = picture(RED)
