@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, limits, listing, names, namespaces
+from tessera import audit, limits, listing, names, namespaces, tiers
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, buckets, collections, fetches, objects, tasks, uploads
@@ -35,7 +35,7 @@ from tessera.models.buckets import (
     ListBucketsResponse,
     SchemaField,
 )
-from tessera.models.tasks import TaskType
+from tessera.models.tasks import TaskStatus, TaskType
 from tessera.pagination import PageRequest
 from tessera.plan import PROTECTED_FIELDS
 
@@ -230,12 +230,16 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             sa.select(sa.func.count()).select_from(objects).where(objects.c.bucket_id == bucket_id)
         ).scalar_one()
         own_batches = sa.select(batches.c.batch_id).where(batches.c.bucket_id == bucket_id)
-        unfinished = sa.select(batches.c.task_id).where(
+        unfinished = sa.select(batches).where(
             batches.c.bucket_id == bucket_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"])
         )
-        connection.execute(
-            sa.update(tasks).where(tasks.c.task_id.in_(unfinished)).values(status="CANCELED", updated_at=at)
-        )
+        for batch in connection.execute(unfinished).mappings().all():
+            tiers.end_open(connection, batch, TaskStatus.CANCELED)
+            connection.execute(
+                sa.update(tasks)
+                .where(tasks.c.task_id == batch["task_id"])
+                .values(status="CANCELED", updated_at=at)
+            )
         connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id.in_(own_batches)))
         connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
         own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import listing, namespaces
+from tessera import listing, namespaces, tiers
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import batch_rows, batches, tasks
 from tessera.db.tables import namespaces as namespace_rows
@@ -81,7 +81,7 @@ def delete(wh: Warehouse, principal: Principal, task_id: str) -> GenericDeleteRe
         if row["status"] not in FINISHED:
             remedy = (
                 "Cancel its batch first (POST /v1/buckets/<bucket>/batches/<batch>/cancel), or wait until it has ended."
-                if row["task_type"] == TaskType.BUCKETS_BATCHES_PROCESS
+                if row["task_type"] in (TaskType.BUCKETS_BATCHES_PROCESS, TaskType.FEATURE_EXTRACTOR_RUN)
                 else "Wait until it has ended."
             )
             raise ConflictError(
@@ -122,14 +122,15 @@ def _progress(connection: Connection, task: Mapping[Any, Any], known: Mapping[st
     )
     if batch is None:
         return {}
+    stages = tiers.of(batch)
     place = {
         "batch_id": batch["batch_id"],
         "bucket_id": batch["bucket_id"],
         "namespace_id": batch["namespace_id"],
         "collection_ids": batch["collection_ids"],
         "object_count": len(batch["object_ids"]),
-        "current_tier": 0,
-        "total_tiers": 1,
+        "current_tier": tiers.current(stages) or 0,
+        "total_tiers": max(1, len(stages)),
     }
     if batch["task_id"] != task["task_id"]:
         # A retry has its own task; what this one did is what it said last.

@@ -56,7 +56,7 @@ def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -
     assert config["input_mappings"] == {"text": "note"}
     assert config["parameters"]["model"] == "multilingual-e5-large-instruct"
     assert [item["target_path"] for item in config["field_passthrough"]] == ["category", "year", "city"]
-    assert made["source"] == {"type": "bucket", "bucket_ids": [bucket]}
+    assert (made["source"]["type"], made["source"]["bucket_ids"]) == ("bucket", [bucket])
     (vector,) = made["vector_indexes"]
     assert vector["feature_uri"].startswith("mixpeek://text_extractor@v1/")
     assert (made["document_count"], made["enabled"], made["metadata"]) == (0, True, {"team": "a"})
@@ -163,9 +163,21 @@ def test_what_is_wrong_with_an_extractor_is_named(
         ({"collection_name": "a/b"}, 422, "slash"),
         ({"collection_name": "features"}, 422, "word of the API"),
         (
-            {"source": {"type": "collection", "collection_id": "x"}},
+            {"source": {"type": "taxonomy", "bucket_id": "x"}},
             400,
             "in this version a collection reads buckets",
+        ),
+        ({"source": {"collection_id": "x"}}, 404, "collection 'x' was not found"),
+        ({"source": {"type": "collection"}}, 422, "source.collection_ids is required"),
+        (
+            {"source": {"collection_ids": ["notes"]}},
+            422,
+            "Collection 'notes' would read itself",
+        ),
+        (
+            {"source": {"type": "bucket", "bucket_ids": ["nowhere"], "source_filters": {"field": "a", "operator": "is"}}},
+            404,
+            "bucket 'nowhere' was not found",
         ),
         ({"source": {"type": "bucket"}}, 422, "source.bucket_ids is required"),
         ({"source": {"type": "bucket", "bucket_ids": ["nowhere"]}}, 404, "bucket 'nowhere' was not found"),
