@@ -784,7 +784,8 @@ def _pending_documents(wh: Warehouse, attempt: _Attempt, collection_id: str) -> 
         attempt.pace.watch = _Watch(head)
         asked = {str(derivation.document_of(row.object_id)): row for row in rows}
         hits = wh.views.get(attempt.namespace_id, list(asked))
-        gone = [row.object_id for row in rows if row not in {asked[hit.document_id] for hit in hits}]
+        found = {hit.document_id for hit in hits}
+        gone = [row.object_id for document_id, row in asked.items() if document_id not in found]
         if gone:
             which = sa.and_(batch_rows.c.collection_id == collection_id, batch_rows.c.object_id.in_(gone))
             why = {"error_kind": "superseded", "error_message": "The document was deleted."}

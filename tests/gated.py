@@ -27,7 +27,8 @@ class Gated(Extractor):
 
     ``open:PATH`` writes the worker's process id to a file and ``wait:PATH`` waits for one; ``die`` kills
     the worker, ``die-once:PATH`` only while the file is not there, ``exit:STATUS`` ends it and ``segfault``
-    lets it crash; ``raise``, ``bad`` and ``wrong-size`` are the three ways to fail; ``sleep:SECONDS`` sleeps.
+    lets it crash; ``raise`` (``raise-until:PATH`` only while the file is not there), ``bad`` and ``wrong-size``
+    are the three ways to fail; ``sleep:SECONDS`` sleeps.
     """
 
     name = NAME
@@ -74,6 +75,9 @@ def _obeyed(text: str) -> Iterator[str]:
             os._exit(int(what))
         elif order == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
+        elif order == "raise-until":
+            if not Path(what).exists():
+                raise RuntimeError("a defect that was mended later")
         elif order == "raise":
             raise RuntimeError("a defect of the extractor")
         elif order == "bad":

@@ -175,7 +175,13 @@ def test_what_is_wrong_with_an_extractor_is_named(
             "Collection 'notes' would read itself",
         ),
         (
-            {"source": {"type": "bucket", "bucket_ids": ["nowhere"], "source_filters": {"field": "a", "operator": "is"}}},
+            {
+                "source": {
+                    "type": "bucket",
+                    "bucket_ids": ["nowhere"],
+                    "source_filters": {"field": "a", "operator": "is"},
+                }
+            },
             404,
             "bucket 'nowhere' was not found",
         ),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.gated import GATED, Gate, install, wait_for
+from tests.gated import GATED, Gate, install
 from tests.http.loop import PASSTHROUGH, TEXT, Loop, encoded
 from tests.http.processes import Server
 from tests.media import BLUE, GREEN, RED, picture, video
