@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Path, Request
 
-from tessera import batches, collections
+from tessera import batches, collections, schema_sync
 from tessera.api.auth import Asking
 from tessera.api.paging import Paging
 from tessera.api.routing import Router, exchange
@@ -20,6 +20,9 @@ from tessera.models.collections import (
     ListCollectionsRequest,
     ListCollectionsResponse,
     PatchCollectionRequest,
+    SchemaSyncRequest,
+    SchemaSyncResponse,
+    SchemaSyncSkippedResponse,
     TriggerCollectionRequest,
     TriggerCollectionResponse,
 )
@@ -117,3 +120,15 @@ def clone_collection(
 ) -> CloneCollectionResponse:
     """Create a collection like this one, but for what is given; durable when answered. It has no documents yet."""
     return collections.clone(wh, asking, namespace, collection_identifier, body)
+
+
+@router.post("/v1/collections/{collection_identifier}/sync-schema")
+def sync_schema(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: SchemaSyncRequest | None = None,
+) -> SchemaSyncResponse | SchemaSyncSkippedResponse:
+    """Add the fields that documents have beyond the output schema to it; durable when answered."""
+    return schema_sync.sync(wh, asking, namespace, collection_identifier, body or SchemaSyncRequest())

@@ -326,3 +326,36 @@ class TriggerCollectionResponse(Model):
 class CloneCollectionResponse(Model):
     collection: CollectionResponse
     source_collection_id: str
+
+
+class SchemaSyncRequest(Model):
+    """How many documents to look at, and whether collections that read this one get to know what is found."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"sample_size": 1000, "force": True}]})
+
+    sample_size: int = Field(1000, ge=1, le=10_000)
+    force: bool = Field(False, description="Also when the last sync is less than five minutes ago.")
+    cascade_to_downstream: bool = True
+
+
+class SchemaSyncResponse(Model):
+    success: Literal[True] = True
+    collection_id: str
+    schema_version: int
+    previous_version: int
+    fields_added: list[str]
+    fields_total: int
+    documents_sampled: int
+    downstream_collections_updated: list[str]
+    message: str | None
+
+
+class SchemaSyncSkippedResponse(Model):
+    """The last sync is too fresh for another one."""
+
+    success: Literal[True] = True
+    skipped: Literal[True] = True
+    reason: str
+    collection_id: str
+    schema_version: int
+    last_sync: str | None

@@ -369,6 +369,70 @@ def test_source_filters_choose_and_what_they_refuse_has_no_documents(
     assert "'is'" in said
 
 
+# --- clones, schemas -----------------------------------------------------------------------------------
+
+
+def test_a_clone_is_like_its_original_but_for_what_is_said(loop: Loop) -> None:
+    pipeline = Pipeline(loop)
+    loop.run(pipeline.bucket, [loop.note(pipeline.bucket, "a")])
+    original = loop.get(f"/collections/{pipeline.again}")
+    answer = loop.post(f"/collections/{pipeline.again}/clone", {"collection_name": "twin"}, status=201)
+    assert answer["source_collection_id"] == pipeline.again
+    twin = answer["collection"]
+    own = ("collection_id", "collection_name", "created_at", "updated_at", "document_count")
+    assert {k: v for k, v in twin.items() if k not in own} == {
+        k: v for k, v in original.items() if k not in own
+    }
+    assert (twin["collection_name"], twin["document_count"]) == ("twin", 0)
+    started = loop.post("/collections/twin/trigger", status=202)
+    loop.wait(started["task_id"])
+    assert [d["piece"] for d in loop.documents("twin")] == ["a"]
+    other = {
+        "collection_name": "other",
+        "feature_extractor": PASSTHROUGH,
+        "source": {"type": "bucket", "bucket_ids": [pipeline.bucket]},
+        "enabled": False,
+    }
+    changed = loop.post(f"/collections/{pipeline.again}/clone", other, status=201)["collection"]
+    assert (changed["source"]["type"], changed["enabled"]) == ("bucket", False)
+    assert set(changed["output_schema"]["properties"]) == {"note"}
+    path = f"/collections/{pipeline.again}/clone"
+    assert "twin" in loop.refused(409, "POST", path, {"collection_name": "twin"})
+    assert "collection_name is required" in loop.refused(422, "POST", path, {})
+
+
+def test_a_sync_adds_what_documents_have_and_changes_nothing_else(loop: Loop) -> None:
+    bucket = loop.bucket()
+    notes = loop.collection(bucket)
+    copies = fed(loop, [notes])
+    words = fed(loop, [copies], {**GATED, "input_mappings": {"text": "note"}})
+    for number, extra in enumerate(
+        ({"n": 1, "mixed": "a"}, {"n": 2.5, "mixed": 1}, {"metadata": {"x": None}})
+    ):
+        loop.note(bucket, f"word{number}", **extra)
+    started = loop.post(f"/collections/{notes}/trigger", status=202)
+    loop.wait(started["task_id"])
+    before = loop.get(f"/collections/{notes}")
+    assert (set(before["output_schema"]["properties"]), before["schema_version"]) == ({"note"}, 1)
+    synced = loop.post(f"/collections/{notes}/sync-schema")
+    assert (synced["fields_added"], synced["fields_total"]) == (["metadata", "n"], 3)
+    assert (synced["previous_version"], synced["schema_version"], synced["documents_sampled"]) == (1, 2, 3)
+    assert synced["downstream_collections_updated"] == [copies, words]
+    assert "mixed" in synced["message"]
+    after = loop.get(f"/collections/{notes}")
+    assert after["output_schema"]["properties"]["n"]["type"] == "number"
+    assert after["output_schema"]["properties"]["note"] == before["output_schema"]["properties"]["note"]
+    assert (after["schema_version"], after["last_schema_sync"] is None) == (2, False)
+    assert "n" in loop.get(f"/collections/{copies}")["output_schema"]["properties"]
+    below = loop.get(f"/collections/{words}")
+    assert "n" in below["input_schema"]["properties"] and "n" not in below["output_schema"]["properties"]
+    skipped = loop.post(f"/collections/{notes}/sync-schema", {"sample_size": 10})
+    assert (skipped["skipped"], skipped["schema_version"]) == (True, 2)
+    again = loop.post(f"/collections/{notes}/sync-schema", {"force": True})
+    assert (again["fields_added"], again["schema_version"]) == ([], 2)
+    loop.refused(422, "POST", f"/collections/{notes}/sync-schema", {"sample_size": 0})
+
+
 # --- trigger -------------------------------------------------------------------------------------------
 
 
