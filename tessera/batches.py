@@ -12,7 +12,18 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, collections, idempotency, ingest, limits, listing, mirroring, namespaces, tasks
+from tessera import (
+    buckets,
+    collections,
+    idempotency,
+    ingest,
+    limits,
+    listing,
+    mirroring,
+    namespaces,
+    progress,
+    tasks,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, objects
@@ -671,7 +682,7 @@ def _answer(connection: Connection, row: RowMapping) -> BatchModel:
         current_tier=None if draft else 0,
         dag_tiers=[collection_ids] if collection_ids else [],
         progress=BatchProgress(
-            processed=done, total=total, percent=100 * done / total if total else 0.0, errors=failed
+            processed=done, total=total, percent=progress.percent(row["status"], done, total), errors=failed
         ),
         documents_written=written,
         failed_object_count=_failed_objects(connection, row["batch_id"]) if failed else 0,
