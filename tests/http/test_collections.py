@@ -37,6 +37,8 @@ def body(bucket: str, extractor: dict[str, Any] | None = None, **fields: Any) ->
     }
 
 
+@pytest.mark.operation("POST", "/v1/collections", 200)
+@pytest.mark.operation("GET", "/v1/collections/{collection_identifier}", 200)
 def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -> None:
     extractor = {
         "field_passthrough": [{"source_path": "metadata.category"}, "year", {"source_path": "$.shop.city"}],
@@ -64,6 +66,7 @@ def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -
     assert loop.get("/collections/notes") == loop.get(f"/collections/{made['collection_id']}") == made
 
 
+@pytest.mark.operation("GET", "/v1/collections/{collection_identifier}/features", 200)
 @pytest.mark.parametrize("version", ["v1", "1.0.0"])
 def test_either_spelling_of_the_version_is_the_namespaces(loop: Loop, bucket: str, version: str) -> None:
     made = loop.post("/collections", body(bucket, {"version": version}))
@@ -235,6 +238,9 @@ def test_the_passthrough_extractor_carries_everything_unless_told_what(loop: Loo
     assert set(made["output_schema"]["properties"]) == {"year"}
 
 
+@pytest.mark.operation("GET", "/v1/collections", 200)
+@pytest.mark.operation("POST", "/v1/collections/list", 200)
+@pytest.mark.operation("PATCH", "/v1/collections/{collection_identifier}", 200)
 def test_names_lists_and_changes(loop: Loop, bucket: str) -> None:
     made = loop.post("/collections", body(bucket))
     assert made["collection_id"] in loop.refused(409, "POST", "/collections", body(bucket))
@@ -256,6 +262,7 @@ def test_names_lists_and_changes(loop: Loop, bucket: str) -> None:
     loop.get("/collections/notes", status=404)
 
 
+@pytest.mark.operation("DELETE", "/v1/collections/{collection_identifier}", 200)
 def test_delete_removes_the_documents_and_frees_the_name(loop: Loop) -> None:
     bucket = loop.bucket()
     collection, other = loop.collection(bucket, collection_name="notes"), loop.collection(bucket)
@@ -272,6 +279,7 @@ def test_delete_removes_the_documents_and_frees_the_name(loop: Loop) -> None:
     assert loop.documents(again) == [], "a collection of the same name never sees old documents"
 
 
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/trigger", 202)
 def test_trigger_processes_everything_in_the_buckets(loop: Loop) -> None:
     bucket = loop.bucket()
     collection, idle = loop.collection(bucket), loop.collection(bucket)

@@ -103,6 +103,8 @@ def start(loop: Loop, bucket: str, object_ids: list[str]) -> tuple[str, str]:
 # --- three tiers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/submit", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/batches/{batch_id}", 200)
 def test_a_batch_runs_every_tier_and_tells_of_each(loop: Loop) -> None:
     pipeline = Pipeline(loop)
     note = loop.note(pipeline.bucket, "a b")
@@ -372,6 +374,7 @@ def test_source_filters_choose_and_what_they_refuse_has_no_documents(
 # --- clones, schemas -----------------------------------------------------------------------------------
 
 
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/clone", 201)
 def test_a_clone_is_like_its_original_but_for_what_is_said(loop: Loop) -> None:
     pipeline = Pipeline(loop)
     loop.run(pipeline.bucket, [loop.note(pipeline.bucket, "a")])
@@ -401,6 +404,7 @@ def test_a_clone_is_like_its_original_but_for_what_is_said(loop: Loop) -> None:
     assert "collection_name is required" in loop.refused(422, "POST", path, {})
 
 
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/sync-schema", 200)
 def test_a_sync_adds_what_documents_have_and_changes_nothing_else(loop: Loop) -> None:
     bucket = loop.bucket()
     notes = loop.collection(bucket)
@@ -436,6 +440,7 @@ def test_a_sync_adds_what_documents_have_and_changes_nothing_else(loop: Loop) ->
 # --- trigger -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/trigger", 202)
 def test_trigger_of_a_fed_collection_reads_the_documents_that_are_there(loop: Loop) -> None:
     pipeline = Pipeline(loop)
     more = loop.collection(pipeline.bucket, {**GATED, "input_mappings": {"text": "note"}})
@@ -496,6 +501,8 @@ def test_what_is_wrong_with_a_trigger_is_named(loop: Loop) -> None:
 # --- failures, retries, changes while it runs ----------------------------------------------------------
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/retry", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/failed-documents", 200)
 def test_rows_of_a_later_tier_fail_and_are_retried_alone(loop: Loop, tmp_path: Path) -> None:
     bucket = loop.bucket()
     notes = loop.collection(bucket, {**PASSTHROUGH, "include_all_source_fields": True})
@@ -572,6 +579,7 @@ def test_a_document_changed_while_it_is_processed_is_processed_as_it_is_now(
     assert (lineage["source_document_id"], lineage["root_object_id"]) == ("mine", None)
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/cancel", 200)
 def test_a_cancel_between_tiers_is_taken_up_by_a_retry(loop: Loop, gate: Gate) -> None:
     bucket = loop.bucket()
     notes = loop.collection(bucket)
