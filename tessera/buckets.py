@@ -12,7 +12,17 @@ from sqlalchemy.engine import Connection, RowMapping
 from tessera import audit, limits, listing, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import batch_rows, batches, buckets, collections, fetches, objects, tasks, uploads
+from tessera.db.tables import (
+    batch_rows,
+    batches,
+    buckets,
+    collections,
+    failures,
+    fetches,
+    objects,
+    tasks,
+    uploads,
+)
 from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
@@ -236,7 +246,8 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         connection.execute(
             sa.update(tasks).where(tasks.c.task_id.in_(unfinished)).values(status="CANCELED", updated_at=at)
         )
-        connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id.in_(own_batches)))
+        for table in (batch_rows, failures):
+            connection.execute(sa.delete(table).where(table.c.batch_id.in_(own_batches)))
         connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
         own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)
         connection.execute(sa.delete(fetches).where(fetches.c.object_id.in_(own_objects)))

@@ -16,6 +16,7 @@ import numpy as np
 
 from tessera import artifact, failpoints
 from tessera.blobs import Blobs
+from tessera.causes import Stage
 from tessera.db.engine import now
 from tessera.errors import InsufficientStorageError, StorageUnavailableError, TesseraError, storage_trouble
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
@@ -67,12 +68,16 @@ class ChunkJob:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of a row: the ids of *all* its documents, or why there are none."""
+    """What became of a row: the ids of *all* its documents, or why there are none.
+
+    `stage` says where it failed, unless that is where failures of its kind (``causes.py``) always are.
+    """
 
     object_id: str
     document_ids: tuple[str, ...] = ()
     error_kind: str | None = None
     error_message: str | None = None
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True, slots=True)

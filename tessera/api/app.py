@@ -45,6 +45,7 @@ NOUNS = (
     "documents",
     "objects",
     "batches",
+    "failures",
     "buckets",
     "collections",
     "tasks",

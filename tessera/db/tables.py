@@ -364,7 +364,9 @@ batches = Table(
     _in_namespace(),
 )
 
-#: One row for each (collection, object) of a batch: PENDING, COMPLETED, FAILED or SKIPPED.
+#: One row for each (collection, object) of a batch: PENDING, COMPLETED, FAILED or SKIPPED. A PENDING row with
+#: `due_at` failed, and is tried again by itself then. `attempts` counts all tries, `tries` those of this run,
+#: `retry_count` the retries that somebody asked for.
 batch_rows = Table(
     "batch_rows",
     metadata,
@@ -377,9 +379,33 @@ batch_rows = Table(
     Column("documents", Integer, nullable=False, default=0),
     Column("error_kind", String),
     Column("error_message", String),
+    Column("tries", Integer, nullable=False, default=0, server_default="0"),
+    Column("retry_count", Integer, nullable=False, default=0, server_default="0"),
+    Column("due_at", String),
     Column("updated_at", String, nullable=False),
     Index("ix_batch_rows_status", "batch_id", "status"),
     Index("ix_batch_rows_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: One row for each row of a batch that ever failed: its last failure, and all of them in `history` ([{attempt,
+#: task_id, kind, stage, message, at}], the oldest first). Whether it still fails is told by its batch's row.
+failures = Table(
+    "failures",
+    metadata,
+    Column("failure_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("batch_id", String, nullable=False),
+    Column("collection_id", String, nullable=False),
+    Column("object_id", String, nullable=False),
+    Column("cause", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("stage", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("failed_at", String, nullable=False),
+    Column("history", JSON, nullable=False),
+    Index("ix_failures_batch", "batch_id", "collection_id", "object_id"),
+    Index("ix_failures_namespace", "namespace_id", "failed_at"),
     _in_namespace(),
 )
 
