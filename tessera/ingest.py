@@ -986,7 +986,7 @@ def _fail_rows(
     for row in rows:
         result = results[row["object_id"]]
         kind = causes.known(result.error_kind)
-        again = kind.comes_back and row["tries"] < wh.settings.row_retries
+        again = is_last and kind.comes_back and row["tries"] < wh.settings.row_retries
         # Half as long or half as long again: what failed together does not come back together.
         pause_s = RETRY_PAUSE_S * 4 ** row["tries"] * random.uniform(0.5, 1.5)
         changes.append(
@@ -994,7 +994,7 @@ def _fail_rows(
                 "b_collection_id": row["collection_id"],
                 "b_object_id": row["object_id"],
                 "b_status": "PENDING" if again or not is_last else "FAILED",
-                "b_due_at": _in(pause_s) if again and is_last else None,
+                "b_due_at": _in(pause_s) if again else None,
                 "b_kind": result.error_kind,
                 "b_message": causes.plain(result.error_message or ""),
             }

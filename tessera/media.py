@@ -144,6 +144,19 @@ def thumbnail(image: Image) -> bytes:
     return out.getvalue()
 
 
+def settle_picture(paths: tuple[str, str]) -> tuple[str, str] | None:
+    """Decode the picture file ``paths[0]`` and write what models see of it as ``paths[1]``, a small PNG.
+
+    For a process of its own. Returns the kind and the message of what is wrong with the picture, or None.
+    """
+    source, target = map(Path, paths)
+    try:
+        open_picture(source).image.save(target, "PNG", compress_level=1)
+    except BadSample as error:
+        return error.kind, error.message
+    return None
+
+
 def _from_deep(image: Image) -> Image:
     """Bring more than eight bits a pixel to eight, by the range that the picture uses."""
     low, high = image.getextrema()
