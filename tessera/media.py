@@ -104,8 +104,8 @@ def open_picture(path: Path) -> Picture:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with _decoding("picture"), warnings.catch_warnings():
-        # Pillow warns of large pictures; the bound below is ours.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow warns of what is odd in a file, and of large pictures; the bound below is ours.
+        warnings.simplefilter("ignore")
         try:
             opened = Image.open(path, formats=_PICTURE_FORMATS)
         except UnidentifiedImageError:
@@ -481,7 +481,10 @@ def _decoding(what: str) -> Iterator[None]:
         raise BadSample("too_large", f"The {what} does not fit into memory.") from error
     except Exception as error:
         if type(error).__name__ == "DecompressionBombError":
-            raise BadSample("too_large", f"The {what} has too many pixels to be decoded.") from error
+            raise BadSample(
+                "too_large",
+                f"The {what} has more pixels than are decoded; {MAX_PICTURE_PIXELS >> 20} Mi are at most.",
+            ) from error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = reason.split(": '")[0].replace("\n", " ")[:200]
         raise BadSample("unreadable", f"The {what} cannot be decoded: {reason}.") from error
