@@ -19,6 +19,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tessera import __version__
+from tessera.cli_failures import add_commands as add_failures_commands
+from tessera.cli_failures import run as run_failures
 
 if TYPE_CHECKING:
     from tessera.config import Configuration, Settings
@@ -165,6 +167,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data(erase)
     erase.set_defaults(run=_erase)
+
+    failures = commands.add_parser(
+        "failures",
+        help="list what failed in batches, show why, try it again",
+        description="Work on the rows that failed in the batches of a namespace of a running server.",
+    )
+    add_failures_commands(failures, _add_data)
+    failures.set_defaults(run=_failures)
 
     version = commands.add_parser("version", help="show the version")
     version.set_defaults(run=_version)
@@ -666,6 +676,10 @@ def _erase(options: argparse.Namespace) -> int:
     report = answer.json()["additional_data"]["report"]
     _print_table([(name, str(value)) for name, value in report.items() if name != "keys"])
     return EXIT_OK if answer.json()["status"] == "COMPLETED" else EXIT_FAILED
+
+
+def _failures(options: argparse.Namespace) -> int:
+    return run_failures(options, _load(options).settings.data, _print_table)
 
 
 def _open_database(settings: Settings) -> Database:

@@ -195,7 +195,6 @@ def bombs() -> Iterator[File]:
     yield File("loop.tiff", "image", loop, _BAD_PICTURE)
     yield File("entries.tiff", "image", b"II*\x00\x08\x00\x00\x00\xff\xff" + bytes(60), _BAD_PICTURE)
     yield from _video_bombs()
-    yield File("nul.txt", "text", b"words\x00" * 50, frozenset({"unreadable"}))
     yield File("blank.txt", "text", b" \n\t" * 50, frozenset({"unreadable"}))
 
 

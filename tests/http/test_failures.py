@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +17,7 @@ import pytest
 
 from tests.gated import GATED, install
 from tests.http.loop import TEXT, Loop, encoded
-from tests.http.processes import Server
+from tests.http.processes import ROOT, Server
 from tests.media import RED, picture
 from tests.website import Site, serving
 
@@ -360,3 +364,70 @@ def test_erasing_an_object_erases_what_its_failures_say(
     finally:
         database.close()
     assert told and "canary-word" not in str(told)
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+def tessera(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tessera", "failures", *arguments, "--data", str(server.data)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def test_the_command_lists_shows_and_retries(loop: Loop, gated_server: Server) -> None:
+    bucket = loop.bucket({"note": {"type": "text"}})
+    loop.collection(bucket, {**GATED, "input_mappings": {"text": "metadata.words"}})
+    ids = [loop.object(bucket, {"metadata": {"words": words}}) for words in ("bad:one", "raise")]
+    loop.run(bucket, ids)
+    name = loop.get(f"/namespaces/{loop.namespace_id}")["namespace_name"]
+    done = tessera(gated_server, "list", "-n", name)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:5] == ["FAILURE", "CAUSE", "STAGE", "TRIES", "RETRY"]
+    assert lines[-1] == "2 failed: 1 ours, 1 unreadable."
+    rows = listed(loop)
+    assert all(any(line.startswith(row["failure_id"]) for line in lines) for row in rows.values())
+    assert tessera(gated_server, "list", "-n", name, "--cause", "limit").stdout == "0 failed.\n"
+    told = json.loads(tessera(gated_server, "list", "-n", name, "--json", "--limit", "1").stdout)
+    assert (len(told["results"]), told["total_count"]) == (1, 2)
+
+    failure_id = rows[ids[0]]["failure_id"]
+    shown = tessera(gated_server, "show", failure_id, "-n", name).stdout
+    assert "The text says one." in shown and "next_step" in shown and "TRY" in shown
+
+    # What a plain retry can help is tried again, and fails again.
+    done = tessera(gated_server, "retry", "-n", name)
+    assert done.returncode == 5, done
+    assert done.stdout.startswith("1 row(s) of 1 batch(es) run again")
+    loop.patch(f"/buckets/{bucket}/objects/{ids[0]}", {"metadata": {"words": "fine"}})
+    loop.patch(f"/buckets/{bucket}/objects/{ids[1]}", {"metadata": {"words": "fine"}})
+    done = tessera(gated_server, "retry", failure_id, rows[ids[1]]["failure_id"], "-n", name)
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[-1] == "Nothing of these batches fails."
+    assert loop.get("/failures")["total_count"] == 0
+
+
+def test_the_command_says_what_is_wrong(loop: Loop, gated_server: Server, tmp_path: Path) -> None:
+    refused = tessera(gated_server, "retry", "-n", loop.namespace_id)
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert "There is nothing to retry." in refused.stderr
+    absent = tessera(gated_server, "show", "fail/../x", "-n", loop.namespace_id)
+    assert absent.returncode == 4 and "fail/../x" in absent.stderr
+    assert tessera(gated_server, "list", "-n", "nobody's").returncode == 4
+    nowhere = subprocess.run(
+        [sys.executable, "-m", "tessera", "failures", "list", "-n", "x", "--data", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert nowhere.returncode == 3 and "tessera up" in nowhere.stderr
+    assert tessera(gated_server, "list").returncode == 2
