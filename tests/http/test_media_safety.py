@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import itertools
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.http.loop import Loop
 from tests.http.processes import Server
 
 EVERYTHING = {"feature_extractor_name": "multimodal_extractor", "version": "v1"}
+IMAGE_URI = "mixpeek://multimodal_extractor@v1/vertex_multimodal_embedding"
 PROPERTIES = {"note": {"type": "text"}, "photo": {"type": "image"}, "clip": {"type": "video"}}
 NAMES = {"text": "note", "image": "photo", "video": "clip"}
 MIME_TYPES = {"text": "text/plain", "image": "image/png", "video": "video/mp4"}
@@ -76,6 +79,17 @@ class Measured:
             rows += page["results"]
         return self.loop.get(path), {row["object_id"]: row for row in rows}, ids
 
+    def found(self) -> set[str]:
+        """Return the objects that have documents."""
+        objects: set[str] = set()
+        page, path = {"limit": 1000}, f"/collections/{self.collection}/documents/list"
+        while True:
+            answer = self.loop.post(path, page)
+            objects |= {item["root_object_id"] for item in answer["results"]}
+            if not (cursor := answer["pagination"]["next_cursor"]):
+                return objects
+            page = {"limit": 1000, "cursor": cursor}
+
 
 def _object(file: File) -> dict[str, Any]:
     # Bytes that say nothing are taken for what they are called.
@@ -92,11 +106,11 @@ def _memory(pid: int, name: str) -> float:
     raise AssertionError(f"{name} of {pid}")
 
 
-@pytest.fixture
-def measured(tmp_path: Path) -> Iterator[Measured]:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     # A hang would be a row that runs into this, as `limit`.
     environment = {"TESSERA_EXTRACT_TIMEOUT_S": "60", "TESSERA_WORKERS": "2"}
-    server = Server.start(tmp_path / "data", environment=environment)
+    server = Server.start(tmp_path_factory.mktemp("safety") / "data", environment=environment)
     measured = Measured(server)
     yield measured
     measured.client.close()
@@ -135,7 +149,7 @@ def test_a_folder_with_damaged_files(measured: Measured, count: int, bad: int) -
         assert len(row["error"]) > 15 and row["next_step"], row
     assert (batch["status"], batch["failed_object_count"]) == ("COMPLETED_WITH_ERRORS", bad)
     assert batch["error_summary"] == dict(Counter(row["cause"] for row in failed.values()))
-    found = {item["root_object_id"] for item in measured.loop.documents(measured.collection)}
+    found = measured.found()
     assert set(ids) - set(expected) <= found and not found & set(expected)
     grown = measured.growth_mib()
     print(f"{count} files, {bad} damaged: server and hosts grew by {grown:.0f} MiB at most")
@@ -155,11 +169,43 @@ def test_mutated_files(measured: Measured, count: int) -> None:
         assert row["cause"] in set(CAUSES) - {"ours", "unreachable", "model_missing"}, (names[object_id], row)
         assert row["error_kind"] not in ("timeout", "memory"), (names[object_id], row)
     assert len(failed) >= count // 4, "mutations that harm nothing test nothing"
-    found = {item["root_object_id"] for item in measured.loop.documents(measured.collection)}
+    assert measured.found() >= set(ids) - set(failed)
     whole = damage.whole("png", 1)
     after, none_failed, _ = measured.run([whole], timeout_s=120)
     assert (after["status"], none_failed) == ("COMPLETED", {}), "and it goes on"
-    assert found & set(ids)
     grown = measured.growth_mib()
     print(f"{len(files)} files, {len(failed)} failed: server and hosts grew by {grown:.0f} MiB at most")
     assert grown <= MOST_GROWTH_MIB
+
+
+def test_bombs_in_queries(measured: Measured) -> None:
+    """The picture of a query used to be decoded in the server itself."""
+
+    def search(data: bytes) -> Any:
+        picture = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        parameters = {"feature_uri": IMAGE_URI, "query": {"image": picture}, "limit": 3}
+        body = {
+            "collection_identifiers": [measured.collection],
+            "stages": [{"stage_type": "filter", "stage_id": "feature_search", "parameters": parameters}],
+        }
+        return measured.client.post("/v1/retrievers/execute", json=body, headers=measured.loop.headers)
+
+    whole = damage.whole("png").data
+    workers = measured.server.children("worker")
+    first = search(whole)
+    assert first.status_code == 200, first.text
+    found = first.json()["documents"]
+    assert found
+    (decoder,) = measured.server.children("worker") - workers
+    for bomb in damage.bombs():
+        if bomb.type == "image":
+            answer = search(bomb.data)
+            assert answer.status_code == 400, (bomb.name, answer.text)
+            assert IMAGE_URI in answer.json()["error"]["message"]
+    assert decoder in measured.server.children("worker"), "none of them ends it"
+    # A picture that does end it costs one answer; here something else does.
+    os.kill(decoder, signal.SIGKILL)
+    answers = [search(whole) for _ in range(3)]
+    assert [item["score"] for item in answers[-1].json()["documents"]] == [item["score"] for item in found]
+    assert all(answer.status_code in (200, 400, 503) for answer in answers)
+    assert measured.growth_mib() <= MOST_GROWTH_MIB

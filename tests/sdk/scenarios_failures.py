@@ -34,7 +34,9 @@ def failed_batch() -> tuple[str, str, str, Any]:
     ids = [
         objects.create_object_buckets(
             bucket_id,
-            m.CreateObjectRequest.from_dict({"blobs": [{"property": "photo", "type": "image", "data": data}]}),
+            m.CreateObjectRequest.from_dict(
+                {"blobs": [{"property": "photo", "type": "image", "data": data}]}
+            ),
         ).object_id
         for data in (data_uri("red.png"), cut)
     ]
