@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import (
+    batch_logs,
     buckets,
     causes,
     collections,
@@ -26,6 +27,7 @@ from tessera import (
 )
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
+from tessera.db.tables import batch_logs as log_lines
 from tessera.db.tables import batch_rows, batches, failures, objects
 from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import namespaces as namespace_rows
@@ -35,6 +37,7 @@ from tessera.ids import failure_id, new_id
 from tessera.models.batches import (
     MAX_OBJECTS,
     AddObjectsRequest,
+    BatchLogsResponse,
     BatchModel,
     BatchProgress,
     CreateBatchRequest,
@@ -183,6 +186,24 @@ def failed_documents(
     )
 
 
+def logs(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    batch_id: str,
+    *,
+    tier_num: int | None = None,
+) -> BatchLogsResponse:
+    """Return what happened to a batch: submitted, taken up, ended, and which rows failed."""
+    with wh.db.read() as connection:
+        row = _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
+        lines = batch_logs.read(connection, row["batch_id"], tier_num)
+    return BatchLogsResponse(
+        batch_id=row["batch_id"], status=TaskStatus(row["status"]), logs=lines, total=len(lines)
+    )
+
+
 # --- change --------------------------------------------------------------------------------------------
 
 
@@ -248,7 +269,7 @@ def delete(
         row = _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
         if row["status"] in _OPEN:
             _cancel(connection, row)
-        for table in (batch_rows, failures):
+        for table in (batch_rows, failures, log_lines):
             connection.execute(sa.delete(table).where(table.c.batch_id == row["batch_id"]))
         connection.execute(sa.delete(batches).where(batches.c.batch_id == row["batch_id"]))
     wh.jobs.wake()
@@ -272,6 +293,38 @@ def submit(wh: Warehouse, principal: Principal, namespace: str, bucket: str, bat
         answer = _submit(connection, place, row)
     wh.jobs.wake()
     return answer
+
+
+def process(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    object_ids: Sequence[str],
+    idempotency_key: str | None,
+) -> dict[str, str | None]:
+    """Submit a batch of objects that were just made, and return its `batch_id` and `task_id`.
+
+    Both are None when no collection reads the bucket: the objects wait for a batch then, as any others do. With an
+    `idempotency_key` that of the request which made them, a repeated call finds the first one's batch.
+    """
+    with wh.db.write() as connection:
+        place = buckets.resolve(connection, principal, namespace, bucket)
+        reading = _readers(connection, place, None)
+        if not reading:
+            return {"batch_id": None, "task_id": None}
+        batch_id = new_id("btch")
+        route = f"POST /v1/buckets/{place['bucket_id']}/objects?auto_process"
+        once = idempotency.once(principal, route, idempotency_key, list(object_ids))
+        known = idempotency.claim(connection, once, batch_id) if once is not None else None
+        if known is None:
+            limits.check_quota(wh, connection, principal, "active_batches")
+            limits.check_quota(wh, connection, principal, "documents")
+            _insert(connection, place, batch_id, object_ids, reading, None)
+        row = _find(connection, place, known or batch_id, made=known)
+        task = _submit(connection, place, row)
+    wh.jobs.wake()
+    return {"batch_id": row["batch_id"], "task_id": task.task_id}
 
 
 def cancel(wh: Warehouse, principal: Principal, namespace: str, bucket: str, batch_id: str) -> TaskResponse:
@@ -570,6 +623,7 @@ def _cancel(connection: Connection, row: RowMapping) -> None:
         .where(task_rows.c.task_id == row["task_id"])
         .values(status=TaskStatus.CANCELED, updated_at=at)
     )
+    batch_logs.write(connection, row["batch_id"], row["namespace_id"], "Cancelled.", level="warning")
 
 
 def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str) -> str:
@@ -612,6 +666,11 @@ def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str)
             updated_at=at,
         )
     )
+    pending = _count(
+        connection, sa.and_(batch_rows.c.batch_id == row["batch_id"], batch_rows.c.status == "PENDING")
+    )
+    message = f"Submitted with {pending} row(s) to process, as task {task_id}."
+    batch_logs.write(connection, row["batch_id"], row["namespace_id"], message)
     return task_id
 
 

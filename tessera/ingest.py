@@ -25,7 +25,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, causes, failpoints, log, mirroring
+from tessera import artifact, batch_logs, causes, failpoints, log, mirroring
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -200,8 +200,12 @@ def release(wh: Warehouse, claim: Claim) -> bool:
                 batches.c.status == "IN_PROGRESS",
             )
             .values(holder=None)
-        )
-    return released.rowcount == 1
+            .returning(batches.c.namespace_id)
+        ).one_or_none()
+        if released is not None:
+            message = f"Attempt {claim.attempt} was parked: its server ended, or rests after an error."
+            batch_logs.write(connection, claim.batch_id, released.namespace_id, message, level="warning")
+    return released is not None
 
 
 def fail_batch(wh: Warehouse, batch_id: str, message: str, *, attempt: int | None = None) -> None:
@@ -212,8 +216,10 @@ def fail_batch(wh: Warehouse, batch_id: str, message: str, *, attempt: int | Non
             sa.update(batches)
             .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]), mine)
             .values(status="FAILED", holder=None, error=message, updated_at=now())
-            .returning(batches.c.task_id)
+            .returning(batches.c.task_id, batches.c.namespace_id)
         ).one_or_none()
+        if row is not None:
+            batch_logs.write(connection, batch_id, row.namespace_id, f"FAILED: {message}", level="error")
         if row is not None and row.task_id:
             connection.execute(
                 sa.update(tasks)
@@ -274,6 +280,10 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
     if attempt.number > 1:
         _sweep(wh, attempt)
+    where = "on a Ray cluster" if compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    with wh.db.write() as connection:
+        message = f"Attempt {attempt.number} begins: {len(attempt.collection_ids)} collection(s), extracted {where}."
+        batch_logs.write(connection, attempt.batch_id, attempt.namespace_id, message)
     return attempt
 
 
@@ -1199,6 +1209,15 @@ def _finish(wh: Warehouse, attempt: _Attempt) -> None:
         if done is None:
             raise Superseded
         _record_progress(connection, attempt, "done", counts)
+        done_rows, skipped = counts.get("COMPLETED", 0), counts.get("SKIPPED", 0)
+        ending = f"{status}: {done_rows} row(s) done, {failed} failed, {skipped} skipped."
+        batch_logs.write(
+            connection,
+            attempt.batch_id,
+            attempt.namespace_id,
+            ending,
+            level="info" if not failed else "warning" if failed < total else "error",
+        )
         if attempt.task_id:
             connection.execute(
                 sa.update(tasks)

@@ -240,9 +240,12 @@ objects = Table(
     #: Up to a hundred files of some gigabytes.
     Column("size_bytes", BigInteger().with_variant(Integer, "sqlite"), nullable=False, default=0),
     Column("status", String, nullable=False, default="DRAFT"),
+    #: Digest of the values of the bucket's unique key, where it has one.
+    Column("unique_key", String),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
     Index("ix_objects_bucket", "bucket_id", "created_at", "object_id"),
+    Index("ix_objects_unique_key", "bucket_id", "unique_key", unique=True),
     Index("ix_objects_content", "bucket_id", "content_hash"),
     #: Without it a namespace's objects can only be counted, or go with it, by reading all objects.
     Index("ix_objects_namespace", "namespace_id"),
@@ -426,6 +429,22 @@ tasks = Table(
     Column("updated_at", String, nullable=False),
     Index("ix_tasks_list", "organization_id", "created_at"),
     Index("ix_tasks_namespace", "namespace_id"),
+)
+
+#: What happened to a batch, line by line, in the order in which it did; failed rows speak for themselves.
+batch_logs = Table(
+    "batch_logs",
+    metadata,
+    Column("line_id", Integer, primary_key=True, autoincrement=True),
+    Column("batch_id", String, nullable=False),
+    Column("namespace_id", String, nullable=False),
+    Column("tier_num", Integer),
+    Column("level", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Index("ix_batch_logs_batch", "batch_id", "line_id"),
+    Index("ix_batch_logs_namespace", "namespace_id"),
+    _in_namespace(),
 )
 
 retrievers = Table(

@@ -184,3 +184,23 @@ class RetryBatchResponse(Model):
     retried_count: int
     skipped_count: int
     message: str
+
+
+class BatchLogLine(Model):
+    """One thing that happened to a batch, or one row of it that failed (with the ids of object and collection)."""
+
+    timestamp: str
+    level: Literal["info", "warning", "error"]
+    tier_num: int | None = Field(description="Tier that it is about; null for the whole batch.")
+    message: str
+    object_id: str | None = None
+    collection_id: str | None = None
+
+
+class BatchLogsResponse(Model):
+    """What happened to a batch, in the order of time; of failed rows the first hundred."""
+
+    batch_id: str
+    status: TaskStatus
+    logs: list[BatchLogLine]
+    total: int = Field(description="How many lines these are.")

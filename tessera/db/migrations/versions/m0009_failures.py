@@ -9,7 +9,7 @@ from tessera.causes import known
 from tessera.ids import failure_id
 
 revision = "0009_v0.4.0"
-down_revision = "0006_v0.3.0"
+down_revision = "0008_v0.4.0"
 branch_labels = None
 depends_on = None
 

@@ -1,33 +1,41 @@
-"""The command ``tessera failures``: what failed in the batches of a namespace, and trying it again.
-
-It speaks to the server that runs on a data directory, with that directory's admin key, as any client could.
-"""
+"""``tessera failures``, through the running server: what failed in a namespace's batches, and trying it again."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from tessera.causes import CAUSES
+from tessera.cli.options import add_data, load
+from tessera.cli.terminal import (
+    EXIT_FAILED,
+    EXIT_IN_PART,
+    EXIT_NO_SERVER,
+    EXIT_OK,
+    EXIT_REFUSED,
+    fail,
+    print_table,
+)
 
 if TYPE_CHECKING:
     import httpx
-
-EXIT_OK, EXIT_FAILED, EXIT_NO_SERVER, EXIT_REFUSED, EXIT_PARTLY = 0, 1, 3, 4, 5
 
 #: A message is cut at so many characters where a line stands for a failure.
 _SHORT_CHARS = 72
 _POLL_S = 0.2
 
-Table = Callable[[Sequence[tuple[str, ...]]], None]
 
-
-def add_commands(
-    parser: argparse.ArgumentParser, add_data: Callable[[argparse.ArgumentParser], None]
-) -> None:
-    """Give `parser` the actions ``list``, ``show`` and ``retry``; each sets `action` to what runs it."""
+def add(commands: Any) -> None:
+    """Add the command ``failures`` with its actions."""
+    parser = commands.add_parser(
+        "failures",
+        help="list what failed in batches, show why, try it again",
+        description="Work on the rows that failed in the batches of a namespace of a running server.",
+    )
+    parser.set_defaults(run=_run)
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     list_ = actions.add_parser("list", help="list what failed, the latest first")
     _add_filters(list_)
@@ -62,34 +70,33 @@ def add_commands(
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    from tessera.causes import CAUSES
-
     parser.add_argument("--cause", action="append", choices=CAUSES, help="only this cause; repeatable")
     parser.add_argument("--collection", metavar="ID", help="only of this collection")
     parser.add_argument("--batch", metavar="ID", help="only of this batch")
     parser.add_argument("--object", metavar="ID", help="only of this object")
 
 
-def run(options: argparse.Namespace, data: Path, table: Table) -> int:
-    """Run the action of `options` against the server on `data` and return the exit code."""
+def _run(options: argparse.Namespace) -> int:
     import httpx
 
     from tessera import data_directory
 
+    data = load(options).settings.data
     owner, key = data_directory.holder_of(data), data_directory.read_admin_key(data)
     if owner is None:
-        return _fail(f"no server runs on {data}; start it first: tessera up.", EXIT_NO_SERVER)
+        return fail(f"no server runs on {data}; start it first: tessera up.", EXIT_NO_SERVER)
     if key is None:
-        return _fail(f"there is no {data / 'admin.key'}; make one: tessera key create --admin.", EXIT_FAILED)
-    headers = {"Authorization": f"Bearer {key}", "X-Namespace": options.namespace}
+        return fail(f"there is no {data / 'admin.key'}; make one: tessera key create --admin.", EXIT_FAILED)
+    # A name may be any text; a header may not.
+    headers = {"Authorization": f"Bearer {key}", "X-Namespace": options.namespace.encode()}
     try:
         # Not through the environment's proxies: the server is on this machine, and the key is for nobody else.
         with httpx.Client(base_url=owner.url, headers=headers, timeout=60, trust_env=False) as client:
-            code: int = options.action(options, client, table)
+            code: int = options.action(options, client)
     except httpx.TransportError:
-        return _fail(f"the server at {owner.url} does not answer.", EXIT_NO_SERVER)
+        return fail(f"the server at {owner.url} does not answer.", EXIT_NO_SERVER)
     except _Refused as refused:
-        return _fail(str(refused), EXIT_REFUSED)
+        return fail(str(refused), EXIT_REFUSED)
     return code
 
 
@@ -97,14 +104,14 @@ class _Refused(Exception):
     """The server said no; the text is its message."""
 
 
-def _list(options: argparse.Namespace, client: httpx.Client, table: Table) -> int:
+def _list(options: argparse.Namespace, client: httpx.Client) -> int:
     body = {**_filters(options), "state": options.state, "limit": options.limit}
     answer = _answer(client.post("/v1/failures/list", json=body))
     if options.json:
         return _print_json(answer)
     rows = answer["results"]
     if rows:
-        table(
+        print_table(
             [("FAILURE", "CAUSE", "STAGE", "TRIES", "RETRY", "OBJECT", "FILE", "MESSAGE")]
             + [
                 (
@@ -126,14 +133,14 @@ def _list(options: argparse.Namespace, client: httpx.Client, table: Table) -> in
     return EXIT_OK
 
 
-def _show(options: argparse.Namespace, client: httpx.Client, table: Table) -> int:
-    answer = _answer(client.get(f"/v1/failures/{_quoted(options.failure_id)}"))
+def _show(options: argparse.Namespace, client: httpx.Client) -> int:
+    answer = _answer(client.get(f"/v1/failures/{quote(options.failure_id, safe='')}"))
     if options.json:
         return _print_json(answer)
     history = answer.pop("history")
-    table([(name, "-" if value is None else str(value)) for name, value in answer.items()])
+    print_table([(name, "-" if value is None else str(value)) for name, value in answer.items()])
     print()
-    table(
+    print_table(
         [("TRY", "AT", "STAGE", "KIND", "MESSAGE")]
         + [
             (str(item["attempt"]), item["at"], item["stage"], item["kind"], item["message"])
@@ -143,7 +150,7 @@ def _show(options: argparse.Namespace, client: httpx.Client, table: Table) -> in
     return EXIT_OK
 
 
-def _retry(options: argparse.Namespace, client: httpx.Client, table: Table) -> int:
+def _retry(options: argparse.Namespace, client: httpx.Client) -> int:
     body: dict[str, Any] = {**_filters(options), "retry_mode": "all" if options.all else "transient_only"}
     if options.failure_id:
         body["failure_ids"] = options.failure_id
@@ -160,12 +167,12 @@ def _retry(options: argparse.Namespace, client: httpx.Client, table: Table) -> i
     for batch in answer["batches"]:
         failed += _wait(client, batch)
         if not options.json:
-            table([("batch", batch["batch_id"]), ("task", batch["task_id"])])
+            print_table([("batch", batch["batch_id"]), ("task", batch["task_id"])])
     if not options.json:
         print(
             f"{failed} row(s) of these batches still fail." if failed else "Nothing of these batches fails."
         )
-    return EXIT_PARTLY if failed else EXIT_OK
+    return EXIT_IN_PART if failed else EXIT_OK
 
 
 def _wait(client: httpx.Client, batch: Mapping[str, str]) -> int:
@@ -204,19 +211,8 @@ def _short(message: str) -> str:
     return message if len(message) <= _SHORT_CHARS else f"{message[: _SHORT_CHARS - 1]}…"
 
 
-def _quoted(value: str) -> str:
-    from urllib.parse import quote
-
-    return quote(value, safe="")
-
-
 def _print_json(answer: Mapping[str, Any]) -> int:
     import orjson
 
     print(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
     return EXIT_OK
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"tessera: {message}", file=sys.stderr, flush=True)
-    return code
