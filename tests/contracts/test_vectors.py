@@ -162,6 +162,27 @@ def test_a_new_view_is_empty_and_stands_at_zero(engine: Engine) -> None:
     assert engine.vectors.search(view, [Search("text", vector(1), 5)]) == [[]]
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_a_payload_alone_keeps_vectors_and_moves_every_shadow(log: Log, tmp_path: Path, large: bool) -> None:
+    """The engine raises when a payload comes for a point that is not there, and keeps half of such a write."""
+    log.index(index("name", "keyword"), index("year", "integer"))
+    log.upsert(*(document(number, name="Old", year=number) for number in range(3)))
+    late = [document(1, name="New", size=1), document(7, name="New")]
+    if large:
+        artifact.write(tmp_path / "a.arrow", late, {})
+        entry = log(kind="artifact", artifact_path=str(tmp_path / "a.arrow"), keeps_vectors=True)
+    else:
+        entry = log(upserts=tuple(late), keeps_vectors=True)
+    assert log.mark.document_count == 3
+    assert log.numbers(Condition("name", "eq", "new")) == {1}
+    assert log.numbers(Condition("name", "eq", "old")) == {0, 2}
+    assert log.numbers(Condition("year", "exists", True)) == {0, 2}
+    (hit,) = log.vectors.get(log.view, [document(1).document_id], with_vectors=True)
+    assert hit.payload == {"document_id": hit.document_id, "name": "New", "size": 1}
+    assert np.allclose(hit.vectors["text"], vector(1) / np.linalg.norm(vector(1)), atol=1e-6)
+    assert log.vectors.apply(log.view, [entry]).document_count == 3
+
+
 def test_counts_are_exact_whatever_is_repeated_or_missing(log: Log) -> None:
     log.upsert(*(document(n) for n in range(450)))
     assert log.mark.document_count == 450
