@@ -14,7 +14,7 @@ import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -37,7 +37,7 @@ from tessera.adapters.qdrant.translate import (
     shadow_path,
 )
 from tessera.errors import BadRequestError, QdrantError
-from tessera.filters import And, Condition, Filter, Test, predicate, values_at
+from tessera.filters import SEARCH, And, Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
 
@@ -581,7 +581,11 @@ class LiveView:
 
     def page(self, page: Page) -> Steps[PageResult]:
         """List documents by point id, or sorted."""
-        return self._steady(lambda: self._page(page))
+        found = yield from self._steady(lambda: self._page(page))
+        if page.fields is None:
+            return found
+        wanted = {"document_id", "collection_id", *page.fields}
+        return replace(found, hits=tuple(_with_fields(hit, wanted) for hit in found.hits))
 
     def count(self, filter: Filter | None) -> Steps[int]:
         """Count the documents that `filter` lets through."""
@@ -878,6 +882,10 @@ class LiveView:
         return Hit(payload["document_id"], payload, record.score, vectors)
 
 
+def _with_fields(hit: Hit, wanted: set[str]) -> Hit:
+    return replace(hit, payload={name: value for name, value in hit.payload.items() if name in wanted})
+
+
 def _definition(index: PayloadIndex) -> tuple[IndexType, bytes]:
     return index.type, orjson.dumps(index.field_schema, option=orjson.OPT_SORT_KEYS)
 
@@ -902,7 +910,9 @@ def _remedy(residual: Filter, indexes: Mapping[str, PayloadIndex], irregular: se
     advice: list[str] = []
     for condition in _conditions(residual):
         path = condition.path
-        if path in irregular:
+        if condition.operator == SEARCH:
+            text = "search looks into every document; a retriever with feature_search finds by meaning among many"
+        elif path in irregular:
             text = f"{path!r} holds values that its {indexes[path].type} index does not see"
         elif path in indexes:
             text = f"the {indexes[path].type} index on {path!r} cannot answer {condition.operator!r}"

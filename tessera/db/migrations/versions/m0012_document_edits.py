@@ -33,4 +33,6 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("collection_id", "document_id", name=op.f("pk_document_edits")),
     )
-    op.create_index("ix_document_edits_source", "document_edits", ["collection_id", "source_id"], unique=False)
+    op.create_index(
+        "ix_document_edits_source", "document_edits", ["collection_id", "source_id"], unique=False
+    )
