@@ -32,7 +32,7 @@ Record = Mapping[str, Any]
 def aggregate(records: Iterable[Record], request: AggregationRequest) -> tuple[list[AggregationResult], int]:
     """Return the groups that `request` asks for, and how many there are without its limit.
 
-    ``first`` and ``last`` go by `created_at` of the records, ties in the order in which they come.
+    ``first``, ``last`` and ``push`` go by `created_at` of the records, ties in the order in which they come.
     """
     keys = [*_keys(request)]
     names = request.labels()
@@ -225,16 +225,13 @@ class _Group:
                 return min(values, key=place, default=None)
             case "max":
                 return max(values, key=place, default=None)
-            case "push":
-                return values
             case "add_to_set":
                 return sorted(_distinct(values), key=place)
-        # first, last: of the records that came about first and last
         moments = self.moments.get(path, [])
-        order = range(len(values))
-        if operation.function == "first":
-            return values[min(order, key=lambda number: moments[number])] if values else None
-        return values[max(order, key=lambda number: (moments[number], number))] if values else None
+        in_time = [values[number] for number in sorted(range(len(values)), key=moments.__getitem__)]
+        if operation.function == "push":
+            return in_time
+        return (in_time[0] if operation.function == "first" else in_time[-1]) if in_time else None
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -217,8 +217,14 @@ def _portions(document_ids: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _is_shown(shown: JsonObject, name: str, value: Any) -> bool:
-    """Say whether a system field stands in the body as the document shows it."""
-    return name in SYSTEM_FIELDS and name in shown and _is_same(shown[name], value)
+    """Say whether a system field stands in the body as the document shows it, where null is no value."""
+    return name in SYSTEM_FIELDS and _is_same(_without_nulls(shown.get(name)), _without_nulls(value))
+
+
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls(item) for name, item in value.items() if item is not None}
 
 
 def read_changes(
@@ -239,8 +245,8 @@ def read_changes(
             found.append(
                 Problem(
                     (*location, path),
-                    f"{quote(path)} belongs to the system and cannot be changed. Fields of your own have other names; "
-                    f"the system's are {', '.join(sorted(SYSTEM_FIELDS))}.",
+                    f"{quote(path)} belongs to the system and cannot be changed. Leave it out; fields of your own "
+                    "have other names, or stand below metadata.",
                     "system_field",
                 )
             )

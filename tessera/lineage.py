@@ -15,7 +15,7 @@ from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import objects as object_rows
 from tessera.errors import NotFoundError
 from tessera.filters import And, Condition, Filter
-from tessera.models.base import JsonObject, PaginationResponse
+from tessera.models.base import PaginationResponse
 from tessera.models.lineage import (
     CollectionCount,
     DecompositionNode,
@@ -48,11 +48,10 @@ def of_document(
         )
     chain = [LineageStep.model_validate(step) for step in known.get("chain") or ()]
     if not chain:
-        extractor_id = row["feature_extractor"].get("feature_extractor_id")
         chain = [
             LineageStep(
                 collection_id=row["collection_id"],
-                feature_extractor_id=str(extractor_id) if extractor_id else None,
+                feature_extractor_id=_extractor_id(row),
                 document_id=document_id,
                 timestamp=payload.get("created_at"),
             )
@@ -228,12 +227,11 @@ def _nodes(
     made = []
     for collection_id, child in sorted(node.children.items()):
         row: Mapping[Any, Any] = named.get(collection_id, {})
-        extractor: JsonObject = row.get("feature_extractor") or {}
         made.append(
             DecompositionNode(
                 collection_id=collection_id,
                 collection_name=row.get("collection_name"),
-                feature_extractor_id=extractor.get("feature_extractor_id"),
+                feature_extractor_id=_extractor_id(row) if row else None,
                 tier=tier,
                 document_count=len(child.document_ids),
                 document_ids=sorted(child.document_ids) if include_document_ids else None,
@@ -241,6 +239,11 @@ def _nodes(
             )
         )
     return made
+
+
+def _extractor_id(collection: Mapping[Any, Any]) -> str:
+    extractor = collection["feature_extractor"]
+    return f"{extractor['feature_extractor_name']}_{extractor['version']}"
 
 
 def _within(node: _Node) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,7 @@ class AggregationOperation(Model):
     """A figure of each group under the name `alias`. ``count`` counts documents, and needs no field.
 
     ``sum`` and ``avg`` reckon with numbers and leave everything else out; ``min`` and ``max`` put numbers before
-    texts; ``first`` and ``last`` go by `created_at`. An array counts value by value.
+    texts; ``first``, ``last`` and ``push`` go by `created_at`. An array counts value by value.
     """
 
     function: Literal[
@@ -82,7 +83,7 @@ class HavingCondition(Model):
 
     field: Name
     operator: Literal["gt", "gte", "lt", "lte", "eq", "ne"]
-    value: Annotated[int | float | str, Field(allow_inf_nan=False)]
+    value: int | float | str
 
 
 class RangeBucket(Model):
@@ -93,14 +94,12 @@ class RangeBucket(Model):
     """
 
     field: FieldPath
-    boundaries: list[Annotated[int | float, Field(allow_inf_nan=False)]] = Field(
-        min_length=1, max_length=1000
-    )
+    boundaries: list[int | float] = Field(min_length=1, max_length=1000)
     default_bucket: Name | None = None
 
     @model_validator(mode="after")
     def _boundaries_ascend(self) -> RangeBucket:
-        if any(one >= other for one, other in zip(self.boundaries, self.boundaries[1:], strict=False)):
+        if any(one >= other for one, other in itertools.pairwise(self.boundaries)):
             raise ValueError("boundaries must ascend, each larger than the one before")
         return self
 
