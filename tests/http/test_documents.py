@@ -83,6 +83,8 @@ def still_shop(client: httpx.Client) -> Iterator[Shop]:
     client.delete(f"/v1/namespaces/{shop.loop.namespace_id}")
 
 
+@pytest.mark.operation("GET", "/v1/collections/{collection_identifier}/documents/{document_id}", 200)
+@pytest.mark.operation("GET", "/v1/documents/{document_id}", 200)
 def test_a_document_in_the_shape_of_the_api(loop: Loop) -> None:
     shop = Shop(loop, TEXT)
     document = next(
@@ -323,6 +325,7 @@ def test_files_of_a_document_come_as_signed_links(loop: Loop) -> None:
     assert all(httpx.get(url).content == red for url in urls)
 
 
+@pytest.mark.operation("DELETE", "/v1/collections/{collection_identifier}/documents/{document_id}", 200)
 def test_a_deleted_document_is_found_nowhere(shop: Shop) -> None:
     loop = shop.loop
     document = loop.documents(shop.collection, filters={"year": 1999})[0]
@@ -342,6 +345,7 @@ def test_a_deleted_document_is_found_nowhere(shop: Shop) -> None:
     )
 
 
+@pytest.mark.operation("DELETE", "/v1/collections/{collection_identifier}/documents/batch", 200)
 def test_many_are_deleted_by_id_or_by_filter(shop: Shop) -> None:
     loop, path = shop.loop, f"/collections/{shop.collection}/documents/batch"
     ids = [item["document_id"] for item in loop.documents(shop.collection, sort={"field": "year"})]
