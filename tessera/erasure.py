@@ -404,7 +404,7 @@ def _rewrite_edit(work: _Work, row: Any) -> None:
     if len(kept) == len(value["upserts"]):
         return
     gone = [item["payload"] for item in value["upserts"] if item["document_id"] in work.documents]
-    body = orjson.dumps({"upserts": kept, "deletes": value["deletes"]})
+    body = orjson.dumps({**value, "upserts": kept})
     work.count(entries_rewritten=1, bytes_rewritten=len(row.body))
     _write_entry(work, row, gone, body=body)
 

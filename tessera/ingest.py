@@ -25,7 +25,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, batch_logs, causes, failpoints, log, mirroring
+from tessera import artifact, batch_logs, causes, document_edits, failpoints, log, mirroring
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -805,16 +805,23 @@ def _set(payload: dict[str, Any], path: str, value: Any) -> None:
 def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, result: ChunkResult) -> None:
     """Append what a chunk brought and record its rows, in one transaction; then make it findable."""
     rows = {row.object_id: row for row in chunk.rows}
+    documents = {identifier for r in result.rows for identifier in r.document_ids}
+    kept = result
+    edits: Mapping[str, document_edits.Changes] = {}
     failpoints.reach("batch.commit")
     for _ in range(5):
         with wh.db.write() as connection:
             late = _check(connection, attempt, chunk)
-            if not any(r.object_id in late and r.document_ids for r in result.rows):
-                seq = _append(connection, wh, attempt, chunk, result, rows, late, plan_hash)
+            by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
+            if by_hand == edits and not any(r.object_id in late and r.document_ids for r in kept.rows):
+                seq = _append(connection, wh, attempt, chunk, kept, rows, late, plan_hash)
                 break
-        result = _without(wh, chunk, result, late)
+        kept, edits = _rewritten(wh, chunk, result, kept, late, by_hand), by_hand
     else:
         raise Superseded
+    if kept is not result:
+        for key in result.artifact_keys:
+            wh.blobs.path(key).unlink(missing_ok=True)
     failpoints.reach("log.appended")
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)
@@ -851,18 +858,34 @@ def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
         raise Superseded
 
 
-def _without(wh: Warehouse, chunk: ChunkJob, result: ChunkResult, late: set[str]) -> ChunkResult:
-    """Return `result` with the documents of `late` objects taken out of its artifacts."""
+def _rewritten(
+    wh: Warehouse,
+    chunk: ChunkJob,
+    result: ChunkResult,
+    before: ChunkResult,
+    late: set[str],
+    by_hand: Mapping[str, document_edits.Changes],
+) -> ChunkResult:
+    """Return `result` without the documents of `late` objects, and with what users changed of the others by hand.
+
+    `before` is what this made of `result` last time: its artifacts are written anew.
+    """
     dropped = {identifier for r in result.rows if r.object_id in late for identifier in r.document_ids}
     kept = [
-        document
+        replace(
+            document,
+            payload=document_edits.with_changes(
+                document.payload, by_hand.get(document.document_id, {}), by_force=True
+            ),
+        )
         for key in result.artifact_keys
         for documents in artifact.read(wh.blobs.path(key))
         for document in documents
         if document.document_id not in dropped
     ]
-    for key in result.artifact_keys:
-        wh.blobs.path(key).unlink(missing_ok=True)
+    if before is not result:
+        for key in before.artifact_keys:
+            wh.blobs.path(key).unlink(missing_ok=True)
     keys = write_documents(wh.blobs, f"{chunk.artifact_key}-kept", chunk.vectors, kept)
     rows = tuple(replace(r, document_ids=()) if r.object_id in late else r for r in result.rows)
     return ChunkResult(rows, keys, len(kept))
@@ -894,6 +917,7 @@ def _append(
         for identifier in before.get(r.object_id, ())
         if identifier not in set(r.document_ids)
     ]
+    document_edits.forget(connection, chunk.collection_id, stale)
     insert_or_replace(
         connection,
         sources,

@@ -339,6 +339,26 @@ sources = Table(
     _in_namespace(),
 )
 
+#: What users changed by hand of documents that an extractor made: value by path (dots between segments). It stays
+#: when the source is extracted again. Gone with the source, and with the document.
+document_edits = Table(
+    "document_edits",
+    metadata,
+    Column("namespace_id", String, nullable=False),
+    Column("collection_id", String, primary_key=True),
+    Column("document_id", String, primary_key=True),
+    Column("source_id", String, nullable=False),
+    Column("fields", JSON, nullable=False),
+    ForeignKeyConstraint(
+        ["collection_id", "source_id"],
+        ["sources.collection_id", "sources.source_id"],
+        name="fk_document_edits_source",
+        ondelete="CASCADE",
+    ),
+    Index("ix_document_edits_source", "collection_id", "source_id"),
+    _in_namespace(),
+)
+
 #: Batches. `attempt` grows each time a server takes the batch up; what an older attempt brings is dropped.
 #: `holder` names the server that works on it (the token of its slot, see `job_slots`), null while nobody does.
 #: `crashes` counts the servers that ended under it in a row, without a chunk done in between.
