@@ -37,6 +37,11 @@ def document_of(source_id: str) -> str | None:
     return source_id.removeprefix(_DOCUMENT) if source_id.startswith(_DOCUMENT) else None
 
 
+def plain_id(source_id: str) -> str:
+    """Return the id of what a source is, an object's or a document's."""
+    return document_of(source_id) or source_id.removeprefix(_READY)
+
+
 def source_of(document_id: str, payload: Mapping[str, Any]) -> str:
     """Return the source that a document was made from, as its payload tells."""
     parent = lineage_of(payload).get("source_document_id")

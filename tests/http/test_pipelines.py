@@ -520,7 +520,9 @@ def test_rows_of_a_later_tier_fail_and_are_retried_alone(loop: Loop, tmp_path: P
     by_object = {d["root_object_id"]: d["document_id"] for d in loop.documents(notes)}
     failed = loop.get(f"{path}/failed-documents?tier_num=1")["results"]
     assert {row["document_id"] for row in failed} == {by_object[bad], by_object[poor]}
-    assert {(row["tier_num"], row["object_id"]) for row in failed} == {(1, None)}
+    assert {(row["tier_num"], row["object_id"] == row["document_id"]) for row in failed} == {(1, True)}
+    told = loop.post("/failures/list", {"object_id": by_object[bad]})["results"]
+    assert [(row["document_id"], row["collection_id"]) for row in told] == [(by_object[bad], words)]
     assert loop.get(f"{path}/failed-documents?tier_num=0")["total"] == 0
     assert "has no tier 7; its tiers are 0 to 2" in loop.refused(
         400, "POST", f"{path}/retry", {"tier_nums": [7]}
