@@ -1149,6 +1149,8 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
 def _check(wh: Warehouse, connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[str]:
     """Return the chunk's sources that are not as planned any more; raise when the whole chunk is late."""
     _check_attempt(connection, attempt)
+    # What others delete from here on, they delete with what was derived of it, and so with what this appends.
+    log.hold(connection, attempt.namespace_id)
     exists = connection.execute(
         sa.select(collections.c.collection_id).where(collections.c.collection_id == chunk.collection_id)
     ).scalar()
@@ -1518,6 +1520,7 @@ def _close_refused(wh: Warehouse, attempt: _Attempt, collection_id: str, refused
     seq: int | None = None
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
+        log.hold(connection, attempt.namespace_id)
         ids = sorted(refused.keys() - _late(wh, connection, attempt, refused))
         known = sa.and_(sources.c.collection_id == collection_id, sources.c.source_id.in_(ids))
         stale = [
