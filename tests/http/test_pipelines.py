@@ -227,9 +227,12 @@ def test_what_was_derived_goes_with_what_it_came_from(gated_server: Server, loop
     assert pipeline.pieces() == [["b"], [], []]
     loop.run(pipeline.bucket, [first])
     assert pipeline.pieces() == [["a", "b"]] * 3, "processing the object again brings all of it back"
-    erased = loop.post(f"/namespaces/{loop.namespace_id}/erase", {"object_ids": [first]})
+    (copy, _) = (d["document_id"] for d in loop.documents(pipeline.copies))
+    erasing = {"document_ids": [copy], "include_objects": True}
+    erased = loop.post(f"/namespaces/{loop.namespace_id}/erase", erasing)
     assert loop.wait(erased["task_id"])["additional_data"]["report"]["documents"] == 6
     assert pipeline.pieces() == [[], [], []]
+    loop.get(f"/buckets/{pipeline.bucket}/objects/{first}", status=404)
     rows = ask(gated_server, "SELECT source_id FROM sources WHERE namespace_id = ?", loop.namespace_id)
     assert rows == []
 
