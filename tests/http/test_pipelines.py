@@ -152,6 +152,10 @@ def test_a_batch_runs_every_tier_and_tells_of_each(loop: Loop) -> None:
         (1, 2),
         (2, 2),
     ]
+    assert all(t["additional_data"]["progress"]["percent"] == 100 for t in own)
+    lines = [line["message"] for line in loop.get(f"{path}/logs?tier_num=1")["logs"] if line["tier_num"] == 1]
+    assert lines[0] == "Tier 1 begins: 1 collection(s)."
+    assert lines[-1] == "Tier 1 COMPLETED: 2 row(s) done, 0 failed, 0 skipped."
     assert pipeline.pieces() == [["a", "b"]] * 3
 
 
