@@ -705,7 +705,7 @@ def test_a_collection_that_others_read_stays(loop: Loop) -> None:
     "point",
     [
         "tier.ended:1",
-        "tier.planned:1",
+        pytest.param("tier.planned:1", marks=pytest.mark.slow),
         pytest.param("tier.ended:2", marks=pytest.mark.slow),
         pytest.param("tier.planned:2", marks=pytest.mark.slow),
         pytest.param("log.appended:2", marks=pytest.mark.slow),
