@@ -175,7 +175,7 @@ class EdgeEngine:
         with _edge_call():
             self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(point_ids)))
 
-    def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
+    def set_payload(self, point_ids: Sequence[str], key: str | None, payload: Payload) -> None:
         with _edge_call():
             self._shard.update(qdrant_edge.UpdateOperation.set_payload(list(point_ids), payload, key))
 
@@ -225,6 +225,10 @@ class EdgeEngine:
         with _edge_call():
             found = self._shard.retrieve(list(point_ids), with_payload, with_vectors)
         return list(map(_record, found))
+
+    def existing(self, point_ids: Sequence[str]) -> int:
+        with _edge_call():
+            return len(self._shard.retrieve(list(point_ids), False, False))
 
     def create_index(self, path: str, params: Any) -> None:
         with _edge_call():
@@ -478,7 +482,7 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     clean, sums = (False, {}) if trusted else _verify_checksums(view, directory)
     if standing is None:
         directory.mkdir(parents=True, exist_ok=True)
-        standing = Standing()
+        standing = Standing(packed=True)
         _write_durably(directory / _MARK, _mark_of(view, standing))
     shard_directory = directory / _SHARD
     try:
