@@ -289,7 +289,8 @@ def pack(payload: Payload, shadows: Mapping[str, Shadow], roots: Set[str]) -> Pa
     stored = hide({root: payload[root] for root in roots if root in payload}, shadows)
     try:
         stored[PACKED_KEY] = orjson.dumps(payload).decode()
-    except TypeError:  # a whole number beyond 64 bits, which comes back as a float, as it does from the engine
+    except TypeError:
+        # A whole number beyond 64 bits: it comes back as a float, as from the engine.
         stored[PACKED_KEY] = json.dumps(payload)
     return stored
 
