@@ -471,7 +471,8 @@ def _outline(body: bytes) -> Characters:
     characters = np.frombuffer(body.translate(None, _NO_STRUCTURE), np.uint8)
     is_quote = characters == ord('"')
     is_outside = np.cumsum(is_quote, dtype=np.int32) & 1 == 0
-    return characters[is_outside & ~is_quote]
+    outline: Characters = characters[is_outside & ~is_quote]
+    return outline
 
 
 def _containers(outline: Characters) -> int:
