@@ -249,6 +249,8 @@ class _Open:
 class ServerEngine:
     """One collection on a server, as `tessera.adapters.qdrant.view` wants an engine."""
 
+    write_slice = 100
+
     def __init__(self, client: QdrantClient, view: View) -> None:
         from qdrant_client import models
 
