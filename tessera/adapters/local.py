@@ -262,8 +262,14 @@ def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | 
             retryable=True,
         )
     except Exception as error:  # noqa: BLE001  by the port's contract whatever the function raised is a value
-        logger.warning("work in a worker raised %s", getattr(error, "traceback", error))
+        logger.warning("work in a worker raised %s%s", type(error).__name__, _where(error))
         return Failed("ours", f"{type(error).__name__}: {error}"[:_MESSAGE_CHARS])
+
+
+def _where(error: Exception) -> str:
+    """Return the places that an error in a worker came through; what it says may quote somebody's text."""
+    lines = str(getattr(error, "traceback", "")).splitlines()
+    return "".join(f"\n{line}" for line in lines if line.startswith('  File "'))
 
 
 def _told(status: int) -> str:

@@ -189,13 +189,13 @@ def test_each_kind_of_failure_costs_its_own_row(gated_server: Server, loop: Loop
     why = {word: rows(gated_server, path)[object_id] for word, object_id in ids.items()}
     assert why["one two"] == why["three"] == ("COMPLETED", None, None)
     assert why["bad:so"] == ("FAILED", "unreadable", "The text says so.")
-    for word, message in (
-        ("raise", "RuntimeError: a defect of the extractor"),
-        ("die", "The worker process ended"),
-        ("wrong-size", "has shape [3]; 4 numbers are needed"),
+    for word, expected, message in (
+        ("raise", "ours", "RuntimeError: a defect of the extractor"),
+        ("die", "crash", "The worker process ended"),
+        ("wrong-size", "ours", "has shape [3]; 4 numbers are needed"),
     ):
         status, kind, said = why[word]
-        assert (status, kind) == ("FAILED", "ours"), word
+        assert (status, kind) == ("FAILED", expected), word
         assert message in (said or "")
     assert {item["piece"] for item in loop.documents(collection)} == {"one", "two", "three"}
     assert artifacts(gated_server, loop) == logged(gated_server, loop)
