@@ -20,7 +20,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import collections, documents, idempotency, limits, log, names, namespaces
+from tessera import collections, derivation, documents, idempotency, limits, log, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import sources
@@ -435,7 +435,7 @@ def _check_elsewhere(
 
 def _known(connection: Connection, namespace_id: str, document_ids: Sequence[str]) -> dict[str, str]:
     """Return the collection of each ready-made document that exists, by its id."""
-    by_source = {documents.own_source(document_id): document_id for document_id in document_ids}
+    by_source = {derivation.own_source(document_id): document_id for document_id in document_ids}
     if not by_source:
         return {}
     return {
@@ -456,7 +456,7 @@ def _record(connection: Connection, namespace_id: str, collection_id: str, made:
             {
                 "namespace_id": namespace_id,
                 "collection_id": collection_id,
-                "source_id": documents.own_source(document.document_id),
+                "source_id": derivation.own_source(document.document_id),
                 "input_hash": "",
                 "plan_hash": "",
                 "document_ids": [document.document_id],

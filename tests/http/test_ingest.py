@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.gated import GATED, install
+from tests.gated import GATED, Gate, install
 from tests.http.loop import PASSTHROUGH, TEXT, Loop, encoded
 from tests.http.processes import Server
 from tests.media import BLUE, GREEN, RED, picture, video
@@ -91,27 +91,6 @@ def artifacts(server: Server, loop: Loop) -> set[str]:
 def logged(server: Server, loop: Loop) -> set[str]:
     query = "SELECT artifact_key FROM log_entries WHERE namespace_id = ? AND artifact_key IS NOT NULL"
     return {key.rsplit("/", 1)[1] for (key,) in ask(server, query, loop.namespace_id)}
-
-
-def wait_for(path: Path, timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path.name} never came"
-        time.sleep(0.01)
-
-
-class Gate:
-    """A file that a row waits for, and one that tells that it is waiting."""
-
-    def __init__(self, folder: Path, name: str = "gate") -> None:
-        self.reached, self.opened = folder / f"{name}.reached", folder / f"{name}.opened"
-        self.words = f"open:{self.reached} wait:{self.opened}"
-
-    def wait(self) -> None:
-        wait_for(self.reached)
-
-    def open(self) -> None:
-        self.opened.touch()
 
 
 @pytest.fixture
