@@ -296,6 +296,22 @@ def test_a_row_that_ends_its_workers_is_parked(loop: Loop, bucket: str, tmp_path
     assert [item["root_object_id"] for item in loop.documents(collection)] == [fine]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count what a process asks for")
+def test_a_row_that_wants_too_much_memory_fails_alone(loop: Loop, bucket: str) -> None:
+    loop.collection(bucket, WORDS)
+    batch = loop.run(bucket, [loop.note(bucket, "hog:4096"), loop.note(bucket, "fine")])
+    assert (batch["status"], batch["error_summary"]) == ("COMPLETED_WITH_ERRORS", {"limit": 1})
+    (row,) = loop.get("/failures")["results"]
+    assert (row["kind"], row["stage"], row["can_retry"], row["is_parked"]) == (
+        "memory",
+        "extract",
+        False,
+        False,
+    )
+    assert "worker_memory_mib" in row["message"]
+    assert "worker_memory_mib" in row["next_step"]
+
+
 # --- retry ---------------------------------------------------------------------------------------------
 
 
