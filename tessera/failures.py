@@ -114,7 +114,7 @@ def retry(
             ]
         if not started:
             raise ConflictError(
-                f"There is nothing to retry. {skipped[0].reason if skipped else _nothing(request)}",
+                f"There is nothing to retry. {skipped[0].reason if skipped else _nothing(connection, wanted, request)}",
                 details={"skipped": [item.model_dump() for item in skipped[:_SHOWN]]},
             )
     wh.jobs.wake()
@@ -283,7 +283,14 @@ def _restart(
     return RetriedBatch(batch_id=batch_id, bucket_id=bucket_id, task_id=task_id, retried_count=retried)
 
 
-def _nothing(request: RetryFailuresRequest) -> str:
+def _nothing(connection: Connection, wanted: sa.ColumnElement[bool], request: RetryFailuresRequest) -> str:
+    waiting = connection.execute(
+        sa.select(sa.func.count())
+        .select_from(_joined())
+        .where(sa.and_(wanted, _in_state(FailureState.WAITING)))
+    ).scalar_one()
+    if waiting:
+        return f"{waiting} row(s) are to be tried again already; wait for their batches to end."
     if request.retry_mode == "transient_only":
         return "Nothing fails that a plain retry can help. Send retry_mode 'all' to try everything again."
     return "Nothing fails."
