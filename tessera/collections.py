@@ -90,6 +90,8 @@ def create(
     at = now()
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
+        # Nothing that it reads is deleted from here on.
+        log.hold(connection, place["namespace_id"])
         name = names.clean(request.collection_name)
         plan = _plan(wh.registry, connection, place, request)
         plan.problems += _name_problems(name)
@@ -264,6 +266,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
         row = find(connection, namespace_id, identifier)
         collection_id = row["collection_id"]
+        log.hold(connection, namespace_id)
         _refuse_while_read(connection, row)
         documents = [
             document_id

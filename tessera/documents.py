@@ -303,6 +303,7 @@ def _remove(
         return
     with wh.db.write() as connection:
         namespaces.resolve(connection, principal, namespace_id)
+        log.hold(connection, namespace_id)
         for start in range(0, len(found), _DELETE_PAGE):
             _forget(connection, sources.c.collection_id == collection_id, found[start : start + _DELETE_PAGE])
         gone = [document_id for document_id, _ in found]

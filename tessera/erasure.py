@@ -133,6 +133,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
         object_ids |= _objects_of(wh, namespace_id, found)
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
+        log.hold(connection, namespace_id)
         document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
         documents.forget(connection, namespace_id, found)
         blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))

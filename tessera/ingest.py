@@ -80,8 +80,9 @@ CHUNK_ROWS = 64
 CHUNK_BYTES = 8 * 2**20
 #: Rows that are planned and held in memory at once; a batch may be much larger.
 WINDOW_ROWS = 1024
-#: Sources of a tier whose documents become the rows of the next one, in one transaction.
+#: In one transaction the documents of so many sources at most become rows of the next tier, and about so many rows.
 PLAN_SOURCES = 1000
+PLAN_ROWS = 10_000
 #: A document that changes while it is processed is read again, but not for ever.
 MAX_REREADS = 3
 #: Progress is counted at most so often, and takes at most a hundredth of the time.
@@ -532,13 +533,16 @@ def _plan_sources(
             .order_by(batch_rows.c.object_id)
             .limit(PLAN_SOURCES)
         ).all()
-        made = [
-            row_of(attempt.batch_id, attempt.namespace_id, collection_id, derivation.document_source(item))
-            for source in page
-            for item in source.document_ids
-        ]
+        made: list[dict[str, Any]] = []
+        last = None
+        for source in page:
+            ids = map(derivation.document_source, source.document_ids)
+            made += [row_of(attempt.batch_id, attempt.namespace_id, collection_id, item) for item in ids]
+            last = source.source_id
+            if len(made) >= PLAN_ROWS:
+                break
         insert_missing(connection, batch_rows, made)
-    return page[-1].source_id if len(page) == PLAN_SOURCES else None
+    return last if len(made) >= PLAN_ROWS or len(page) == PLAN_SOURCES else None
 
 
 def row_of(
@@ -1122,6 +1126,8 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
 def _check(wh: Warehouse, connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[str]:
     """Return the chunk's sources that are not as planned any more; raise when the whole chunk is late."""
     _check_attempt(connection, attempt)
+    # What others delete from here on, they delete with what was derived of it, and so with what this appends.
+    log.hold(connection, attempt.namespace_id)
     exists = connection.execute(
         sa.select(collections.c.collection_id).where(collections.c.collection_id == chunk.collection_id)
     ).scalar()
@@ -1413,6 +1419,7 @@ def _close_refused(wh: Warehouse, attempt: _Attempt, collection_id: str, refused
     seq: int | None = None
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
+        log.hold(connection, attempt.namespace_id)
         ids = sorted(refused.keys() - _late(wh, connection, attempt, refused))
         known = sa.and_(sources.c.collection_id == collection_id, sources.c.source_id.in_(ids))
         stale = [

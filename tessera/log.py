@@ -38,6 +38,17 @@ class Folded(Exception):
     """What a reader would need next was folded into a checkpoint; it must begin again, with an empty view."""
 
 
+def hold(connection: Connection, namespace_id: str) -> None:
+    """Let nobody else append until this transaction ends: what it has read of the log and of sources stays so.
+
+    To be called before any source is written, so that no two transactions wait for each other. SQLite has one writer
+    anyway.
+    """
+    if connection.dialect.name != "sqlite":
+        this = namespaces.c.namespace_id == namespace_id
+        connection.execute(sa.select(namespaces.c.head).where(this).with_for_update())
+
+
 def append_indexes(connection: Connection, namespace_id: str, indexes: Sequence[PayloadIndex]) -> int:
     """Append the complete index set that holds from now on; return the entry's number."""
     return _append(connection, namespace_id, "indexes", indexes_body(indexes), None)

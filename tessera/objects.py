@@ -593,6 +593,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
     with wh.db.write() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
         namespace_id = place["namespace_id"]
+        log.hold(connection, namespace_id)
         row = _row(connection, place, object_id)
         of_object = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id == row["object_id"])
         documents = [

@@ -348,6 +348,7 @@ def _store(
     try:
         with wh.db.write() as connection:
             row = namespaces.resolve(connection, principal, namespace_id)
+            log.hold(connection, namespace_id)
             collection_id = collections.find(connection, namespace_id, place.collection["collection_id"])[
                 "collection_id"
             ]

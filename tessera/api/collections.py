@@ -75,7 +75,7 @@ def patch_collection(
     body: PatchCollectionRequest,
 ) -> CollectionResponse:
     """Change name, description, enabled or metadata; durable. Everything else is fixed."""
-    exchange(request).ignored.extend((body.model_extra or {}).keys() - set(collections.FIXED))
+    exchange(request).ignored.extend(sorted(body.model_extra or ()))
     return collections.patch(wh, asking, namespace, collection_identifier, body)
 
 

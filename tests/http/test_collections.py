@@ -259,6 +259,13 @@ def test_names_lists_and_changes(loop: Loop, bucket: str) -> None:
         {"a": 1},
     )
     assert "fixed when it is created" in loop.refused(400, "PATCH", path, {"feature_extractor": TEXT})
+    assert "not available" in loop.refused(
+        400, "PATCH", path, {"taxonomy_applications": [{"taxonomy_id": "t"}]}
+    )
+    body_with_more = {"description": "…", "no_such_field": 1, "schedule": None}
+    answer = loop.client.patch(f"/v1{path}", json=body_with_more, headers=loop.headers)
+    assert (answer.status_code, answer.json()["description"]) == (200, "…")
+    assert answer.headers["x-ignored-fields"].split(", ") == ["no_such_field", "schedule"]
     loop.get("/collections/notes", status=404)
 
 

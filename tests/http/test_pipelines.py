@@ -227,11 +227,44 @@ def test_what_was_derived_goes_with_what_it_came_from(gated_server: Server, loop
     assert pipeline.pieces() == [["b"], [], []]
     loop.run(pipeline.bucket, [first])
     assert pipeline.pieces() == [["a", "b"]] * 3, "processing the object again brings all of it back"
-    erased = loop.post(f"/namespaces/{loop.namespace_id}/erase", {"object_ids": [first]})
+    (copy, _) = (d["document_id"] for d in loop.documents(pipeline.copies))
+    erasing = {"document_ids": [copy], "include_objects": True}
+    erased = loop.post(f"/namespaces/{loop.namespace_id}/erase", erasing)
     assert loop.wait(erased["task_id"])["additional_data"]["report"]["documents"] == 6
     assert pipeline.pieces() == [[], [], []]
+    loop.get(f"/buckets/{pipeline.bucket}/objects/{first}", status=404)
     rows = ask(gated_server, "SELECT source_id FROM sources WHERE namespace_id = ?", loop.namespace_id)
     assert rows == []
+
+
+def test_what_a_user_patched_stays_and_flows_down(gated_server: Server, loop: Loop) -> None:
+    """Patched in one tier, a field survives the next extraction there, and the tiers behind it read it."""
+    pipeline = Pipeline(loop)
+    note = loop.note(pipeline.bucket, "a b")
+    loop.run(pipeline.bucket, [note])
+
+    def only(collection: str) -> Any:
+        (found,) = [d for d in loop.documents(collection) if d["piece"] in ("b", "B")]
+        return found
+
+    middle = only(pipeline.again)
+    loop.patch(f"/documents/{middle['document_id']}", {"label": "mine"})
+    last = only(pipeline.copies)
+    loop.patch(f"/documents/{last['document_id']}", {"piece": "B", "seen": True})
+    loop.run(pipeline.bucket, [note])
+    assert only(pipeline.again)["label"] == "mine"
+    after = only(pipeline.copies)
+    assert (after["label"], after["piece"], after["seen"]) == ("mine", "B", True)
+    assert after["document_id"] == last["document_id"]
+    before = head(gated_server, loop)
+    loop.run(pipeline.bucket, [note])
+    assert head(gated_server, loop) == before, "a patched pipeline rests as well"
+    blob = {"property": "note", "type": "text", "data": "b c"}
+    loop.patch(f"/buckets/{pipeline.bucket}/objects/{note}", {"blobs": [blob]})
+    loop.run(pipeline.bucket, [note])
+    assert [only(c).get("label") for c in pipeline.collections] == [None, "mine", "mine"]
+    assert only(pipeline.copies)["seen"] is True
+    assert sorted(d["piece"] for d in loop.documents(pipeline.copies)) == ["B", "c"]
 
 
 # --- shapes --------------------------------------------------------------------------------------------
