@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tessera import alarms
 from tessera.ports import HERE, Compute, Failed
 
 logger = logging.getLogger("tessera.runner")
@@ -248,6 +249,10 @@ def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | 
     except TimeoutError:
         return Failed("timeout", f"The work took longer than {timeout_s:g} s.", crashed=True)
     except ProcessExpired as error:
+        if error.exitcode == alarms.STATUS:
+            return Failed(
+                "timeout", "A decoder did not come back from one page or one picture.", crashed=True
+            )
         if error.exitcode == _OUT_OF_MEMORY:
             return Failed(
                 "memory",
@@ -291,6 +296,7 @@ def _prepare_worker(memory_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A handler in Python would wait for the end of whatever native code runs.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    alarms.allow()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         import ctypes
