@@ -20,7 +20,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import collections, documents, idempotency, limits, log, names, namespaces
+from tessera import collections, derivation, documents, idempotency, limits, log, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import sources
@@ -372,6 +372,7 @@ def _store(
     try:
         with wh.db.write() as connection:
             row = namespaces.resolve(connection, principal, namespace_id)
+            log.hold(connection, namespace_id)
             collection_id = collections.find(connection, namespace_id, place.collection["collection_id"])[
                 "collection_id"
             ]
@@ -459,7 +460,7 @@ def _check_elsewhere(
 
 def _known(connection: Connection, namespace_id: str, document_ids: Sequence[str]) -> dict[str, str]:
     """Return the collection of each ready-made document that exists, by its id."""
-    by_source = {documents.own_source(document_id): document_id for document_id in document_ids}
+    by_source = {derivation.own_source(document_id): document_id for document_id in document_ids}
     if not by_source:
         return {}
     return {
@@ -480,7 +481,7 @@ def _record(connection: Connection, namespace_id: str, collection_id: str, made:
             {
                 "namespace_id": namespace_id,
                 "collection_id": collection_id,
-                "source_id": documents.own_source(document.document_id),
+                "source_id": derivation.own_source(document.document_id),
                 "input_hash": "",
                 "plan_hash": "",
                 "document_ids": [document.document_id],
