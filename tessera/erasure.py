@@ -36,6 +36,7 @@ from tessera import (
     compaction,
     derivation,
     documents,
+    exports,
     failpoints,
     links,
     log,
@@ -603,6 +604,8 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
+    if (waits_for := exports.remove_all(wh, work.namespace_id)) is not None:
+        return waits_for
     asked_at = datetime.fromisoformat(work.created_at).timestamp()
     if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):
         return "documents that are being stored"

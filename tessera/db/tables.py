@@ -531,6 +531,19 @@ erasures = Table(
     _in_namespace(),
 )
 
+#: Exports: files below ``<namespace_id>/exports/<export_id>/`` until `expires_at`; one that is not done then is given
+#: up.
+exports = Table(
+    "exports",
+    metadata,
+    Column("export_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("is_done", Boolean, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Index("ix_exports_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
 #: Answers kept for requests that carried an Idempotency-Key: 24 h per organization and route.
 idempotency = Table(
     "idempotency",

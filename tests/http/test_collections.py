@@ -315,3 +315,14 @@ def test_another_namespace_sees_nothing(loop: Loop, bucket: str, namespace: Call
             assert answer["error"]["details"] == {"resource": "collection", "id": identifier}
     said = other.refused(404, "POST", "/collections", body(bucket))
     assert bucket in said
+
+
+@pytest.mark.operation("GET", "/v1/collections/features/extractors", 200)
+@pytest.mark.operation("GET", "/v1/collections/features/extractors/{feature_extractor_id}", 200)
+def test_the_catalogue_describes_each_extractor_that_it_lists(loop: Loop) -> None:
+    listed = loop.get("/collections/features/extractors")
+    assert {item["feature_extractor_name"] for item in listed} >= {"passthrough_extractor", "text_extractor"}
+    for item in listed:
+        one = loop.get(f"/collections/features/extractors/{item['feature_extractor_id']}")
+        assert one == item
+    loop.get("/collections/features/extractors/no_such_extractor_v1", status=404)

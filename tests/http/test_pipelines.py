@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from pyarrow import parquet
 
 from tests.gated import GATED, Gate, install
 from tests.http.loop import PASSTHROUGH, TEXT, Loop, encoded
@@ -468,6 +473,53 @@ def test_a_sync_adds_what_documents_have_and_changes_nothing_else(loop: Loop) ->
     again = loop.post(f"/collections/{notes}/sync-schema", {"force": True})
     assert (again["fields_added"], again["schema_version"]) == ([], 2)
     loop.refused(422, "POST", f"/collections/{notes}/sync-schema", {"sample_size": 0})
+
+
+# --- exports -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/export", 200)
+@pytest.mark.operation("GET", "/v1/exports/{namespace_id}/{export_id}/{name}", 200)
+def test_an_export_has_every_document_in_each_format(gated_server: Server, loop: Loop) -> None:
+    pipeline = Pipeline(loop)
+    notes = [loop.note(pipeline.bucket, text, metadata={"n": n}) for n, text in enumerate(("a b", 'c,"d'))]
+    loop.run(pipeline.bucket, notes)
+    path = f"/collections/{pipeline.words}/export"
+    listed = {d["document_id"]: d for d in loop.documents(pipeline.words)}
+
+    def fetched(url: str) -> bytes:
+        answer = loop.client.get(url)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    made = loop.post(path, {"format": "json"})
+    content = fetched(made["download_url"])
+    assert httpx.get(made["download_url"]).content == content, "the link is enough"
+    rows = [json.loads(line) for line in content.splitlines()]
+    assert (made["document_count"], made["file_size_bytes"]) == (3, len(content))
+    assert {row["document_id"]: row["piece"] for row in rows} == {i: d["piece"] for i, d in listed.items()}
+    assert rows[0]["root_object_id"] in notes and "_internal" not in rows[0]
+    table = list(
+        csv.DictReader(io.StringIO(fetched(loop.post(path, {"format": "csv"})["download_url"]).decode()))
+    )
+    assert {row["piece"] for row in table} == {"a", "b", 'c,"d'}
+    made = loop.post(path, {"include_vectors": True})
+    assert made["format"] == "parquet"
+    parts = [
+        parquet.read_table(io.BytesIO(fetched(made[k]))) for k in ("download_url", "vectors_download_url")
+    ]
+    assert parts[0].column("piece").to_pylist() == [row["piece"] for row in rows]
+    assert all(len(v) == 4 for v in parts[1].column("gated_extractor_v1_embedding").to_pylist())
+    chosen = {"format": "json", "filters": {"piece": "b"}, "select_fields": ["piece"], "sample_size": 5}
+    (only,) = fetched(loop.post(path, chosen)["download_url"]).splitlines()
+    assert json.loads(only)["piece"] == "b" and "created_at" in json.loads(only)
+    assert httpx.get(made["download_url"].replace("signature=", "signature=0")).status_code == 403
+    assert "format" in loop.refused(422, "POST", path, {"format": "xml"})
+    erased = loop.post(f"/namespaces/{loop.namespace_id}/erase", {"object_ids": [notes[0]]})
+    assert loop.wait(erased["task_id"])["status"] == "COMPLETED"
+    assert httpx.get(made["download_url"]).status_code == 404, "an export may hold what was erased"
+    folder = gated_server.data / "blobs" / loop.namespace_id / "exports"
+    assert list(folder.rglob("*")) == []
 
 
 # --- trigger -------------------------------------------------------------------------------------------
