@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,7 @@ import pytest
 
 from tests.gated import GATED, install
 from tests.http.loop import PASSTHROUGH, Loop
-from tests.http.processes import Server
+from tests.http.processes import ROOT, Server
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -177,17 +181,57 @@ def test_a_deleted_task_ends_its_stream(waiting: Waiting) -> None:
     waiting.loop.wait = lambda *_: None  # type: ignore[method-assign]  # nothing is left to wait for
 
 
-def test_an_ending_server_does_not_wait_for_watchers(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def watching(server: Server, task_id: str) -> Iterator[subprocess.Popen[str]]:
+    """Run ``tessera watch`` and wait until it has shown something."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tessera", "watch", task_id, "--data", str(server.data)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stderr is not None
+        assert "%" in process.stderr.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_ends_watching_and_not_the_task(gated_server: Server, waiting: Waiting) -> None:
+    with watching(gated_server, waiting.task_id) as process:
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, "")
+        assert f"tessera watch {waiting.task_id}" in said and "Traceback" not in said
+    task = waiting.loop.get(f"/tasks/{waiting.task_id}")
+    assert task["status"] == "IN_PROGRESS", "it goes on"
+    with watching(gated_server, waiting.task_id) as process:
+        waiting.go_on()
+        out, said = process.communicate(timeout=60)
+        assert process.returncode == 5, "some rows failed"
+        assert out == f"{waiting.task_id} COMPLETED_WITH_ERRORS: 4 of 4 done, 1 failed\n"
+        assert "The text says x" in said
+
+
+def test_an_ending_server_waits_for_no_watcher_and_they_outlive_it(tmp_path: Path) -> None:
+    """A stream ends with its server; the next one on the same address goes on with the batch, a watcher with it."""
     server = Server.start(tmp_path / "data", environment=install(tmp_path / "site"))
     try:
         with server.client() as client:
             waiting = Waiting(client, tmp_path)
-            with stream(client, waiting.task_id) as answer:
-                told = events(answer)
-                next(told)
-                server.process.terminate()
-                assert "task" not in [name for name, _ in told]
-        assert server.process.wait(60) == 0
-        assert "graceful shutdown exceeded" not in server.log
+            with watching(server, waiting.task_id) as process:
+                with stream(client, waiting.task_id) as answer:
+                    told = events(answer)
+                    next(told)
+                    server.restart()
+                    assert "task" not in [name for name, _ in told]
+                assert "graceful shutdown exceeded" not in server.log
+                waiting.go_on()
+                out, _ = process.communicate(timeout=120)
+                assert process.returncode == 5 and "4 of 4 done" in out
     finally:
         server.kill(group=True)
