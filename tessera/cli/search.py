@@ -14,6 +14,8 @@ from tessera.cli.options import add_data
 from tessera.cli.terminal import EXIT_OK, EXIT_USAGE, CommandError, duration, note, plain
 
 _TEXT_CHARS = 200
+#: What one stage takes.
+_MOST_SEARCHES = 16
 #: Fields in which extractors put what a hit says, the best first.
 _TEXTS = ("text", "transcription", "ocr_text", "description", "caption")
 _TITLES = ("path", "title", "filename", "name")
@@ -48,31 +50,26 @@ def _limit(text: str) -> int:
 def _search(options: argparse.Namespace) -> int:
     if (options.words is None) == (options.image is None):
         raise CommandError('say what to look for: "some words", or --image FILE.', EXIT_USAGE)
+    kind, value = ("text", options.words) if options.image is None else ("image", _picture(options.image))
     with connected(options, options.namespace) as api:
-        if options.image is not None:
-            searches, value = _picture(api, options)
-        else:
-            # Without a feature every one that takes a text is searched.
-            searches, value = [{"query": "{{INPUT.query}}"}], options.words
-        searches = [{**one, "top_k": options.limit} for one in searches]
+        searches = [
+            {"feature_uri": uri, "query": {kind: "{{INPUT.query}}"}, "top_k": options.limit}
+            for uri in _features(api, options, kind)
+        ]
         parameters = {"searches": searches, "final_top_k": options.limit}
-        answer = api.call(
-            "POST",
-            "/retrievers/execute",
-            {
-                "collection_identifiers": options.collection,
-                "stages": [
-                    {
-                        "stage_name": "search",
-                        "stage_type": "filter",
-                        "config": {"stage_id": "feature_search", "parameters": parameters},
-                    }
-                ],
-                "inputs": {"query": value},
-                "limit": options.limit,
-            },
-        )
-    hits = answer["documents"]
+        body = {
+            "collection_identifiers": options.collection,
+            "stages": [
+                {
+                    "stage_name": "search",
+                    "stage_type": "filter",
+                    "config": {"stage_id": "feature_search", "parameters": parameters},
+                }
+            ],
+            "inputs": {"query": value},
+            "limit": options.limit,
+        }
+        hits = api.call("POST", "/retrievers/execute", body)["documents"]
     if options.json:
         print(json.dumps(hits, ensure_ascii=False, indent=2))
     elif not hits:
@@ -83,23 +80,32 @@ def _search(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _picture(api: Api, options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """Return a search in each feature that takes a picture, and the picture."""
-    data = options.image.read_bytes()
-    collections = api.call("POST", "/collections/list", {"limit": 1000})["results"]
+def _picture(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _features(api: Api, options: argparse.Namespace, kind: str) -> list[str]:
+    """Return the features to search, of collections that hold something: with one alone its own scores are shown."""
     wanted = set(options.collection)
+    collections = [
+        collection
+        for collection in api.call("POST", "/collections/list", {"limit": 1000})["results"]
+        if not wanted or wanted & {collection["collection_id"], collection["collection_name"]}
+    ]
+    filled = [collection for collection in collections if collection["document_count"]]
     uris = {
         index["feature_uri"]: None
-        for collection in collections
-        if not wanted or wanted & {collection["collection_id"], collection["collection_name"]}
+        for collection in filled or collections
         for index in collection["vector_indexes"]
-        if "image" in index["index"]["supported_inputs"]
+        if kind in index["index"]["supported_inputs"]
     }
     if not uris:
-        where = "the collections named" if wanted else f"namespace {options.namespace}"
-        raise CommandError(f"nothing in {where} can be searched by a picture.")
-    searches = [{"feature_uri": uri, "query": {"image": "{{INPUT.query}}"}} for uri in list(uris)[:16]]
-    return searches, base64.b64encode(data).decode()
+        where = ", ".join(options.collection) or f"namespace {options.namespace}"
+        how = "words" if kind == "text" else "a picture"
+        raise CommandError(
+            f"nothing in {where} can be searched by {how}; `tessera models` shows what is installed."
+        )
+    return list(uris)[:_MOST_SEARCHES]
 
 
 def _print(hit: Mapping[str, Any]) -> None:

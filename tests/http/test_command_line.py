@@ -121,16 +121,17 @@ def test_what_cannot_be_read_is_a_failure_and_the_rest_goes_in(
         (tmp_path / "locked.txt").write_text("secret")
         (tmp_path / "locked.txt").chmod(0)
         cause = "unreadable"
-    # A name that is no Unicode, and one with what a terminal would obey.
-    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("Coffee is ground finer for espresso.")
+    # A name that is no Unicode (macOS refuses those), and one with what a terminal would obey.
+    odd = b"caf\xe9.txt" if sys.platform == "linux" else b"cafe.txt"
+    (tmp_path / os.fsdecode(odd)).write_text("Coffee is ground finer for espresso.")
     (tmp_path / "line\nbreak\x1b[2J.txt").write_text("A ferry crosses the bay at noon.")
     told = ingest(server, tmp_path, name, code=5)
     assert [(item["path"], item["cause"]) for item in told["failed"]] == [(f"{tmp_path}/locked.txt", cause)]
     assert told["sent"] == 2
     hits = found(server, name, "boats")
-    assert {hit["filename"] for hit in hits} == {"line_break_[2J.txt", "caf\ufffd.txt"}
+    assert {hit["filename"] for hit in hits} == {"line_break_[2J.txt", odd.decode(errors="replace")}
     said = run(server, "search", "boats", "-n", name).stdout
-    assert "\x1b" not in said and len([line for line in said.splitlines() if line[:1].isdigit()]) == 2
+    assert "\x1b" not in said and len([line for line in said.splitlines() if line[:1] != " "]) == 2
 
 
 def test_one_file_and_kinds_that_nobody_takes(server: Server, tmp_path: Path, name: str) -> None:
