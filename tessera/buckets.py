@@ -17,6 +17,7 @@ from tessera.db.tables import (
     batches,
     buckets,
     collections,
+    failures,
     fetches,
     objects,
     tasks,
@@ -228,8 +229,8 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         connection.execute(
             sa.update(tasks).where(tasks.c.task_id.in_(unfinished)).values(status="CANCELED", updated_at=at)
         )
-        connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id.in_(own_batches)))
-        connection.execute(sa.delete(batch_logs).where(batch_logs.c.batch_id.in_(own_batches)))
+        for table in (batch_rows, failures, batch_logs):
+            connection.execute(sa.delete(table).where(table.c.batch_id.in_(own_batches)))
         connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
         own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)
         connection.execute(sa.delete(fetches).where(fetches.c.object_id.in_(own_objects)))

@@ -25,8 +25,8 @@ from tessera.cli.folder import File
 from tessera.cli.options import add_data
 from tessera.cli.terminal import (
     EXIT_FAILED,
+    EXIT_IN_PART,
     EXIT_OK,
-    EXIT_PARTLY,
     EXIT_USAGE,
     Bar,
     CommandError,
@@ -136,7 +136,7 @@ def _ingest(options: argparse.Namespace) -> int:
     _tell(options, report, findable)
     if not report.failed:
         return EXIT_OK
-    return EXIT_PARTLY if findable else EXIT_FAILED
+    return EXIT_IN_PART if findable else EXIT_FAILED
 
 
 # --- namespace, bucket, collections --------------------------------------------------------------------

@@ -14,9 +14,9 @@ from tessera.cli.connection import Api, Refused, connected
 from tessera.cli.options import add_data
 from tessera.cli.terminal import (
     EXIT_FAILED,
+    EXIT_IN_PART,
     EXIT_NO_SERVER,
     EXIT_OK,
-    EXIT_PARTLY,
     Bar,
     CommandError,
     duration,
@@ -27,7 +27,7 @@ from tessera.cli.terminal import (
 #: A server that ended is expected back for so long.
 _GONE_AT_MOST_S = 60.0
 
-_EXITS = {"COMPLETED": EXIT_OK, "COMPLETED_WITH_ERRORS": EXIT_PARTLY}
+_EXITS = {"COMPLETED": EXIT_OK, "COMPLETED_WITH_ERRORS": EXIT_IN_PART}
 
 
 def add(commands: Any) -> None:
