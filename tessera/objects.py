@@ -19,7 +19,18 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, failpoints, idempotency, links, listing, log, schemas, unique_keys
+from tessera import (
+    aggregation,
+    buckets,
+    content,
+    failpoints,
+    idempotency,
+    links,
+    listing,
+    log,
+    schemas,
+    unique_keys,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources, uploads
@@ -37,6 +48,7 @@ from tessera.errors import (
 from tessera.fetching import SCHEMES, FetchError
 from tessera.filters import Filter, matches
 from tessera.ids import new_id
+from tessera.models.aggregations import AggregationRequest, AggregationResponse
 from tessera.models.base import JsonObject
 from tessera.models.buckets import BLOB_TYPES, BucketSchema, FieldType, Policy
 from tessera.models.objects import (
@@ -454,6 +466,42 @@ def list_(
             objects_by_status=statuses,
         ),
     )
+
+
+def aggregate(
+    wh: Warehouse, principal: Principal, namespace: str, bucket: str, request: AggregationRequest
+) -> AggregationResponse:
+    """Group a bucket's objects and reckon figures of each group, over all that the filters let through.
+
+    Paths find the user's fields at the root and in `metadata`, what filters of a list see, and `blobs` (with
+    ``property``, ``type`` and ``details``).
+    """
+    wanted = listing.parse_filters(request.filters)
+    read = 0
+    with wh.db.read() as connection:
+        place = buckets.resolve(connection, principal, namespace, bucket)
+        in_bucket = objects.c.bucket_id == place["bucket_id"]
+        total = connection.execute(
+            sa.select(sa.func.count()).select_from(objects).where(in_bucket)
+        ).scalar_one()
+        listing.refuse_long_scan(wh, total, "objects")
+
+        def records() -> Iterator[Mapping[str, Any]]:
+            nonlocal read
+            with connection.execute(sa.select(objects).where(in_bucket)) as scan:
+                for row in scan.mappings():
+                    record = searchable(row)
+                    if wanted is None or matches(wanted, record):
+                        read += 1
+                        yield {**record, "blobs": [_shown_blob(blob) for blob in row["blobs"]]}
+
+        results, groups = aggregation.aggregate(records(), request)
+    info = {"bucket_id": place["bucket_id"], "objects": read}
+    return AggregationResponse(results=results, total_groups=groups, query_info=info)
+
+
+def _shown_blob(blob: Mapping[str, Any]) -> JsonObject:
+    return {"property": blob["property"], "type": blob["type"], "details": blob["details"]}
 
 
 def _chosen(
