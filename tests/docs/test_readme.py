@@ -88,7 +88,7 @@ def test_a_folder_of_files(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     with server.client() as client:
         client.delete("/v1/namespaces/notes")
-    shown = block("text", "Namespace notes was made").replace("/home/ana", str(tmp_path))
+    shown = block("text", "Namespace notes was made").replace("/srv", str(tmp_path))
     # Without the lines of progress, which come when they come, and the score, which is another processor's.
     printed = [re.sub(r"^0\.\d+", "0.…", line) for line in done.stdout.splitlines() if "%" not in line]
     assert printed == [re.sub(r"^0\.\d+", "0.…", line) for line in shown.splitlines()]
