@@ -400,7 +400,16 @@ def get(
     with wh.db.read() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
         row = _row(connection, place, object_id)
-    return _answer(wh, row, presigned_urls=presigned_urls, texts=True)
+        made = sa.and_(
+            sources.c.namespace_id == place["namespace_id"], sources.c.source_id == row["object_id"]
+        )
+        documents = connection.execute(
+            sa.select(
+                sa.func.coalesce(sa.func.sum(sa.func.json_array_length(sources.c.document_ids)), 0)
+            ).where(made)
+        ).scalar_one()
+    answer = _answer(wh, row, presigned_urls=presigned_urls, texts=True)
+    return answer.model_copy(update={"document_count": documents})
 
 
 def list_(

@@ -29,10 +29,11 @@ class Refused(CommandError):
 
 
 class Api:
-    """A server's API, from one thread or several."""
+    """A server's API, from one thread or several; `is_remote` says that it was named by its address."""
 
-    def __init__(self, client: httpx.Client) -> None:
+    def __init__(self, client: httpx.Client, *, is_remote: bool) -> None:
         self._client = client
+        self.is_remote = is_remote
 
     def call(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
@@ -90,7 +91,7 @@ def connected(options: argparse.Namespace, namespace: str | None = None) -> Iter
     """Connect to the server that `options` and the environment name; requests are inside `namespace`."""
     import httpx
 
-    url, key = _server(options)
+    url, key, is_remote = _server(options)
     headers = {b"Authorization": f"Bearer {key}".encode()}
     if namespace is not None:
         # In UTF-8, as the server reads it.
@@ -98,11 +99,14 @@ def connected(options: argparse.Namespace, namespace: str | None = None) -> Iter
     timeout = httpx.Timeout(120.0, connect=10.0)
     # Not through the environment's proxies: the key is for the server alone.
     with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
-        yield Api(client)
+        yield Api(client, is_remote=is_remote)
 
 
-def _server(options: argparse.Namespace) -> tuple[str, str]:
-    """Return URL and key. The key of a data directory is for the server that runs on it, and for no other."""
+def _server(options: argparse.Namespace) -> tuple[str, str, bool]:
+    """Return URL, key, and whether the server was named by its address.
+
+    The key of a data directory is for the server that runs on it, and for no other.
+    """
     from tessera import config, data_directory
 
     url, key = config.client_variables()
@@ -113,7 +117,7 @@ def _server(options: argparse.Namespace) -> tuple[str, str]:
             raise CommandError(
                 "TESSERA_URL is set; set TESSERA_API_KEY to a key of that server too.", EXIT_USAGE
             )
-        return url.rstrip("/").removesuffix("/v1"), key
+        return url.rstrip("/").removesuffix("/v1"), key, True
     data = load(options).settings.data
     owner = data_directory.holder_of(data)
     if owner is None:
@@ -124,7 +128,7 @@ def _server(options: argparse.Namespace) -> tuple[str, str]:
             f"there is no {data / 'admin.key'}; make one (tessera key create --admin), or set TESSERA_API_KEY.",
             EXIT_FAILED,
         )
-    return owner.url, key
+    return owner.url, key, False
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

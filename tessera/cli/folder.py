@@ -16,7 +16,7 @@ _HEAD_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file to ingest. `shown` is its absolute path as text; `file_id` stands for that path, whatever bytes it has."""
+    """A file to ingest; `shown` is its absolute path as text."""
 
     path: Path
     kind: str
@@ -26,9 +26,9 @@ class File:
     def shown(self) -> str:
         return os.fsencode(self.path).decode(errors="replace")
 
-    @property
-    def file_id(self) -> str:
-        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:32]
+    def file_id(self, machine: str) -> str:
+        """Return what stands for the path, whatever bytes it has, on a machine: ``""`` for the server's own."""
+        return hashlib.sha256(machine.encode() + b"\0" + os.fsencode(self.path)).hexdigest()[:32]
 
     @property
     def filename(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -238,11 +239,16 @@ def _collection(api: Api, bucket_name: str, bucket: str, kind: str, place: _Plac
 def _send(api: Api, bucket: str, files: Sequence[File], report: _Report) -> dict[str, tuple[str, File]]:
     """Upload what is new or changed and return the object of each file, by object id."""
     known = _known(api, bucket)
+    # Two machines may have other files under the same path.
+    machine = socket.gethostname() if api.is_remote else ""
     objects: dict[str, tuple[str, File]] = {}
     stop = threading.Event()
     bar = Bar()
     with ThreadPoolExecutor(_SENDERS) as senders:
-        waiting = {senders.submit(_send_one, api, bucket, file, known, stop): file for file in files}
+        waiting = {
+            senders.submit(_send_one, api, bucket, file, file.file_id(machine), known, stop): file
+            for file in files
+        }
         try:
             for number, done in enumerate(as_completed(waiting), start=1):
                 file = waiting[done]
@@ -289,6 +295,7 @@ def _send_one(
     api: Api,
     bucket: str,
     file: File,
+    file_id: str,
     known: Mapping[str, _Sent],
     stop: threading.Event,
 ) -> tuple[str, bool]:
@@ -298,7 +305,7 @@ def _send_one(
     for piece in _pieces(file.path, stop):
         digest.update(piece)
         size += len(piece)
-    before = known.get(file.file_id)
+    before = known.get(file_id)
     if before is not None and before.kind != file.kind:
         # Its documents are in the collection for another kind, and go with it.
         api.call("DELETE", f"/buckets/{bucket}/objects/{before.object_id}")
@@ -314,7 +321,7 @@ def _send_one(
             "file_hash": digest.hexdigest(),
             "blob_property": file.kind,
             "object_metadata": {
-                "file_id": file.file_id,
+                "file_id": file_id,
                 "path": file.shown,
                 "filename": file.filename,
                 "kind": file.kind,

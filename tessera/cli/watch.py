@@ -91,7 +91,9 @@ def _line(told: list[Mapping[str, Any]]) -> tuple[float, str]:
     running = [one for one in told if one["stage"] != "done"]
     rate = sum(one["rate_per_s"] or 0 for one in running)
     left_s = max((one["remaining_s"] or 0 for one in running), default=0)
-    parts = [", ".join(sorted({one["stage"] for one in running})) or "done", f"{done} of {total}"]
+    parts = [", ".join(sorted({one["stage"] for one in running})) or "done"]
+    if total:
+        parts.append(f"{done} of {total}")
     if failed:
         parts.append(f"{failed} failed")
     if rate:
