@@ -10,6 +10,7 @@ CLIENT = "1.3.783"
 SCENARIOS = (
     "scenarios_typed.py",
     "scenarios_organizations.py",
+    "scenarios_objects.py",
     "scenarios_failures.py",
     "scenarios_pipelines.py",
     "scenarios_documents.py",
