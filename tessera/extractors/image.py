@@ -17,6 +17,7 @@ from tessera.extractors.base import (
     Extractor,
     Feature,
     FieldOutput,
+    Locator,
     Outputs,
     Params,
     Sample,
@@ -111,7 +112,9 @@ def picture_feature(
 ) -> Feature:
     """Return the document of a picture."""
     files = {"thumbnail_url": (media.thumbnail(picture.image), "image/jpeg")} if with_thumbnail else {}
-    return Feature(position, {"width": picture.width, "height": picture.height}, vectors, files)
+    width, height = picture.width, picture.height
+    whole = Locator.in_picture((0, 0, width, height), (width, height))
+    return Feature(position, {"width": width, "height": height}, vectors, files, whole)
 
 
 def embed_picture_query(extractor: Extractor, vector: VectorOutput, kind: str, value: str | Path) -> Vector:

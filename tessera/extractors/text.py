@@ -18,10 +18,12 @@ from tessera.extractors.base import (
     Feature,
     FieldOutput,
     Input,
+    Locator,
     Outputs,
     Params,
     Sample,
     VectorOutput,
+    words_of,
 )
 
 #: A source's text is at most this long, in bytes, and gives at most so many pieces.
@@ -95,7 +97,7 @@ class TextExtractor(Extractor):
             query_inputs=model.query_inputs,
             aliases=("embedding", "text_embedding", "text"),
         )
-        return Outputs((vector,), fields)
+        return Outputs((vector,), fields, sparse=(words_of("text"),))
 
     def pinned(self, params: TextParams, running: Mapping[str, str]) -> TextParams:
         """Return `params` with the model that the namespace chose."""
@@ -135,10 +137,11 @@ class TextExtractor(Extractor):
     ) -> Feature:
         start, end = span
         fields: dict[str, Any] = {"text": text[start:end]}
+        vectors, place = {self.vector_name: vector}, Locator.in_text(start, end)
         if params.split_by == "none":
-            return Feature((), fields, {self.vector_name: vector})
+            return Feature((), fields, vectors, locator=place)
         fields |= {"chunk_index": number, "start_char": start, "end_char": end}
-        return Feature((start,), fields, {self.vector_name: vector})
+        return Feature((start,), fields, vectors, locator=place)
 
 
 def read_text(source: Input) -> str:

@@ -23,6 +23,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    words_of,
 )
 from tessera.extractors.image import Vector, embed_picture_query, first, picture_feature
 from tessera.extractors.text import read_text
@@ -162,7 +163,8 @@ class VideoExtractor(Extractor):
             )
             for name in ("start_time", "end_time")
         )
-        return Outputs(tuple(vectors), fields, indexes)
+        words = words_of("text", "transcription", "ocr_text", "description")
+        return Outputs(tuple(vectors), fields, indexes, sparse=(words,))
 
     def pinned(self, params: VideoParams, running: Mapping[str, str]) -> VideoParams:
         """Return `params` with the models that the namespace chose."""

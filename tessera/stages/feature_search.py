@@ -13,7 +13,7 @@ from pydantic import AliasChoices, Field
 from tessera.errors import BadRequestError, Problem, ValidationError
 from tessera.filters import And, Condition, Filter, parse
 from tessera.ports import Hit, Search
-from tessera.stages.base import QueryInput, Stage, StageContext, StageParams, filter_problems
+from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext, StageParams, filter_problems
 
 #: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
 RRF_K = 60
@@ -22,7 +22,7 @@ RRF_K = 60
 _INPUT_KINDS = {
     "text": "text",
     "image": "image",
-    "content": "image",
+    "content": "content",
     "vector": "vector",
     "embedding": "vector",
     "document": "document",
@@ -30,8 +30,25 @@ _INPUT_KINDS = {
 }
 
 
+#: What the short form of the stage says of its only search.
+_SEARCH_KEYS = (
+    "feature_uri",
+    "feature_address",
+    "query",
+    "input",
+    "lexical",
+    "filters",
+    "weight",
+    "min_score",
+)
+
+
 class SearchParams(StageParams):
-    """One vector search. `query` is a text, or an object such as ``{"text": …}``, ``{"image": …}``."""
+    """One search. `query` is a text, or an object such as ``{"text": …}``, ``{"image": …}``.
+
+    With `lexical` the words of the query are looked up as they are written (BM25), whatever `feature_uri` names. Two
+    searches for one query, one of them lexical, are a hybrid search.
+    """
 
     feature_uri: str | None = Field(
         None,
@@ -39,6 +56,7 @@ class SearchParams(StageParams):
         examples=["mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"],
     )
     query: Any = Field(None, validation_alias=AliasChoices("query", "input"))
+    lexical: bool = Field(False, description="Search the keyword index (BM25) instead of vectors.")
     top_k: int = Field(100, ge=1, le=10_000)
     filters: dict[str, Any] | None = None
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -67,11 +85,7 @@ class FeatureSearch(Stage):
         """Translate the short form (``feature_uri``, ``input``, ``limit``) and the two older ones."""
         if "searches" in parameters:
             return parameters
-        search: dict[str, Any] = {
-            key: parameters[key]
-            for key in ("feature_uri", "feature_address", "query", "input", "filters", "weight", "min_score")
-            if key in parameters
-        }
+        search: dict[str, Any] = {key: parameters[key] for key in _SEARCH_KEYS if key in parameters}
         mapping = parameters.get("input_mapping")
         if isinstance(mapping, dict) and not {"query", "input"} & search.keys():
             search["input"] = {kind: "{{INPUT." + str(name) + "}}" for kind, name in mapping.items()}
@@ -110,15 +124,16 @@ class FeatureSearch(Stage):
             if wanted.filters:
                 own = parse(wanted.filters, inputs=context.inputs, location=("searches", number, "filters"))
                 filter = And((within, own)) if own is not None else within
-            uris = [wanted.feature_uri] if wanted.feature_uri else context.text_features()
-            if not uris:
-                raise BadRequestError(
-                    "feature_search names no feature_uri and this namespace has no feature that takes a text query. "
-                    "List the features with GET /v1/collections/{id}/features and name one."
+            for vector in _query_vectors(wanted, query, context):
+                searches.append(
+                    Search(
+                        vector.vector_name,
+                        vector.values,
+                        limit=wanted.top_k,
+                        filter=filter,
+                        text=vector.text,
+                    )
                 )
-            for uri in uris:
-                vector = context.embed(uri, query)
-                searches.append(Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter))
                 weights.append(wanted.weight)
                 floors.append(wanted.min_score)
         rankings = context.search(searches)
@@ -168,6 +183,19 @@ def _scaled(ranking: Sequence[Hit], method: str) -> list[float]:
     return [min(1.0, max(0.0, (value - low) / (high - low))) for value in raw]
 
 
+def _query_vectors(wanted: SearchParams, query: QueryInput, context: StageContext) -> list[QueryVector]:
+    """Return what one search looks for: by words, by its feature, or by every vector that takes a text."""
+    if wanted.lexical:
+        return [context.words(query)]
+    uris = [wanted.feature_uri] if wanted.feature_uri else context.text_features()
+    if not uris:
+        raise BadRequestError(
+            "feature_search names no feature_uri and this namespace has no feature that takes a text query. "
+            "List the features with GET /v1/collections/{id}/features and name one."
+        )
+    return [context.embed(uri, query) for uri in uris]
+
+
 def _query_input(query: Any, number: int) -> QueryInput:
     if isinstance(query, str):
         return QueryInput("text", query)
@@ -175,7 +203,12 @@ def _query_input(query: Any, number: int) -> QueryInput:
         return QueryInput("vector", _vector(query, number))
     if isinstance(query, dict):
         if "input_mode" in query:
-            query = {str(query["input_mode"]): query.get("value")}
+            mode = str(query["input_mode"])
+            # Under its own name in the older spelling: {"input_mode": "text", "text": …}.
+            older = query.get("document_ref") if mode == "document" else None
+            query = {
+                mode: next((x for x in (query.get("value"), query.get(mode), older) if x is not None), None)
+            }
         for spelling, kind in _INPUT_KINDS.items():
             if query.get(spelling) is not None:
                 value = query[spelling]
@@ -183,6 +216,8 @@ def _query_input(query: Any, number: int) -> QueryInput:
                     value = _vector(value, number)
                 elif kind == "document" and isinstance(value, dict):
                     value = value.get("document_id")
+                elif kind == "content" and isinstance(value, dict):
+                    value = value.get("url")
                 return QueryInput(kind, value)  # type: ignore[arg-type]
     raise ValidationError(
         [

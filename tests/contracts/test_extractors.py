@@ -97,6 +97,9 @@ def test_writes_what_it_declares(extractor: Extractor, inputs: dict[str, list[In
     outputs = extractor.outputs(extractor.Params())
     declared = {vector.name: vector for vector in outputs.vectors}
     assert {field.type for field in outputs.fields.values()} <= FIELD_TYPES
+    for words in outputs.sparse:
+        assert words.fields
+        assert len(words.description) >= 10
     written_vectors: set[str] = set()
     written_fields: set[str] = set()
     for made in features(extractor, samples_of(extractor, inputs)):
@@ -268,7 +271,7 @@ def test_catalogue_entry_is_complete(name: str, version: str, registry: Registry
     for item in entry["required_vector_indexes"]:
         assert len(item["description"]) >= 10
         assert len(item["index"]["description"]) >= 10
-        assert item["index"]["dimensions"] >= 1
+        assert item["index"]["type"] == "sparse" or item["index"]["dimensions"] >= 1
         found = registry.resolve_feature(item["feature_uri"])
         for output in (item["name"], item["index"]["name"], item["index"]["inference_name"]):
             assert registry.resolve_feature(f"mixpeek://{name}@{version}/{output}") == found

@@ -36,10 +36,23 @@ from tessera.adapters.qdrant.translate import (
     path_segments,
     shadow_path,
 )
+from tessera.adapters.qdrant.words import RECIPE, words_asked, words_of
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import And, Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
-from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
+from tessera.ports import (
+    Document,
+    Entry,
+    Hit,
+    IndexReport,
+    Mark,
+    Page,
+    PageResult,
+    Payload,
+    Search,
+    SparseText,
+    View,
+)
 
 #: Points in one write; queries are answered in between (6,000 at once: 297 ms gap; 200: 14 ms, 100 half of that).
 WRITE_SLICE = 100
@@ -70,10 +83,10 @@ def finish(steps: Steps[T]) -> T:
 
 
 class Point(NamedTuple):
-    """A point to write; vectors are lists of numbers, which Edge takes faster than arrays."""
+    """A point to write; vectors are lists of numbers, which Edge takes faster than arrays, or the engine's sparse."""
 
     point_id: str
-    vectors: Mapping[str, list[float]]
+    vectors: Mapping[str, Any]
     payload: Payload
 
 
@@ -87,7 +100,7 @@ class Record(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One nearest-neighbour query in the engine's terms; `filter` is the engine's own object."""
+    """One nearest-neighbour query in the engine's terms; `filter` and a sparse `vector` are objects of the engine."""
 
     vector_name: str
     vector: Any
@@ -154,6 +167,8 @@ class Standing:
     tail: int = 0
     #: For each vector with a graph how wide it is to be searched (`ef`); 0: the graph is not good enough, scan.
     graphs: dict[str, int] = field(default_factory=dict)
+    #: The keyword indexes that the view has, as `sparse_recipe` spells them.
+    sparse: list[list[Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes."""
@@ -165,6 +180,7 @@ class Standing:
             "behind": self.behind,
             "tail": self.tail,
             "graphs": self.graphs,
+            "sparse": self.sparse,
         }
 
     @classmethod
@@ -181,7 +197,15 @@ class Standing:
         if not isinstance(behind, bool) or not isinstance(tail, int) or not isinstance(graphs, dict):
             raise ValueError("behind, tail and graphs are not what they should be")
         wide = {str(name): int(ef) for name, ef in graphs.items()}
-        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide)
+        sparse = value.get("sparse", [])  # there was none before release 0.4
+        if not isinstance(sparse, list):
+            raise ValueError("sparse must be a list")
+        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, sparse)
+
+
+def sparse_recipe(sparse: Sequence[SparseText]) -> list[list[Any]]:
+    """Return what keyword indexes are made of, as JSON: equal recipes give equal vectors."""
+    return [[one.name, list(one.fields), RECIPE] for one in sparse]
 
 
 # --- what the indexes see ------------------------------------------------------------------------------
@@ -348,6 +372,9 @@ class LiveView:
         self._translator = translator
         self._max_scan = max_scan_documents
         self._vectors = {vector.name: vector for vector in view.vectors}
+        # A view from before is without the index, or has another; until it is replaced nobody can search by it.
+        self._has_sparse = standing.sparse == sparse_recipe(view.sparse)
+        self._sparse = view.sparse if self._has_sparse else ()
         self._index_changes = 0
         self._use(standing.indexes)
 
@@ -359,7 +386,7 @@ class LiveView:
             standing.seq,
             standing.document_count,
             durable,
-            behind=standing.behind,
+            behind=standing.behind or not self._has_sparse,
             tail=min(standing.tail, standing.document_count),
         )
 
@@ -466,6 +493,10 @@ class LiveView:
                     self.standing.irregular.add(indexed.name)
             point_id = self._point_id(document.document_id)
             vectors = {name: np.asarray(vector).tolist() for name, vector in document.vectors.items()}
+            for sparse in self._sparse:
+                words = words_of(payload, sparse.fields)
+                if words is not None:
+                    vectors[sparse.name] = self._translator.sparse_vector(*words)
             points[point_id] = Point(point_id, vectors, hide(payload, shadows))
         existing = self._existing(list(points))
         self.engine.upsert(list(points.values()))
@@ -592,8 +623,7 @@ class LiveView:
         places: list[int] = []
         queries: list[Query] = []
         for place, search in enumerate(searches):
-            self._check_vector(search)
-            if search.limit <= 0:
+            if not self._check_vector(search) or search.limit <= 0:
                 continue
             engine_filter, residual = self._split(search.filter)
             if residual is not None:
@@ -615,9 +645,12 @@ class LiveView:
             # Deep pages need a wider search: it cannot bring more than `ef` hits in the right order.
             wide = self.standing.graphs[search.vector_name]
             ef, exact = max(wide, 2 * (limit + offset)), wide == 0
+        words = None if search.text is None else words_asked(search.text)
         return Query(
             search.vector_name,
-            np.asarray(search.vector, dtype=np.float32),
+            np.asarray(search.vector, dtype=np.float32)
+            if words is None
+            else self._translator.sparse_vector(*words),
             limit,
             offset,
             filter,
@@ -626,18 +659,35 @@ class LiveView:
             search.with_vectors,
         )
 
-    def _check_vector(self, search: Search) -> None:
+    def _check_vector(self, search: Search) -> bool:
+        """Refuse a search that cannot be; say whether it can find anything at all."""
+        if search.vector_name in [sparse.name for sparse in self.view.sparse]:
+            return self._check_text(search)
         declared = self._vectors.get(search.vector_name)
         if declared is None:
             known = ", ".join(sorted(self._vectors)) or "none"
             raise BadRequestError(
                 f"There is no vector {search.vector_name!r} in this namespace; it has: {known}."
             )
+        if search.vector is None:
+            raise BadRequestError(f"{search.vector_name!r} is searched by a vector, not by words.")
         size = len(search.vector)
         if size != declared.dimensions:
             raise BadRequestError(
                 f"The query vector has {size} dimensions, {search.vector_name!r} has {declared.dimensions}."
             )
+        return True
+
+    def _check_text(self, search: Search) -> bool:
+        if search.text is None:
+            raise BadRequestError(f"{search.vector_name!r} is searched by words, not by a vector.")
+        if not self._has_sparse:
+            raise QdrantError(
+                "The keyword index of this namespace, which is from an earlier release, is still being made; "
+                "try again.",
+                retry_after_s=5,
+            )
+        return words_asked(search.text) is not None
 
     def _narrow(self, search: Search, engine_filter: Any | None, residual: Filter) -> Steps[Any]:
         """Return the hits themselves, or the engine filter that stands for the whole filter."""
@@ -659,7 +709,7 @@ class LiveView:
     @staticmethod
     def _finds_all(search: Search) -> bool:
         """Say whether fewer hits than asked for means that there are no others (a graph may miss some)."""
-        return search.exact
+        return search.exact or search.text is not None
 
     def _page(self, page: Page) -> Steps[PageResult]:
         engine_filter, residual = self._split(page.filter)
@@ -852,8 +902,11 @@ class LiveView:
 
     def _hit(self, record: Record) -> Hit:
         payload = reveal(record.payload or {})
+        # Keyword indexes are made from the payload, and are no vectors of the document's own.
         vectors = {
-            name: np.asarray(vector, dtype=np.float32) for name, vector in (record.vectors or {}).items()
+            name: np.asarray(vector, dtype=np.float32)
+            for name, vector in (record.vectors or {}).items()
+            if name in self._vectors
         }
         return Hit(payload["document_id"], payload, record.score, vectors)
 
