@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera import content
+from tessera import content, exif
 from tessera.errors import BadSample
 
 if TYPE_CHECKING:
@@ -60,11 +60,12 @@ _HOLD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture, upright, RGB or RGBA, and its size as displayed before any scaling."""
+    """A decoded picture, upright, RGB or RGBA, its size as displayed before any scaling, and when it was taken."""
 
     image: Image
     width: int
     height: int
+    taken: exif.Taken = exif.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,11 @@ def open_picture(path: Path) -> Picture:
             has_alpha = upright.mode in {"RGBA", "LA", "PA"} or "transparency" in upright.info
             decoded = upright.convert("RGBA" if has_alpha else "RGB")
             # 5 to 8: the picture lies on its side, width and height change places (EXIF 2.3, 4.6.4).
-            turned = image.getexif().get(0x0112, 1) in range(5, 9)
+            tags = image.getexif()
+            turned = tags.get(0x0112, 1) in range(5, 9)
+            taken = exif.read(tags)
         decoded.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-        return Picture(decoded, *((height, width) if turned else (width, height)))
+        return Picture(decoded, *((height, width) if turned else (width, height)), taken)
 
 
 def thumbnail(image: Image) -> bytes:

@@ -16,6 +16,7 @@ import pytest
 from tessera import sample_media
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
 from tessera.registry import Registry
+from tests.media import photograph
 
 KINDS = {"unreadable", "unsupported", "too_large", "model_missing", "limit"}
 #: What a bucket's schema calls a type, of those that a field of a document may have.
@@ -58,7 +59,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
             shots=sample_media.SHOTS[2:3], lines=sample_media.LINES[:2], container="matroska"
         ),
         "red-circle.png": sample_media.pictures()["red-circle.png"],
-        "sunset-large.webp": sample_media.pictures()["sunset-large.webp"],
+        "sunset-large.webp": photograph(sample_media.pictures()["sunset-large.webp"]),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
