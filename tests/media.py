@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,10 @@ import numpy as np
 Shot = tuple[float, tuple[int, int, int]]
 #: (start in seconds, end in seconds, words): one subtitle.
 Cue = tuple[float, float, str]
+
+#: Six sentences in flite's voice slt (``scripts/make-speech``), and when each is said.
+SPEECH = Path(__file__).parent / "data" / "speech.flac"
+SAID = json.loads(SPEECH.with_suffix(".json").read_text())
 
 RED, GREEN, BLUE = (220, 20, 20), (20, 200, 20), (20, 20, 220)
 
@@ -47,6 +53,24 @@ def video(shots: Sequence[Shot], cues: Sequence[Cue] = (), *, size: int = 96, ra
             packet.duration = round((end_s - start_s) * 1000)
             container.mux(packet)
     return out.getvalue()
+
+
+def sound_as(source: Path, target: Path, codec: str, *, rate: int = 44_100, until_s: float = 60) -> Path:
+    """Encode the sound of a file once more, up to a time; the ending of `target` names the container."""
+    import av
+
+    with av.open(str(source)) as taken, av.open(str(target), "w") as made:
+        stream = made.add_stream(codec, rate=rate, layout="mono")
+        resampler = av.AudioResampler(stream.format.name, "mono", rate, frame_size=stream.frame_size or 1024)
+        for frame in taken.decode(audio=0):
+            if frame.time > until_s:
+                break
+            for part in resampler.resample(frame):
+                made.mux(stream.encode(part))
+        for part in resampler.resample(None):
+            made.mux(stream.encode(part))
+        made.mux(stream.encode())
+    return target
 
 
 def picture(colour: tuple[int, int, int], *, size: int = 64) -> bytes:
