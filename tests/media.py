@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,10 @@ import numpy as np
 Shot = tuple[float, tuple[int, int, int]]
 #: (start in seconds, end in seconds, words): one subtitle.
 Cue = tuple[float, float, str]
+
+#: Six sentences in flite's voice slt (``scripts/make-speech``), and when each is said.
+SPEECH = Path(__file__).parent / "data" / "speech.flac"
+SAID = json.loads(SPEECH.with_suffix(".json").read_text())
 
 RED, GREEN, BLUE = (220, 20, 20), (20, 200, 20), (20, 20, 220)
 
@@ -82,6 +88,24 @@ def degrees(value: float) -> tuple[float, float, float]:
     """Return degrees, minutes and seconds."""
     minutes, seconds = divmod(abs(value) * 3600, 60)
     return float(minutes // 60), float(minutes % 60), round(seconds, 4)
+
+
+def sound_as(source: Path, target: Path, codec: str, *, rate: int = 44_100, until_s: float = 60) -> Path:
+    """Encode the sound of a file once more, up to a time; the ending of `target` names the container."""
+    import av
+
+    with av.open(str(source)) as taken, av.open(str(target), "w") as made:
+        stream = made.add_stream(codec, rate=rate, layout="mono")
+        resampler = av.AudioResampler(stream.format.name, "mono", rate, frame_size=stream.frame_size or 1024)
+        for frame in taken.decode(audio=0):
+            if frame.time > until_s:
+                break
+            for part in resampler.resample(frame):
+                made.mux(stream.encode(part))
+        for part in resampler.resample(None):
+            made.mux(stream.encode(part))
+        made.mux(stream.encode())
+    return target
 
 
 def picture(colour: tuple[int, int, int], *, size: int = 64) -> bytes:

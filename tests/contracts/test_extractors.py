@@ -16,7 +16,7 @@ import pytest
 from tessera import sample_media
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
 from tessera.registry import Registry
-from tests.media import photograph
+from tests.media import SPEECH, photograph, sound_as
 
 KINDS = {"unreadable", "unsupported", "too_large", "model_missing", "limit"}
 #: What a bucket's schema calls a type, of those that a field of a document may have.
@@ -63,11 +63,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
+    sound_as(SPEECH, folder / "speech.flac", "flac", rate=16_000, until_s=3.2)
+    sound_as(SPEECH, folder / "speech.m4a", "aac", until_s=3.2)
     good: dict[str, list[Input]] = {
         "video": [Input(path=folder / name, filename=name) for name in ("a.mp4", "b.mkv")],
         "image": [
             Input(path=folder / name, filename=name) for name in ("red-circle.png", "sunset-large.webp")
         ],
+        "audio": [Input(path=folder / name, filename=name) for name in ("speech.flac", "speech.m4a")],
         "text": [Input(text=text) for text in texts],
     }
     good["string"] = good["text"]

@@ -16,7 +16,9 @@ from tessera.extractors import text as text_module
 from tessera.extractors import video as video_module
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Locator, Sample
 from tessera.extractors.text import TextParams, split
-from tessera.extractors.video import VideoParams, cut
+from tessera.extractors.video import VideoParams
+from tessera.media import spans
+from tessera.media.spans import Span
 from tessera.registry import Registry
 from tests.media import photograph
 
@@ -220,12 +222,36 @@ def test_the_vendors_text_parameters_are_taken() -> None:
 
 def test_spans_and_their_words() -> None:
     cues = [media.Cue(1, 3, "a"), media.Cue(9, 10.5, "b"), media.Cue(9.9, 11, "c"), media.Cue(90, 91, "late")]
-    spans = [(span.start_s, span.end_s, span.words) for span in cut(25.2, 10, cues)]
-    assert spans == [(0, 10, "a b"), (10, 20, "c"), (20, 25.2, "late")]
-    assert [(span.start_s, span.end_s) for span in cut(20.4, 10)] == [(0, 10), (10, 20.4)]
-    assert [(span.start_s, span.end_s) for span in cut(0.0, 10)] == [(0, 0)]
+    cut = spans.every(25.2, 10)
+    assert cut == [Span(0, 10), Span(10, 20), Span(20, 25.2)]
+    assert [[cue.text for cue in cues] for cues in spans.placed(cues, cut)] == [["a", "b"], ["c"], ["late"]]
+    assert [[cue.text for cue in cues] for cues in spans.during(cues, cut)] == [
+        ["a", "b", "c"],
+        ["b", "c"],
+        [],
+    ]
+    assert spans.every(20.4, 10) == [Span(0, 10), Span(10, 20.4)]
+    assert spans.every(0.0, 10) == [Span(0, 0)]
     with pytest.raises(BadSample, match="time_split_interval"):
-        cut(12 * 3600, 1)
+        spans.every(12 * 3600, 1)
+
+
+def test_spans_between_boundaries() -> None:
+    assert spans.at([4, 4.2, 9.8], 10, None) == [Span(0, 4), Span(4, 10)]
+    assert spans.at([3], 63, 30) == [Span(0, 3), Span(3, 33), Span(33, 63)]
+    assert spans.at([], 90, 30) == [Span(0, 30), Span(30, 60), Span(60, 90)]
+    assert spans.at([], 100, None) == [Span(0, 100)]
+    assert spans.at([70], 60, None) == [Span(0, 60)]
+    assert spans.at([], 0.0, 30) == [Span(0, 0)]
+    assert spans.at([], 0.3, 30) == [Span(0, 0.3)]
+    with pytest.raises(BadSample, match="max_segment_duration"):
+        spans.at([], 12 * 3600, 1)
+
+
+def test_a_long_silence_is_a_span_of_its_own_and_a_short_one_belongs_to_what_was_heard() -> None:
+    assert spans.by_silence([(1, 4), (4.6, 8), (12, 15)], 20) == [1, 4.6, 8, 12, 15]
+    assert spans.by_silence([(0, 4), (5, 9)], 10) == [5]
+    assert spans.by_silence([], 10) == []
 
 
 def test_a_video_is_found_by_picture_and_by_words(registry: Registry, sample: Path, tmp_path: Path) -> None:
@@ -322,9 +348,11 @@ def test_what_is_switched_off_is_not_written(registry: Registry, sample: Path) -
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"run_ocr": True}, "not available"),
         ({"run_video_description": True}, "not available"),
-        ({"split_method": "scene"}, "'time' is"),
+        ({"split_method": "chapters"}, "'time', 'scene' or 'silence'"),
+        ({"scene_detection_threshold": 2}, "less than or equal to 1"),
+        ({"silence_db_threshold": 3}, "less than or equal to 0"),
+        ({"max_segment_duration": 0}, "greater than or equal to 1"),
         ({"time_split_interval": 0}, "greater than or equal to 1"),
     ],
 )
