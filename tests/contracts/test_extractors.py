@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
-from tessera import sample_media
+from tessera import sample_media, sample_pages
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
 from tessera.registry import Registry
 from tests.media import SPEECH, photograph, sound_as
@@ -73,6 +73,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
         "audio": [Input(path=folder / name, filename=name) for name in ("speech.flac", "speech.m4a")],
         "text": [Input(text=text) for text in texts],
     }
+    note = sample_pages.Sheet(300, 200)
+    note.text(30, 40, "A note that says where the key to the oil store hangs.")
+    (folder / "report.pdf").write_bytes(sample_pages.report())
+    (folder / "note.pdf").write_bytes(sample_pages.pdf([note]))
+    good["pdf"] = [Input(path=folder / name, filename=name) for name in ("report.pdf", "note.pdf")]
     good["string"] = good["text"]
     return good
 
