@@ -8,6 +8,7 @@ grey. Nothing is fetched.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -317,7 +318,9 @@ FILM_SHOTS: tuple[Shot, ...] = tuple(
 )
 
 
-def film(sound: Path | None = None, *, phrases: Sequence[Line] = PHRASES) -> bytes:
+def film(
+    sound: Path | None = None, *, shots: Sequence[Shot] = FILM_SHOTS, phrases: Sequence[Line] = PHRASES
+) -> bytes:
     """Return an MP4 without subtitles, `phrases` burned into its picture, with the sound of a file."""
     import av
     from PIL import Image as Pillow
@@ -331,7 +334,7 @@ def film(sound: Path | None = None, *, phrases: Sequence[Line] = PHRASES) -> byt
         seen.width, seen.height, seen.pix_fmt, seen.thread_count = 2 * WIDTH, 2 * HEIGHT, "yuv420p", 1
         heard: Any = target.add_stream("aac", rate=48_000, layout="mono") if sound else None
         number = 0
-        for shot in FILM_SHOTS:
+        for shot in shots:
             count = round(shot.seconds * FRAMES_PER_S)
             for index in range(count):
                 picture = shot_picture(shot, index / count).resize(
@@ -346,16 +349,16 @@ def film(sound: Path | None = None, *, phrases: Sequence[Line] = PHRASES) -> byt
                 number += 1
         target.mux(seen.encode())
         if sound is not None:
-            _add_sound(target, heard, sound)
+            _add_sound(target, heard, sound, sum(shot.seconds for shot in shots))
     return out.getvalue()
 
 
-def _add_sound(target: OutputContainer, heard: Any, sound: Path) -> None:
+def _add_sound(target: OutputContainer, heard: Any, sound: Path, until_s: float) -> None:
     import av
 
     with av.open(str(sound)) as source:
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=48_000)
-        for frame in source.decode(audio=0):
+        for frame in itertools.takewhile(lambda frame: (frame.time or 0) < until_s, source.decode(audio=0)):
             for made in resampler.resample(frame):
                 target.mux(heard.encode(made))
         for made in resampler.resample(None):
@@ -395,7 +398,7 @@ def cuts_video(*, scenes: int = 52, seed: int = 5, codec: str = "mpeg4") -> Cuts
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
         track: Any = target.add_stream(codec, rate=CUTS_FRAMES_PER_S)
         track.width, track.height, track.pix_fmt = CUTS_WIDTH, CUTS_HEIGHT, "yuv420p"
-        track.bit_rate, track.thread_count = 1_500_000, 1
+        track.bit_rate, track.thread_count = 1_000_000, 1
         for number in range(scenes):
             count = int(random.integers(20, 56))
             if number and number - 1 not in _fading(scenes):

@@ -52,6 +52,8 @@ class Pocketsphinx:
 
     def words(self, samples: Samples, language: str | None) -> list[Word]:
         """Return the words of a stretch; `language` is English, whatever it is called."""
+        # The front end keeps what it heard last; without this the first words would shift by a frame.
+        self._decoder.reinit_feat()
         self._decoder.start_utt()
         self._decoder.process_raw(samples.tobytes(), full_utt=True)
         self._decoder.end_utt()

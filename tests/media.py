@@ -90,6 +90,20 @@ def degrees(value: float) -> tuple[float, float, float]:
     return float(minutes // 60), float(minutes % 60), round(seconds, 4)
 
 
+def turned(mp4: bytes) -> bytes:
+    """Return a video of 320×240 as a phone that was held upright writes it: its container turns it by 90°."""
+    data = bytearray(mp4)
+    # The unit matrix in the track's header (ISO 14496-12, 8.3.2) becomes a turn by 90°.
+    unit = b"".join(value.to_bytes(4, "big") for value in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
+    turn = b"".join(
+        value.to_bytes(4, "big", signed=True)
+        for value in (0, 0x10000, 0, -0x10000, 0, 0, 240 << 16, 0, 0x40000000)
+    )
+    place = data.index(unit, data.index(b"tkhd"))
+    data[place : place + len(unit)] = turn
+    return bytes(data)
+
+
 def sound_as(source: Path, target: Path, codec: str, *, rate: int = 44_100, until_s: float = 60) -> Path:
     """Encode the sound of a file once more, up to a time; the ending of `target` names the container."""
     import av

@@ -54,8 +54,8 @@ def small_frames(
 def new_frames(path: Path, interval_s: float, side: int) -> Iterator[tuple[float, Frames]]:
     """Yield a frame of about every `interval_s`, if it shows something that the last one yielded does not.
 
-    (time in seconds, ``uint8[height, width, 3]``), upright, enlarged at most twice or made smaller to `side` pixels
-    on the longer side. Raises `BadSample` as `media.probe` does.
+    (time in seconds, ``uint8[height, width, 3]``), upright, of at most `side` pixels on the longer side. Raises
+    `BadSample` as `media.probe` does.
     """
     from av.video.reformatter import VideoReformatter
 
@@ -76,7 +76,7 @@ def new_frames(path: Path, interval_s: float, side: int) -> Iterator[tuple[float
             if known is not None and not _is_new(grey, known):
                 continue
             known = grey
-            scale = min(2.0, side / max(frame.width, frame.height))
+            scale = min(1.0, side / max(frame.width, frame.height))
             width, height = (max(1, round(length * scale)) for length in (frame.width, frame.height))
             sized: Any = scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
             # The display matrix turns counterclockwise, as numpy does.

@@ -37,6 +37,8 @@ SHORTEST_SILENCE_S = 0.4
 _SHORTEST_SOUND_S = 0.08
 #: Sound is taken to begin so much before its first loud moment, and to end so much behind the last one.
 _PAD_S = 0.1
+#: Formats without a header that tells how long they are; FFmpeg guesses from the rate of the first frames.
+_GUESSING = frozenset({"aac", "mp3", "amr"})
 #: Samples that are handed on together.
 _BLOCK = RATE * 10
 #: A stream that jumps by more than this has a gap (or an overlap) there.
@@ -58,21 +60,15 @@ class Sound:
 
 
 def probe(path: Path) -> Sound:
-    """Return what the sound of a file is; a container that does not tell its duration is decoded for it.
+    """Return what the sound of a file is; one whose container tells no exact duration is read to its end for it.
 
     Raises `BadSample`: ``unsupported``, ``unreadable``, ``limit`` (duration).
     """
     with media.opened(path, "sound") as container:
         stream = _stream(container)
-        duration_s = (
-            float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
-        )
-        if duration_s is None and container.duration:
-            duration_s = container.duration / 1_000_000
+        duration_s = _duration(container, stream)
         context = stream.codec_context
         known = (context.layout.nb_channels, context.sample_rate, context.name)
-        if duration_s is None:
-            duration_s = sum(len(block) for block in _resampled(container, stream)) / RATE
         media.check_duration(duration_s, "sound")
         return Sound(duration_s, *known, media.sniff(path) or "application/octet-stream")
 
@@ -124,7 +120,7 @@ def sounding(level: Levels, threshold_db: float | None = None) -> list[tuple[flo
     if not len(level):
         return []
     if threshold_db is None:
-        threshold_db = min(SILENCE_DB, float(np.percentile(level, 95)) - _BELOW_LOUD_DB)
+        threshold_db = min(SILENCE_DB, max(_FLOOR_DB + 3, float(np.percentile(level, 95)) - _BELOW_LOUD_DB))
     loud = np.concatenate([[False], level > threshold_db, [False]])
     edges = np.flatnonzero(np.diff(loud)) * LEVEL_S
     spans: list[tuple[float, float]] = []
@@ -196,6 +192,19 @@ def _stream(container: InputContainer) -> AudioStream:
         raise BadSample("unsupported", "The sound is in a format that has no decoder here.")
     found: AudioStream = stream
     return found
+
+
+def _duration(container: InputContainer, stream: AudioStream) -> float:
+    if stream.duration and stream.time_base and container.format.name not in _GUESSING:
+        return float(stream.duration * stream.time_base)
+    if container.duration and container.format.name not in _GUESSING:
+        return container.duration / 1_000_000
+    begin_s = (container.start_time or 0) / 1_000_000
+    end_s = begin_s
+    for packet in media.packets(container, stream):
+        if packet.pts is not None and packet.time_base is not None:
+            end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end_s - begin_s
 
 
 def _resampled(container: InputContainer, stream: AudioStream) -> Iterator[Samples]:
