@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import AliasChoices, Field
 
+from tessera import locators
 from tessera.errors import BadRequestError, Problem, ValidationError
 from tessera.filters import And, Condition, Filter, parse
 from tessera.ports import Hit, Search
@@ -69,6 +70,13 @@ class FeatureSearchParams(StageParams):
     searches: list[SearchParams] = Field(min_length=1, max_length=16)
     final_top_k: int = Field(25, ge=1, le=10_000)
     fusion: Literal["rrf", "dbsf", "weighted", "max"] = "rrf"
+    merge_adjacent_ms: int | None = Field(
+        None,
+        ge=0,
+        le=3_600_000,
+        description="Of the `final_top_k` hits, those of one video or recording that touch, or lie at most so far "
+        "apart, become one: the best, with the `locator` of all and with `merged`, their ids, scores and places.",
+    )
 
 
 class FeatureSearch(Stage):
@@ -94,9 +102,9 @@ class FeatureSearch(Stage):
         if limit is not None:
             search["top_k"] = limit
             out["final_top_k"] = limit
-        if "fusion" in parameters:
-            out["fusion"] = parameters["fusion"]
-        return out
+        return out | {
+            name: parameters[name] for name in ("fusion", "merge_adjacent_ms") if name in parameters
+        }
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return what is wrong with the searches' filters."""
@@ -141,9 +149,8 @@ class FeatureSearch(Stage):
             ranking if floor is None else [hit for hit in ranking if (hit.score or 0.0) >= floor]
             for ranking, floor in zip(rankings, floors, strict=True)
         ]
-        if len(kept) == 1:
-            return kept[0][: params.final_top_k]
-        return fuse(kept, weights, params.fusion)[: params.final_top_k]
+        found = (kept[0] if len(kept) == 1 else fuse(kept, weights, params.fusion))[: params.final_top_k]
+        return found if params.merge_adjacent_ms is None else merge_adjacent(found, params.merge_adjacent_ms)
 
 
 def fuse(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: str) -> list[Hit]:
@@ -165,6 +172,57 @@ def fuse(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: st
                 scores[hit.document_id] = (before or 0.0) + weight * value
     ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     return [replace(hits[document_id], score=score) for document_id, score in ordered]
+
+
+def merge_adjacent(hits: Sequence[Hit], gap_ms: int) -> list[Hit]:
+    """Make one hit of those whose spans of one video or recording touch, or lie at most `gap_ms` apart.
+
+    The best of them stands for all, in its place of the ranking. Its `locator` becomes the span that covers them,
+    and `merged` lists them in the order of time: ``{document_id, score, locator}``. Others stay as they are.
+    """
+    places = [locators.locator_of(hit.payload) for hit in hits]
+    sources: dict[tuple[Any, Any], list[int]] = {}
+    for number, (hit, place) in enumerate(zip(hits, places, strict=True)):
+        source = hit.payload.get("source_object_id")
+        if place is not None and place.kind == "time" and source is not None:
+            sources.setdefault((hit.payload.get("collection_id"), source), []).append(number)
+    merged: dict[int, Hit] = {}
+    gone: set[int] = set()
+    for numbers in sources.values():
+        for group in _chains(numbers, places, gap_ms):
+            best, *others = sorted(group)
+            gone.update(others)
+            if others:
+                merged[best] = _covering(hits[best], [(hits[number], places[number]) for number in group])
+    return [merged.get(number, hit) for number, hit in enumerate(hits) if number not in gone]
+
+
+def _chains(
+    numbers: Sequence[int], places: Sequence[locators.Locator | None], gap_ms: int
+) -> list[list[int]]:
+    """Cut the hits of one source, in the order of time, where there is a gap."""
+    chains: list[list[int]] = []
+    reached: locators.Locator | None = None
+    for number in sorted(numbers, key=lambda number: (places[number].start_ms, number)):  # type: ignore[union-attr]
+        place = places[number]
+        assert place is not None
+        if reached is not None and locators.adjacent(reached, place, gap_ms):
+            chains[-1].append(number)
+            reached = locators.joined([reached, place])
+        else:
+            chains.append([number])
+            reached = place
+    return chains
+
+
+def _covering(best: Hit, members: Sequence[tuple[Hit, locators.Locator | None]]) -> Hit:
+    covered = locators.joined([place for _, place in members if place is not None])
+    listed = [
+        {"document_id": hit.document_id, "score": hit.score, "locator": place.to_json()}
+        for hit, place in members
+        if place is not None
+    ]
+    return replace(best, payload={**best.payload, locators.FIELD: covered.to_json(), "merged": listed})
 
 
 def _scaled(ranking: Sequence[Hit], method: str) -> list[float]:
