@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,8 +93,6 @@ def pages(path: Path) -> Iterator[Page]:
     with _opened(path) as document:
         with _reading():
             count = len(document)
-        if not count:
-            raise BadSample("unreadable", "The PDF has no pages.")
         if count > MAX_PAGES:
             raise BadSample("limit", f"The PDF has {count} pages, more than {MAX_PAGES}; split it.")
         for number in range(count):
@@ -107,9 +106,13 @@ def pages(path: Path) -> Iterator[Page]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[PdfDocument]:
-    from pypdfium2 import PdfDocument
-    from pypdfium2.raw import FPDF_ERR_PASSWORD
-
+    try:
+        from pypdfium2 import PdfDocument
+        from pypdfium2.raw import FPDF_ERR_PASSWORD
+    except ImportError as error:
+        raise BadSample(
+            "unsupported", "PDF files cannot be read here: install it with `pip install 'tessera[media]'`."
+        ) from error
     try:
         document = PdfDocument(path)
     except Exception as error:
@@ -202,13 +205,13 @@ def _words(page: PdfPage, place: _Placing) -> tuple[tuple[Word, ...], float]:
                 known += 1
                 unmapped += raw.FPDFText_HasUnicodeMapError(text, index) == 1 or _is_unknown(letter)
             if letters and (letter.isspace() or not _goes_on(letters[-1][1], box)):
-                words.append(_word(letters, raw.FPDFText_GetFontWeight(text, first)))
+                words.append(_word(letters, _is_bold(text, first)))
                 letters = []
             if not letter.isspace():
                 first = first if letters else index
                 letters.append((letter, box))
         if letters:
-            words.append(_word(letters, raw.FPDFText_GetFontWeight(text, first)))
+            words.append(_word(letters, _is_bold(text, first)))
         return tuple(word for word in words if word.text), unmapped / known if known else 0.0
     finally:
         text.close()
@@ -231,11 +234,22 @@ def _goes_on(before: Box, box: Box) -> bool:
     return shared > 0.5 * height and -height < box[0] - before[2] < _WORD_GAP * height
 
 
-def _word(letters: Sequence[tuple[str, Box]], weight: int) -> Word:
+def _is_bold(text: Any, index: int) -> bool:
+    """Say whether a letter is of a bold font: by its weight where the file tells it, else by the font's name."""
+    from pypdfium2 import raw
+
+    if raw.FPDFText_GetFontWeight(text, index) >= _BOLD_WEIGHT:
+        return True
+    name, flags = ctypes.create_string_buffer(128), ctypes.c_int()
+    length = raw.FPDFText_GetFontInfo(text, index, name, len(name), flags)
+    return 0 < length <= len(name) and re.search(rb"bold|black|heavy", name.value, re.IGNORECASE) is not None
+
+
+def _word(letters: Sequence[tuple[str, Box]], is_bold: bool) -> Word:
     box = around([place for _, place in letters])
     unknown = sum(_is_unknown(letter) for letter, _ in letters) / len(letters)
     text = "".join(letter for letter, _ in letters)
-    return Word(text, box, box[3] - box[1], weight >= _BOLD_WEIGHT, 1.0 - unknown)
+    return Word(text, box, box[3] - box[1], is_bold, 1.0 - unknown)
 
 
 # --- what is drawn -------------------------------------------------------------------------------------
