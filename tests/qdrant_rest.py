@@ -282,6 +282,25 @@ def set_payload(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
     return updated(collection, operation)
 
 
+def update_batch(collection: Collection, body: dict[str, Any]) -> list[dict[str, Any]]:
+    answers = []
+    for item in body["operations"]:
+        wanted = models.OverwritePayloadOperation.model_validate(item).overwrite_payload
+        operation = edge.UpdateOperation.overwrite_payload(list(map(str, wanted.points)), wanted.payload)
+        answers.append(updated(collection, operation))
+    return answers
+
+
+def update_vectors(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
+    points = [edge.PointVectors(str(p["id"]), vectors_of(p["vector"])) for p in body["points"]]
+    return updated(collection, edge.UpdateOperation.update_vectors(points))
+
+
+def delete_vectors(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
+    operation = edge.UpdateOperation.delete_vectors(list(map(str, body["points"])), body["vector"])
+    return updated(collection, operation)
+
+
 def updated(collection: Collection, operation: Any) -> dict[str, Any]:
     try:
         collection.shard.update(operation)
@@ -357,6 +376,9 @@ OPERATIONS = {
     ("POST", "points"): retrieve,
     ("POST", "points/delete"): delete_points,
     ("POST", "points/payload"): set_payload,
+    ("POST", "points/batch"): update_batch,
+    ("PUT", "points/vectors"): update_vectors,
+    ("POST", "points/vectors/delete"): delete_vectors,
     ("POST", "points/scroll"): scroll,
     ("POST", "points/query/batch"): query_batch,
     ("POST", "points/count"): count,

@@ -84,6 +84,13 @@ def test_follows_every_change_of_a_text_and_every_declared_field(log: Log) -> No
     assert names(found(log, "plums")) == ["c"]
     assert names(found(log, "cherry")) == ["b"]
     assert found(log, "apples") == []
+    # A change of payloads alone: "b" has new words, "c" none any more, "d" does not exist.
+    changed = (text("b", "grapes"), text("c", None, colour="red"), text("d", "grapes"))
+    log(upserts=tuple(replace(document, vectors={}) for document in changed), keeps_vectors=True)
+    assert names(found(log, "grape")) == ["b"]
+    assert found(log, "cherry plum") == []
+    log(upserts=(replace(text("c", "plums"), vectors={}),), keeps_vectors=True)
+    assert names(found(log, "plum")) == ["c"]
 
 
 def test_filters_narrow_whether_an_index_answers_them_or_not(log: Log) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -408,6 +408,28 @@ class ServerEngine:
     def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
         with self._calling(ours=True):
             self._client.set_payload(self._name, payload, list(point_ids), key=key, wait=True)
+
+    def overwrite_payloads(self, payloads: Mapping[str, Payload]) -> None:
+        m = self._m
+        operations = [
+            m.OverwritePayloadOperation(overwrite_payload=m.SetPayload(payload=payload, points=[point_id]))
+            for point_id, payload in payloads.items()
+        ]
+        with self._calling(ours=True):
+            self._client.batch_update_points(self._name, operations, wait=True)
+
+    def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
+        points = [
+            self._m.PointVectors(id=point_id, vector=dict(named)) for point_id, named in vectors.items()
+        ]
+        if points:
+            with self._calling(ours=True):
+                self._client.update_vectors(self._name, points, wait=True)
+
+    def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
+        if point_ids:
+            with self._calling(ours=True):
+                self._client.delete_vectors(self._name, [name], list(point_ids), wait=True)
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool

@@ -14,7 +14,7 @@ import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -38,7 +38,7 @@ from tessera.adapters.qdrant.translate import (
 )
 from tessera.adapters.qdrant.words import RECIPE, words_asked, words_of
 from tessera.errors import BadRequestError, QdrantError
-from tessera.filters import And, Condition, Filter, Test, predicate, values_at
+from tessera.filters import SEARCH, And, Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import (
     Document,
@@ -132,6 +132,15 @@ class Engine(Protocol):
 
     def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
         """Merge `payload` into the object at `key` of existing points."""
+
+    def overwrite_payloads(self, payloads: Mapping[str, Payload]) -> None:
+        """Replace the payloads of existing points, by point id; their vectors stay."""
+
+    def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set named vectors of existing points, by point id; their other vectors and payloads stay."""
+
+    def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
+        """Remove the vector `name` of existing points; those that lack it stay as they are."""
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -433,8 +442,9 @@ class LiveView:
             else:
                 yield from self._change_indexes(entry.indexes)
                 self.standing.behind = False
+        write = self._rewrite if entry.keeps_vectors else self._upsert
         for start in range(0, len(entry.upserts), WRITE_SLICE):
-            self._upsert(entry.upserts[start : start + WRITE_SLICE])
+            write(entry.upserts[start : start + WRITE_SLICE])
             yield
         if entry.artifact_path is not None:
             from tessera import artifact  # its libraries are slow to load, and many views never need them
@@ -442,7 +452,7 @@ class LiveView:
             written: dict[str, None] = {}
             for documents in artifact.read(entry.artifact_path):
                 for start in range(0, len(documents), WRITE_SLICE):
-                    written |= dict.fromkeys(self._upsert(documents[start : start + WRITE_SLICE]))
+                    written |= dict.fromkeys(write(documents[start : start + WRITE_SLICE]))
                     yield
             self._count_back(entry, list(written))
 
@@ -480,30 +490,59 @@ class LiveView:
         """Write `documents`, at most a slice of them, and return their point ids."""
         points: dict[str, Point] = {}
         for document in documents:
-            payload = document.payload
-            if payload.get("document_id") != document.document_id:
-                payload = {**payload, "document_id": document.document_id}
-            self._note_collection(payload.get("collection_id"))
-            shadows: dict[str, Shadow] = {}
-            for indexed in self._fields:
-                folded, regular = indexed.look(payload)
-                if folded is not None:
-                    shadows[indexed.name] = folded
-                if not regular:
-                    self.standing.irregular.add(indexed.name)
             point_id = self._point_id(document.document_id)
             vectors = {name: np.asarray(vector).tolist() for name, vector in document.vectors.items()}
-            for sparse in self._sparse:
-                words = words_of(payload, sparse.fields)
-                if words is not None:
-                    vectors[sparse.name] = self._translator.sparse_vector(*words)
-            points[point_id] = Point(point_id, vectors, hide(payload, shadows))
+            vectors |= self._words(document)
+            points[point_id] = Point(point_id, vectors, self._stored(document))
         existing = self._existing(list(points))
         self.engine.upsert(list(points.values()))
         failpoints.reach("apply.slice")
         self.standing.document_count += len(points) - existing
         self.standing.tail += len(points)
         return list(points)
+
+    def _rewrite(self, documents: Sequence[Document]) -> list[str]:
+        """Replace the payloads of those of `documents` that exist, and return the point ids of these."""
+        payloads = {self._point_id(document.document_id): self._stored(document) for document in documents}
+        found = self.engine.retrieve(list(payloads), with_payload=False, with_vectors=False)
+        existing = {record.point_id for record in found}
+        if existing:
+            self.engine.overwrite_payloads({i: payload for i, payload in payloads.items() if i in existing})
+            self._set_words(documents, existing)
+            failpoints.reach("apply.slice")
+        # The engine takes them out of its graphs: a point with an indexed field is moved when it changes.
+        self.standing.tail += len(existing)
+        return sorted(existing)
+
+    def _words(self, document: Document) -> dict[str, Any]:
+        """Return the sparse vectors of a document's texts; none of a keyword index that it has no word for."""
+        found = ((sparse.name, words_of(document.payload, sparse.fields)) for sparse in self._sparse)
+        return {name: self._translator.sparse_vector(*words) for name, words in found if words is not None}
+
+    def _set_words(self, documents: Sequence[Document], existing: set[str]) -> None:
+        """Bring the keyword indexes to the texts of those of `documents` that exist."""
+        words = {self._point_id(document.document_id): self._words(document) for document in documents}
+        for sparse in self._sparse:
+            kept = {
+                i: {sparse.name: found[sparse.name]} for i, found in words.items() if sparse.name in found
+            }
+            self.engine.set_vectors({i: vectors for i, vectors in kept.items() if i in existing})
+            self.engine.drop_vectors(sorted(existing - kept.keys()), sparse.name)
+
+    def _stored(self, document: Document) -> Payload:
+        """Return the payload of `document` as it is stored, and note what the indexes do not see of it."""
+        payload = document.payload
+        if payload.get("document_id") != document.document_id:
+            payload = {**payload, "document_id": document.document_id}
+        self._note_collection(payload.get("collection_id"))
+        shadows: dict[str, Shadow] = {}
+        for indexed in self._fields:
+            folded, regular = indexed.look(payload)
+            if folded is not None:
+                shadows[indexed.name] = folded
+            if not regular:
+                self.standing.irregular.add(indexed.name)
+        return hide(payload, shadows)
 
     def _is_costly(self, wanted: Sequence[PayloadIndex]) -> bool:
         """Say whether `wanted` asks for an index over documents that exist; the engine makes it in one go."""
@@ -592,7 +631,11 @@ class LiveView:
 
     def page(self, page: Page) -> Steps[PageResult]:
         """List documents by point id, or sorted."""
-        return self._steady(lambda: self._page(page))
+        found = yield from self._steady(lambda: self._page(page))
+        if page.fields is None:
+            return found
+        wanted = {"document_id", "collection_id", *page.fields}
+        return replace(found, hits=tuple(_with_fields(hit, wanted) for hit in found.hits))
 
     def count(self, filter: Filter | None) -> Steps[int]:
         """Count the documents that `filter` lets through."""
@@ -911,6 +954,10 @@ class LiveView:
         return Hit(payload["document_id"], payload, record.score, vectors)
 
 
+def _with_fields(hit: Hit, wanted: set[str]) -> Hit:
+    return replace(hit, payload={name: value for name, value in hit.payload.items() if name in wanted})
+
+
 def _definition(index: PayloadIndex) -> tuple[IndexType, bytes]:
     return index.type, orjson.dumps(index.field_schema, option=orjson.OPT_SORT_KEYS)
 
@@ -935,7 +982,9 @@ def _remedy(residual: Filter, indexes: Mapping[str, PayloadIndex], irregular: se
     advice: list[str] = []
     for condition in _conditions(residual):
         path = condition.path
-        if path in irregular:
+        if condition.operator == SEARCH:
+            text = "search looks into every document; a retriever with feature_search finds by meaning among many"
+        elif path in irregular:
             text = f"{path!r} holds values that its {indexes[path].type} index does not see"
         elif path in indexes:
             text = f"the {indexes[path].type} index on {path!r} cannot answer {condition.operator!r}"
