@@ -37,7 +37,7 @@ from tessera.errors import (
 )
 from tessera.extraction import configured
 from tessera.extractors.base import BadSample, SparseOutput, VectorOutput
-from tessera.filters import And, Condition, Filter, parse
+from tessera.filters import And, Condition, Filter, parse, values_at
 from tessera.ids import new_id
 from tessera.models import PayloadIndex
 from tessera.models.retrievers import (
@@ -69,6 +69,11 @@ MAX_QUERY_IMAGE_BYTES = 16 * 2**20
 MAX_QUERY_TEXT_BYTES = 2**20
 #: Longest time to decode a query image.
 QUERY_IMAGE_TIMEOUT_S = 20.0
+#: What a search by words is answered where there is nothing to search.
+_NO_WORDS = (
+    "This namespace has no keyword index: none of its extractors writes texts. Search by a vector, or create a "
+    "namespace with one that does, for example text_extractor."
+)
 
 
 # --- stages, normalised --------------------------------------------------------------------------------
@@ -711,16 +716,14 @@ def _words(wh: Warehouse, plan: _Plan, query: QueryInput) -> QueryVector:
     """Return a search of the namespace's keyword index for the words of a text, or of a stored document."""
     indexes = SparseText.all_of(plan.place["sparse_vectors"])
     if not indexes:
-        raise BadRequestError(
-            "This namespace has no keyword index: none of its extractors writes texts. Search by a vector, or create a "
-            "namespace with one that does, for example text_extractor."
-        )
+        raise BadRequestError(_NO_WORDS)
     query = _told(query)
     if query.kind == "text":
         return QueryVector(indexes[0].name, None, _text(query.value))
     if query.kind == "document":
         payload = _query_document(wh, plan, query.value).payload
-        texts = [payload[name] for name in indexes[0].fields if isinstance(payload.get(name), str)]
+        values = [value for name in indexes[0].fields for value in values_at(payload, name)]
+        texts = [value for value in values if isinstance(value, str)]
         if not any(text.strip() for text in texts):
             raise BadRequestError(f"Document {quote(query.value)} has no text; choose another feature_uri.")
         return QueryVector(indexes[0].name, None, "\n".join(texts))
@@ -871,6 +874,11 @@ def _image_bytes(value: Any) -> bytes:
     try:
         return content.decode(value, "image", max_bytes=MAX_QUERY_IMAGE_BYTES).data
     except content.BadContent as error:
+        if error.kind == "url":
+            raise BadRequestError(
+                "The query image is a URL; queries fetch nothing. Send the picture itself, as base64 or as a data URI.",
+                details={"reason": error.kind},
+            ) from None
         raise BadRequestError(f"The query image {error.message}", details={"reason": error.kind}) from None
 
 
@@ -953,6 +961,9 @@ def _feature_problems(
         if not isinstance(search, Mapping):
             continue  # an input that holds the whole search
         uri = search.get("feature_uri") or search.get("feature_address")
+        if search.get("lexical") is True and not place["sparse_vectors"]:
+            where: Location = ("body", "stages", index, "parameters", "searches", number, "lexical")
+            problems.append(Problem(where, _NO_WORDS, "no_keyword_index", 400))
         if uri is None or templates.is_template(uri):
             continue
         try:

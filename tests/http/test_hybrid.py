@@ -111,6 +111,7 @@ def test_queries_that_are_no_words_are_refused(place: Place) -> None:
         ({"content": image}, "by image"),
         ({"text": "  "}, "not blank"),
         ({"content": "data:text/plain;base64,####"}, "base64"),
+        ({"content": "https://example.com/a.png"}, "by image"),
         ({"document_id": "doc_" + "0" * 32}, "was not found"),
     ):
         stage = {
@@ -136,6 +137,9 @@ def test_ready_made_documents_are_found_by_their_text(place: Place) -> None:
     place.post(f"/namespaces/{place.namespace_id}/documents/upsert", body)
     assert place.names({"query": "lanterns", "lexical": True}) == []
     assert place.names({"query": "copper", "lexical": True}) == ["lamp"]
+    place.patch(f"/collections/{place.notes}/documents/ready-1", {"text": "A pewter candlestick"})
+    assert place.names({"query": "copper", "lexical": True}) == []
+    assert place.names({"query": "pewter", "lexical": True}) == ["lamp"]
     place.delete(f"/collections/{place.notes}/documents/batch", {"document_ids": ["ready-1", "ready-2"]})
     assert place.names({"query": "copper", "lexical": True}) == []
 

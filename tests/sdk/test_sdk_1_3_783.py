@@ -12,6 +12,7 @@ SCENARIOS = (
     "scenarios_organizations.py",
     "scenarios_failures.py",
     "scenarios_documents.py",
+    "scenarios_search.py",
     "scenarios_high_level.py",
 )
 
