@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -382,11 +382,19 @@ class CutsVideo:
     fades_s: tuple[float, ...]
 
 
-def cuts_video(*, scenes: int = 52, seed: int = 5, codec: str = "mpeg4") -> CutsVideo:
+def cuts_video(
+    *,
+    scenes: int = 52,
+    seed: int = 5,
+    enlarged: int = 1,
+    codec: str = "mpeg4",
+    options: Mapping[str, str] | None = None,
+) -> CutsVideo:
     """Return scenes that share six colours: still, with something moving, panned slowly or fast.
 
     Every seventh has flashes of one to three frames, every thirteenth ends in a fade to black and out of it
-    again, whose darkest moment counts as the cut. All of it has the grain of a camera.
+    again, whose darkest moment counts as the cut. All of it has the grain of a camera. `enlarged` times the size of
+    320×180 by repeating pixels; `options` go to the encoder.
     """
     import av
 
@@ -396,9 +404,9 @@ def cuts_video(*, scenes: int = 52, seed: int = 5, codec: str = "mpeg4") -> Cuts
     cuts, flashes, fades = [], [], []
     written = 0
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
-        track: Any = target.add_stream(codec, rate=CUTS_FRAMES_PER_S)
-        track.width, track.height, track.pix_fmt = CUTS_WIDTH, CUTS_HEIGHT, "yuv420p"
-        track.bit_rate, track.thread_count = 1_000_000, 1
+        track: Any = target.add_stream(codec, rate=CUTS_FRAMES_PER_S, options=dict(options or {}))
+        track.width, track.height = CUTS_WIDTH * enlarged, CUTS_HEIGHT * enlarged
+        track.pix_fmt, track.bit_rate, track.thread_count = "yuv420p", 1_000_000 * enlarged, 1
         for number in range(scenes):
             count = int(random.integers(20, 56))
             if number and number - 1 not in _fading(scenes):
@@ -411,6 +419,7 @@ def cuts_video(*, scenes: int = 52, seed: int = 5, codec: str = "mpeg4") -> Cuts
                 if 0 <= index - flash <= number % 3:
                     lit = 255 - (255 - lit) * 0.2
                 shown = np.clip(lit + grain[written % 8], 0, 255).astype(np.uint8)
+                shown = shown.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
                 target.mux(track.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
                 written += 1
             if number in _fading(scenes):
