@@ -23,7 +23,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, failpoints, idempotency, links, listing, namespaces, objects, tasks
+from tessera import buckets, content, failpoints, idempotency, links, listing, objects, tasks
 from tessera.blobs import Part
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -139,14 +139,14 @@ def _create(
     route: str,
 ) -> list[UploadResponse]:
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
     problems: list[Problem] = []
     rows = [_planned(wh, place, request, location, problems) for request, location in wanted]
     raise_problems(problems)
     answers = []
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
-        for index, row in enumerate(rows):
+        place = buckets.resolve(connection, principal, namespace, bucket)
+        for index, (row, unique_key) in enumerate(rows):
             once = idempotency.once(
                 principal,
                 f"POST /v1/buckets/{place['bucket_id']}/{route}",
@@ -162,9 +162,24 @@ def _create(
                 answers.append(_duplicate(wh, twin))
                 continue
             if known is None:
-                connection.execute(uploads.insert().values(**row))
+                connection.execute(
+                    uploads.insert().values({**row, **_skipped(connection, place, row, unique_key)})
+                )
             answers.append(_answer(wh, _row(connection, place, known or upload_id, made=known), put_url=True))
     return answers
+
+
+def _skipped(
+    connection: Connection, bucket: RowMapping, row: Mapping[str, Any], unique_key: str | None
+) -> dict[str, str]:
+    """Return what is different about an upload whose object would be refused because another has its unique key."""
+    if not row["create_object_on_confirm"]:
+        return {}
+    holder = objects.standing_for(connection, bucket, unique_key)
+    if holder is None:
+        return {}
+    message = f"Object {holder} has this unique key already, and the bucket's policy is insert; nothing is to be sent."
+    return {"status": "SKIPPED", "object_id": holder, "message": message}
 
 
 def _planned(
@@ -173,8 +188,8 @@ def _planned(
     request: CreateUploadRequest,
     location: Location,
     problems: list[Problem],
-) -> dict[str, Any]:
-    """Return the row of a new upload, and add what is wrong with the request to `problems`."""
+) -> tuple[dict[str, Any], str | None]:
+    """Return the row of a new upload and the digest of its object's unique key; add what is wrong to `problems`."""
 
     def wrong(name: str, message: str, kind: str, status: int = 422) -> None:
         place = (*location, name)
@@ -211,15 +226,18 @@ def _planned(
             f"{content.FORMATS[blob_type]}.",
             "type_mismatch",
         )
+    unique_key = None
     if makes_object and blob_property is not None:
-        for problem in objects.field_problems(wh, bucket, blob_property, dict(request.object_metadata or {})):
+        metadata = dict(request.object_metadata or {})
+        found, unique_key = objects.check_fields(wh, bucket, blob_property, metadata)
+        for problem in found:
             place = (*location, "object_metadata")
             problems.append(
                 Problem(place, f"{label(place)}: {problem.message}", problem.kind, problem.status)
             )
     at = datetime.now(UTC)
     lifetime_s = request.presigned_url_expiration or 3600
-    return {
+    row = {
         "upload_id": new_id("upl"),
         "namespace_id": bucket["namespace_id"],
         "bucket_id": bucket["bucket_id"],
@@ -239,6 +257,7 @@ def _planned(
         # Whole seconds: the signature carries them.
         "expires_at": _text(at.replace(microsecond=0) + timedelta(seconds=lifetime_s)),
     }
+    return row, unique_key
 
 
 def _destination(
@@ -474,8 +493,10 @@ def confirm(
     when size or ETag differ, or when it has expired, and `ValidationError` when the file cannot be the blob.
     """
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row: Mapping[Any, Any] = _row(connection, place, upload_id)
+    if row["status"] == "SKIPPED":
+        return _confirmed(row)
     _check_claims(row, request)
     if row["status"] == "COMPLETED":
         return _confirmed(row)
@@ -533,7 +554,7 @@ def confirm_batch(
     """Confirm up to 100 uploads, each by itself; the task that is returned has ended and says what became of each."""
     begun = now()
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
     done: list[JsonObject] = []
     failed: list[JsonObject] = []
     for index, item in enumerate(request.confirmations):
@@ -558,7 +579,7 @@ def confirm_batch(
     status = "COMPLETED" if not failed else "COMPLETED_WITH_ERRORS" if done else "FAILED"
     task_id = new_id("tsk")
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row = {
             "task_id": task_id,
             "organization_id": principal.organization_id,
@@ -680,7 +701,7 @@ def get(
 ) -> UploadResponse:
     """Return an upload; with `presigned_urls` a confirmed one carries a URL to GET its file."""
     with wh.db.read() as connection:
-        row = _row(connection, _bucket(connection, principal, namespace, bucket), upload_id)
+        row = _row(connection, buckets.resolve(connection, principal, namespace, bucket), upload_id)
     return _answer(wh, row, get_url=presigned_urls)
 
 
@@ -694,7 +715,7 @@ def list_(
 ) -> ListUploadsResponse:
     """List a bucket's uploads, the newest first unless sorted otherwise."""
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         mine = uploads.c.bucket_id == place["bucket_id"]
         query = sa.select(uploads).where(mine).order_by(uploads.c.created_at.desc(), uploads.c.upload_id)
         total = connection.execute(sa.select(sa.func.count()).select_from(uploads).where(mine)).scalar_one()
@@ -746,7 +767,7 @@ def _searchable(row: RowMapping) -> dict[str, Any]:
 def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, upload_id: str) -> None:
     """Delete an upload: its URL takes nothing any more. The object and the blob of a confirmed one stay."""
     with wh.db.write() as connection:
-        row = _row(connection, _bucket(connection, principal, namespace, bucket), upload_id)
+        row = _row(connection, buckets.resolve(connection, principal, namespace, bucket), upload_id)
         connection.execute(
             sa.update(uploads)
             .where(uploads.c.upload_id == upload_id, uploads.c.status == "PENDING")
@@ -794,36 +815,19 @@ def sweep(wh: Warehouse) -> int:
 
 
 def _is_old() -> sa.ColumnElement[bool]:
-    return sa.and_(uploads.c.status == "FAILED", uploads.c.expires_at < _text(datetime.now(UTC) - KEPT_FOR))
+    return sa.and_(
+        uploads.c.status.in_(["FAILED", "SKIPPED"]),
+        uploads.c.expires_at < _text(datetime.now(UTC) - KEPT_FOR),
+    )
 
 
 # --- inside -------------------------------------------------------------------------------------------
 
 
-def _bucket(connection: Connection, principal: Principal, namespace: str, bucket: str) -> RowMapping:
-    namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
-    return buckets.find(connection, namespace_id, bucket)
-
-
 def _row(
     connection: Connection, bucket: RowMapping, upload_id: str, *, made: str | None = None
 ) -> RowMapping:
-    row = (
-        connection.execute(
-            sa.select(uploads).where(
-                uploads.c.upload_id == upload_id, uploads.c.bucket_id == bucket["bucket_id"]
-            )
-        )
-        .mappings()
-        .one_or_none()
-    )
-    if row is None and made is not None:
-        raise ConflictError(
-            f"The upload {made} that this Idempotency-Key made has been deleted since. Use a new key to make another."
-        )
-    if row is None:
-        raise NotFoundError("upload", upload_id)
-    return row
+    return buckets.find_in(connection, bucket, uploads, "upload", upload_id, made=made)
 
 
 def _staged(row: Mapping[Any, Any], sha256: str | None) -> str:
@@ -874,6 +878,8 @@ def _answer(
         skip_duplicates=row["skip_duplicates"],
         is_duplicate=row["duplicate_of_upload_id"] is not None,
         duplicate_of_upload_id=row["duplicate_of_upload_id"],
+        skipped_unique_key=status == "SKIPPED",
+        existing_object_id=row["object_id"] if status == "SKIPPED" else None,
         message=row["message"] or (_EXPIRED if status == "FAILED" else None),
         created_at=row["created_at"],
         expires_at=row["expires_at"],
