@@ -319,7 +319,11 @@ FILM_SHOTS: tuple[Shot, ...] = tuple(
 
 
 def film(
-    sound: Path | None = None, *, shots: Sequence[Shot] = FILM_SHOTS, phrases: Sequence[Line] = PHRASES
+    sound: Path | None = None,
+    *,
+    shots: Sequence[Shot] = FILM_SHOTS,
+    phrases: Sequence[Line] = PHRASES,
+    moving: bool = True,
 ) -> bytes:
     """Return an MP4 without subtitles, `phrases` burned into its picture, with the sound of a file."""
     import av
@@ -337,7 +341,7 @@ def film(
         for shot in shots:
             count = round(shot.seconds * FRAMES_PER_S)
             for index in range(count):
-                picture = shot_picture(shot, index / count).resize(
+                picture = shot_picture(shot, index / count if moving else 0.5).resize(
                     (2 * WIDTH, 2 * HEIGHT), Pillow.Resampling.NEAREST
                 )
                 for line in phrases:
