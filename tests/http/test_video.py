@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tessera import sample_media
+from tessera.reading import alike
 from tests.http.loop import Loop, encoded
 from tests.http.processes import Server
 from tests.media import SAID, SPEECH, sound_as
@@ -78,7 +79,7 @@ def test_words_in_the_picture_are_found_with_their_time(
     loop: Loop, film: str, line: sample_media.Line
 ) -> None:
     best, *_ = search(loop, film, line.text)
-    assert best["ocr_text"].casefold() == line.text
+    assert alike(best["ocr_text"], line.text), "a letter may be misread"
     assert best["start_time"] == pytest.approx(line.start_s, abs=1)
     assert best["end_time"] == pytest.approx(line.end_s, abs=1)
     place = best["locator"]
