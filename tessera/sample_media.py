@@ -324,6 +324,7 @@ def film(
     shots: Sequence[Shot] = FILM_SHOTS,
     phrases: Sequence[Line] = PHRASES,
     moving: bool = True,
+    sound_until_s: float = math.inf,
 ) -> bytes:
     """Return an MP4 without subtitles, `phrases` burned into its picture, with the sound of a file."""
     import av
@@ -353,18 +354,33 @@ def film(
                 number += 1
         target.mux(seen.encode())
         if sound is not None:
-            _add_sound(target, heard, sound, sum(shot.seconds for shot in shots))
+            _add_sound(target, heard, sound, 0, min(sound_until_s, sum(shot.seconds for shot in shots)))
     return out.getvalue()
 
 
-def _add_sound(target: OutputContainer, heard: Any, sound: Path, until_s: float) -> None:
+def recording(sound: Path, from_s: float, until_s: float) -> bytes:
+    """Return a part of the sound of a file as an Ogg file (Opus)."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg", options={"fflags": "+bitexact"}) as target:
+        heard: Any = target.add_stream("libopus", rate=48_000, layout="mono")
+        _add_sound(target, heard, sound, from_s, until_s)
+    return out.getvalue()
+
+
+def _add_sound(target: OutputContainer, heard: Any, sound: Path, from_s: float, until_s: float) -> None:
     import av
 
     with av.open(str(sound)) as source:
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=48_000)
+        resampler: Any = av.AudioResampler(
+            heard.format.name, "mono", heard.rate, frame_size=heard.frame_size or 1024
+        )
         for frame in itertools.takewhile(lambda frame: (frame.time or 0) < until_s, source.decode(audio=0)):
-            for made in resampler.resample(frame):
-                target.mux(heard.encode(made))
+            if (frame.time or 0) >= from_s:
+                frame.pts = None
+                for made in resampler.resample(frame):
+                    target.mux(heard.encode(made))
         for made in resampler.resample(None):
             target.mux(heard.encode(made))
     target.mux(heard.encode())
