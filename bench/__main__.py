@@ -16,6 +16,7 @@ from bench import (
     p6_ready_vectors,
     p7_search_while_writing,
     p8_hybrid,
+    p10_video,
     p11_get_namespace,
     p12_start,
 )
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "p6": p6_ready_vectors.main,
     "p7": p7_search_while_writing.main,
     "p8": p8_hybrid.main,
+    "p10": p10_video.main,
     "p11": p11_get_namespace.main,
     "p12": p12_start.main,
     "hot_path": hot_path.main,

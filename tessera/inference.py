@@ -287,7 +287,7 @@ class Models:
             fitting = ", ".join(item.model_id for item in MODELS if item.role == role)
             raise BadSample(
                 "unsupported",
-                f"Model {quote(word)} is one for {model.role}, not for {role}; there are {fitting}.",
+                f"Model {quote(word)} is for {model.role}, not for {role}; there are {fitting}.",
             )
         if not self.installed(model.model_id):
             raise BadSample("model_missing", f"Model {model.model_id} is not installed. {_remedy(model)}")

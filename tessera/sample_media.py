@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -319,7 +319,12 @@ FILM_SHOTS: tuple[Shot, ...] = tuple(
 
 
 def film(
-    sound: Path | None = None, *, shots: Sequence[Shot] = FILM_SHOTS, phrases: Sequence[Line] = PHRASES
+    sound: Path | None = None,
+    *,
+    shots: Sequence[Shot] = FILM_SHOTS,
+    phrases: Sequence[Line] = PHRASES,
+    moving: bool = True,
+    sound_until_s: float = math.inf,
 ) -> bytes:
     """Return an MP4 without subtitles, `phrases` burned into its picture, with the sound of a file."""
     import av
@@ -337,7 +342,7 @@ def film(
         for shot in shots:
             count = round(shot.seconds * FRAMES_PER_S)
             for index in range(count):
-                picture = shot_picture(shot, index / count).resize(
+                picture = shot_picture(shot, index / count if moving else 0.5).resize(
                     (2 * WIDTH, 2 * HEIGHT), Pillow.Resampling.NEAREST
                 )
                 for line in phrases:
@@ -349,18 +354,33 @@ def film(
                 number += 1
         target.mux(seen.encode())
         if sound is not None:
-            _add_sound(target, heard, sound, sum(shot.seconds for shot in shots))
+            _add_sound(target, heard, sound, 0, min(sound_until_s, sum(shot.seconds for shot in shots)))
     return out.getvalue()
 
 
-def _add_sound(target: OutputContainer, heard: Any, sound: Path, until_s: float) -> None:
+def recording(sound: Path, from_s: float, until_s: float) -> bytes:
+    """Return a part of the sound of a file as an Ogg file (Opus)."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg", options={"fflags": "+bitexact"}) as target:
+        heard: Any = target.add_stream("libopus", rate=48_000, layout="mono")
+        _add_sound(target, heard, sound, from_s, until_s)
+    return out.getvalue()
+
+
+def _add_sound(target: OutputContainer, heard: Any, sound: Path, from_s: float, until_s: float) -> None:
     import av
 
     with av.open(str(sound)) as source:
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=48_000)
+        resampler: Any = av.AudioResampler(
+            heard.format.name, "mono", heard.rate, frame_size=heard.frame_size or 1024
+        )
         for frame in itertools.takewhile(lambda frame: (frame.time or 0) < until_s, source.decode(audio=0)):
-            for made in resampler.resample(frame):
-                target.mux(heard.encode(made))
+            if (frame.time or 0) >= from_s:
+                frame.pts = None
+                for made in resampler.resample(frame):
+                    target.mux(heard.encode(made))
         for made in resampler.resample(None):
             target.mux(heard.encode(made))
     target.mux(heard.encode())
@@ -382,11 +402,19 @@ class CutsVideo:
     fades_s: tuple[float, ...]
 
 
-def cuts_video(*, scenes: int = 52, seed: int = 5, codec: str = "mpeg4") -> CutsVideo:
+def cuts_video(
+    *,
+    scenes: int = 52,
+    seed: int = 5,
+    enlarged: int = 1,
+    codec: str = "mpeg4",
+    options: Mapping[str, str] | None = None,
+) -> CutsVideo:
     """Return scenes that share six colours: still, with something moving, panned slowly or fast.
 
     Every seventh has flashes of one to three frames, every thirteenth ends in a fade to black and out of it
-    again, whose darkest moment counts as the cut. All of it has the grain of a camera.
+    again, whose darkest moment counts as the cut. All of it has the grain of a camera. `enlarged` times the size of
+    320×180 by repeating pixels; `options` go to the encoder.
     """
     import av
 
@@ -396,9 +424,9 @@ def cuts_video(*, scenes: int = 52, seed: int = 5, codec: str = "mpeg4") -> Cuts
     cuts, flashes, fades = [], [], []
     written = 0
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
-        track: Any = target.add_stream(codec, rate=CUTS_FRAMES_PER_S)
-        track.width, track.height, track.pix_fmt = CUTS_WIDTH, CUTS_HEIGHT, "yuv420p"
-        track.bit_rate, track.thread_count = 1_000_000, 1
+        track: Any = target.add_stream(codec, rate=CUTS_FRAMES_PER_S, options=dict(options or {}))
+        track.width, track.height = CUTS_WIDTH * enlarged, CUTS_HEIGHT * enlarged
+        track.pix_fmt, track.bit_rate, track.thread_count = "yuv420p", 1_000_000 * enlarged, 1
         for number in range(scenes):
             count = int(random.integers(20, 56))
             if number and number - 1 not in _fading(scenes):
@@ -411,6 +439,7 @@ def cuts_video(*, scenes: int = 52, seed: int = 5, codec: str = "mpeg4") -> Cuts
                 if 0 <= index - flash <= number % 3:
                     lit = 255 - (255 - lit) * 0.2
                 shown = np.clip(lit + grain[written % 8], 0, 255).astype(np.uint8)
+                shown = shown.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
                 target.mux(track.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
                 written += 1
             if number in _fading(scenes):

@@ -29,6 +29,7 @@ from tessera.extractors.base import (
 from tessera.extractors.image import Vector, embed_picture_query, first, picture_feature
 from tessera.extractors.text import read_text
 from tessera.inference import RAPIDOCR, Model, PictureModel, TextModel
+from tessera.locators import Locator
 from tessera.media import clips, sampling, scenes, sound, spans
 from tessera.media.spans import Span
 from tessera.models import IndexType, PayloadIndex
@@ -308,9 +309,9 @@ class VideoExtractor(Extractor):
             files = {} if thumbnail is None else {"thumbnail_url": (thumbnail, "image/jpeg")}
             if params.enable_segment_clips:
                 files["video_segment_url"] = (clips.clip(path, span.start_s, span.end_s), "video/mp4")
-            yield Feature((round(span.start_s * 1000),), fields, vectors, files)
+            yield Feature((_ms(span.start_s),), fields, vectors, files, _locator(span))
         if params.run_ocr_embedding:
-            yield from self._written(path, video.duration_s, shown, params)
+            yield from self._written(path, video, shown, params)
 
     def _audio(self, sample: Sample, path: Path, params: VideoParams) -> Iterator[Feature]:
         found = sound.probe(path)
@@ -324,7 +325,7 @@ class VideoExtractor(Extractor):
             if silent and not pieces and len(segments) > 1:
                 continue
             fields = {**_place(span), **_spoken(pieces, transcript)}
-            yield Feature((round(span.start_s * 1000),), fields, vectors)
+            yield Feature((_ms(span.start_s),), fields, vectors, locator=_locator(span))
 
     def _transcript(self, source: _Source, params: VideoParams) -> Transcript:
         if not params.run_transcription:
@@ -406,7 +407,7 @@ class VideoExtractor(Extractor):
         return sorted(shown, key=lambda text: (text.start_s, text.box[1], text.box[0]))
 
     def _written(
-        self, path: Path, duration_s: float, shown: Sequence[reading.Shown], params: VideoParams
+        self, path: Path, video: media.Video, shown: Sequence[reading.Shown], params: VideoParams
     ) -> Iterator[Feature]:
         """Yield a document for each text that is shown."""
         said = self._said([text.text for text in shown], True, params)
@@ -422,10 +423,11 @@ class VideoExtractor(Extractor):
         for number, (text, vectors) in enumerate(zip(shown, said, strict=True)):
             thumbnail = pictures.get((text.start_s + text.end_s) / 2)
             yield Feature(
-                ("ocr", round(text.start_s * 1000), number),
+                ("ocr", _ms(text.start_s), number),
                 {"start_time": text.start_s, "end_time": text.end_s, "ocr_text": text.text},
                 vectors,
                 {} if thumbnail is None else {"thumbnail_url": (thumbnail, "image/jpeg")},
+                Locator.at_time(_ms(text.start_s), _ms(text.end_s), text.box, (video.width, video.height)),
             )
 
     # --- pictures and texts ---------------------------------------------------------------------------
@@ -443,7 +445,7 @@ class VideoExtractor(Extractor):
         model = self.models.choose("picture", params.model)
         if params.run_multimodal_embedding and "text" in model.query_inputs:
             vectors[self.seen_name] = first(self.models.picture(model.model_id).embed_words([text]))
-        return Feature(("text",), {"text": text}, vectors)
+        return Feature(("text",), {"text": text}, vectors, locator=Locator.in_text(0, len(text)))
 
     def _picture_model(self, params: VideoParams) -> PictureModel | None:
         if not params.run_multimodal_embedding:
@@ -495,6 +497,14 @@ def _to_video(text: reading.Shown, scale: float) -> reading.Shown:
     """Return a text with its place in pixels of the video; it was read in frames `scale` times as large."""
     left, top, right, bottom = (side / scale for side in text.box)
     return reading.Shown(text.text, round(text.start_s, 3), round(text.end_s, 3), (left, top, right, bottom))
+
+
+def _ms(time_s: float) -> int:
+    return round(time_s * 1000)
+
+
+def _locator(span: Span) -> Locator:
+    return Locator.at_time(_ms(span.start_s), _ms(span.end_s))
 
 
 def _place(span: Span) -> dict[str, Any]:

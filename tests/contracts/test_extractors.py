@@ -15,6 +15,7 @@ import pytest
 
 from tessera import sample_media, sample_pages
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
+from tessera.locators import fragment, locator_of
 from tessera.registry import Registry
 from tests.media import SPEECH, photograph, sound_as
 
@@ -116,6 +117,11 @@ def test_writes_what_it_declares(extractor: Extractor, inputs: dict[str, list[In
         positions = [feature.position for feature in made]
         assert len(set(positions)) == len(positions)
         for feature in made:
+            # What has a meaning has a place; its form says all that is needed to find it again.
+            if outputs.vectors:
+                assert feature.locator is not None, feature
+                assert locator_of({"locator": orjson.loads(orjson.dumps(feature.locator.to_json()))})
+                assert fragment(feature.locator)
             written_fields |= set(feature.fields) | set(feature.files)
             for name, values in feature.vectors.items():
                 written_vectors.add(name)
