@@ -14,6 +14,7 @@ SCENARIOS = (
     "scenarios_objects.py",
     "scenarios_failures.py",
     "scenarios_pipelines.py",
+    "scenarios_search.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",
 )

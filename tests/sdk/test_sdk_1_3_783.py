@@ -14,6 +14,7 @@ SCENARIOS = (
     "scenarios_failures.py",
     "scenarios_pipelines.py",
     "scenarios_documents.py",
+    "scenarios_search.py",
     "scenarios_high_level.py",
 )
 
