@@ -257,6 +257,7 @@ HERE = Compute()
 class Failed:
     """A call of the runner that did not bring a value: what went wrong, and whose fault it was.
 
+    `kind` is one of ``causes.KINDS``: ``timeout``, ``crash``, ``memory`` (the worker's memory was used up), ``ours``.
     `crashed` tells a worker that died or ran out of time from an error that the function raised.
     """
 

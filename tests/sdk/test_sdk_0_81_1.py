@@ -11,6 +11,7 @@ SCENARIOS = (
     "scenarios_typed.py",
     "scenarios_documents.py",
     "scenarios_organizations.py",
+    "scenarios_failures.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",
 )

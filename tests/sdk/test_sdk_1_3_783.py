@@ -9,8 +9,9 @@ import pytest
 CLIENT = "1.3.783"
 SCENARIOS = (
     "scenarios_typed.py",
-    "scenarios_documents.py",
     "scenarios_organizations.py",
+    "scenarios_failures.py",
+    "scenarios_documents.py",
     "scenarios_high_level.py",
 )
 
