@@ -98,6 +98,7 @@ class _Open:
 
     __slots__ = (
         "behind",
+        "edits",
         "flush_from",
         "gone",
         "known",
@@ -112,6 +113,8 @@ class _Open:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        #: Held by whoever reckons a change from what the view holds.
+        self.edits = threading.Lock()
         self.view: View | None = None
         self.ready = False
         self.mark = Mark("", 0, 0)
@@ -303,6 +306,12 @@ class Views:
         """Let nothing be applied to the view that answers while the block runs."""
         state = self._state(namespace_id)
         with self._attending(namespace_id, state, None):
+            yield
+
+    @contextmanager
+    def editing(self, namespace_id: str) -> Iterator[None]:
+        """Let one change at a time be reckoned from what the view holds; the log tells of those of other servers."""
+        with self._state(namespace_id).edits:
             yield
 
     def _wants_build(self, state: _Open) -> bool:
