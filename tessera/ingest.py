@@ -12,13 +12,11 @@ import contextlib
 import hashlib
 import logging
 import os
-import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -36,6 +34,7 @@ from tessera import (
     links,
     log,
     mirroring,
+    row_failures,
     tiers,
 )
 from tessera.context import Warehouse
@@ -44,7 +43,6 @@ from tessera.db.tables import (
     batch_rows,
     batches,
     collections,
-    failures,
     log_entries,
     namespaces,
     objects,
@@ -64,7 +62,6 @@ from tessera.extraction import (
     write_documents,
 )
 from tessera.filters import values_at
-from tessera.ids import failure_id
 from tessera.models.batches import Tier
 from tessera.models.tasks import FINISHED, TaskStatus
 from tessera.objects import is_missing, searchable
@@ -90,16 +87,16 @@ PLAN_ROWS = 10_000
 MAX_REREADS = 3
 #: Progress is counted at most so often, and takes at most a hundredth of the time.
 PROGRESS_INTERVAL_S = 0.5
-#: The batch itself tries a row again that could not be fetched: after this, and four times as long every time.
-RETRY_PAUSE_S = 1.0
-#: Of a row's failures so many are kept, the last ones.
-MAX_HISTORY = 50
 #: A batch under which so many servers ended in a row, without a chunk done in between, is given up.
 MAX_CRASHES = 3
 
 
 class Superseded(Exception):
     """The batch was cancelled, retried or deleted while we worked on it; nothing of ours counts any more."""
+
+
+class _Outdated(Exception):
+    """What users changed by hand of the documents is not what an artifact holds of it."""
 
 
 class _CollectionGone(Exception):
@@ -458,34 +455,14 @@ def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -
 
 def _await_due(wh: Warehouse, attempt: _Attempt, stop: Stop) -> bool:
     """Wait until rows that failed are due to be tried again, and free them; False when there are none."""
-    mine = sa.and_(
-        batch_rows.c.batch_id == attempt.batch_id,
-        batch_rows.c.status == "PENDING",
-        batch_rows.c.due_at.is_not(None),
-    )
     while not stop.is_set():
-        with wh.db.read() as connection:
+        with wh.db.write() as connection:
             _check_attempt(connection, attempt)
-            first = connection.execute(sa.select(sa.func.min(batch_rows.c.due_at)).where(mine)).scalar()
-        if first is None:
-            return False
-        wait_s = (datetime.fromisoformat(first) - datetime.now(UTC)).total_seconds()
-        if wait_s <= 0:
-            # Those that are due a moment later go with them.
-            until = _in(RETRY_PAUSE_S)
-            with wh.db.write() as connection:
-                _check_attempt(connection, attempt)
-                connection.execute(
-                    sa.update(batch_rows).where(mine, batch_rows.c.due_at <= until).values(due_at=None)
-                )
-            return True
+            wait_s = row_failures.free_due(connection, attempt.batch_id)
+        if wait_s is None or wait_s <= 0:
+            return wait_s is not None
         stop.park.wait(min(wait_s, 1.0))
     return False
-
-
-def _in(seconds: float) -> str:
-    """Return the time in so many seconds, as the database holds it."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 # --- tiers -------------------------------------------------------------------------------------------
@@ -704,32 +681,32 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
 def _run_chunks(
     wh: Warehouse, attempt: _Attempt, plan_hash: str, jobs: Sequence[ChunkJob], stop: Stop
 ) -> None:
-    """Extract and commit `jobs`; every row of them has ended when this returns, unless `stop` is set."""
-    again: list[ChunkJob] = []
-    for chunk, outcome in _map(wh, attempt, jobs, stop):
-        if stop.is_set() and isinstance(outcome, Failed):
-            return  # our workers were stopped under it: its rows are for the next server
-        if isinstance(outcome, Failed) and (len(chunk.rows) > 1 or outcome.retryable):
-            # One row took its neighbours down: each goes again alone, so that only the culprit fails.
-            attempt.pace.litter = True
-            again.extend(_alone(chunk))
-        else:
-            _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
-        if stop.is_set():
-            return
-    for tries_left in range(wh.settings.row_attempts - 1, -1, -1):
-        retry: list[ChunkJob] = []
-        for chunk, outcome in _map(wh, attempt, again, stop):
+    """Extract and commit `jobs`; every row of them has ended or is due later when it returns, unless `stop` is set."""
+    deaths: Counter[str] = Counter()
+    while jobs:
+        again: list[ChunkJob] = []
+        for chunk, outcome in _map(wh, attempt, jobs, stop):
             if stop.is_set() and isinstance(outcome, Failed):
-                return
-            if isinstance(outcome, Failed) and outcome.retryable and tries_left:
+                return  # our workers were stopped under it: its rows are for the next server
+            if isinstance(outcome, Failed) and len(chunk.rows) > 1:
+                # One row took its neighbours down: each goes again alone, so that only the culprit fails.
+                attempt.pace.litter = True
+                again.extend(_alone(chunk))
+            elif isinstance(outcome, Failed) and outcome.retryable and _may_go_again(wh, chunk, deaths):
+                attempt.pace.litter = True
                 _note_death(wh, attempt, chunk, outcome)
-                retry.append(chunk)
+                again.append(chunk)
             else:
                 _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
             if stop.is_set():
                 return
-        again = retry
+        jobs = again
+
+
+def _may_go_again(wh: Warehouse, chunk: ChunkJob, deaths: Counter[str]) -> bool:
+    """Count one more worker that died under the only row of `chunk`; say whether the row is tried once more."""
+    deaths[chunk.rows[0].object_id] += 1
+    return deaths[chunk.rows[0].object_id] < wh.settings.row_attempts
 
 
 def _map(
@@ -1165,12 +1142,17 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
     edits: Mapping[str, document_edits.Changes] = {}
     failpoints.reach("batch.commit")
     for _ in range(5):
-        with wh.db.write() as connection:
+        with contextlib.suppress(_Outdated), wh.db.write() as connection:
             late = _check(wh, connection, attempt, chunk)
             by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
             if by_hand == edits and not any(r.object_id in late and r.document_ids for r in kept.rows):
                 seq = _append(connection, wh, attempt, chunk, kept, rows, late, plan_hash)
-                break
+                # Who changes a document from here on comes behind us in the log, and sees us there; on PostgreSQL
+                # somebody may have come in between.
+                by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
+                if by_hand == edits:
+                    break
+                raise _Outdated
         kept, edits = _rewritten(wh, chunk, result, kept, late, by_hand), by_hand
     else:
         raise Superseded
@@ -1404,99 +1386,15 @@ def _fail_rows(
     *,
     is_last: bool = True,
 ) -> None:
-    """Record one more failure of rows that are to be done: of one collection, or of all that read the object.
-
-    A row whose failure may pass by itself stays PENDING and is due again after a pause, as often as the setting
-    `row_retries` says; so does one that is being tried again anyway (not `is_last`). The others are FAILED.
-    """
-    if not failed:
-        return
-    results = {r.object_id: r for r in failed}
-    which = sa.and_(
-        batch_rows.c.batch_id == attempt.batch_id,
-        batch_rows.c.object_id.in_(results),
-        batch_rows.c.status == "PENDING",
+    row_failures.record(
+        connection,
+        attempt.batch_id,
+        attempt.task_id,
+        failed,
+        collection_id,
+        retries=wh.settings.row_retries,
+        is_last=is_last,
     )
-    if collection_id is not None:
-        which &= batch_rows.c.collection_id == collection_id
-    rows = connection.execute(sa.select(batch_rows).where(which)).mappings().all()
-    if not rows:
-        return
-    at = now()
-    changes = []
-    for row in rows:
-        result = results[row["object_id"]]
-        kind = causes.known(result.error_kind)
-        again = is_last and kind.comes_back and row["tries"] < wh.settings.row_retries
-        # Half as long or half as long again: what failed together does not come back together.
-        pause_s = RETRY_PAUSE_S * 4 ** row["tries"] * random.uniform(0.5, 1.5)
-        changes.append(
-            {
-                "b_collection_id": row["collection_id"],
-                "b_object_id": row["object_id"],
-                "b_status": "PENDING" if again or not is_last else "FAILED",
-                "b_due_at": _in(pause_s) if again else None,
-                "b_kind": result.error_kind,
-                "b_message": causes.plain(result.error_message or ""),
-            }
-        )
-    connection.execute(
-        sa.update(batch_rows)
-        .where(
-            batch_rows.c.batch_id == attempt.batch_id,
-            batch_rows.c.collection_id == sa.bindparam("b_collection_id"),
-            batch_rows.c.object_id == sa.bindparam("b_object_id"),
-        )
-        .values(
-            status=sa.bindparam("b_status"),
-            due_at=sa.bindparam("b_due_at"),
-            error_kind=sa.bindparam("b_kind"),
-            error_message=sa.bindparam("b_message"),
-            attempts=batch_rows.c.attempts + 1,
-            tries=batch_rows.c.tries + 1,
-            updated_at=at,
-        ),
-        changes,
-    )
-    _write_down(connection, attempt, rows, results, at)
-
-
-def _write_down(
-    connection: Connection,
-    attempt: _Attempt,
-    rows: Sequence[RowMapping],
-    results: Mapping[str, RowResult],
-    at: str,
-) -> None:
-    """Add what failed each of `rows` (as they were before it) to its history."""
-    ids = [failure_id(row["batch_id"], row["collection_id"], row["object_id"]) for row in rows]
-    before = {
-        identifier: history
-        for identifier, history in connection.execute(
-            sa.select(failures.c.failure_id, failures.c.history).where(failures.c.failure_id.in_(ids))
-        )
-    }
-    entries = []
-    for identifier, row in zip(ids, rows, strict=True):
-        result = results[row["object_id"]]
-        place = causes.known(result.error_kind)
-        failure = {
-            "kind": result.error_kind,
-            "stage": result.stage or place.stage,
-            "message": causes.plain(result.error_message or ""),
-        }
-        told = {"attempt": row["attempts"] + 1, "task_id": attempt.task_id, **failure, "at": at}
-        entries.append(
-            {
-                "failure_id": identifier,
-                **{key: row[key] for key in ("namespace_id", "batch_id", "collection_id", "object_id")},
-                "cause": place.cause,
-                **failure,
-                "failed_at": at,
-                "history": [*before.get(identifier, ()), told][-MAX_HISTORY:],
-            }
-        )
-    insert_or_replace(connection, failures, entries)
 
 
 def _close_rows(
@@ -1542,7 +1440,13 @@ def _close_unchanged(
                 batch_rows.c.collection_id == collection_id,
                 batch_rows.c.object_id == sa.bindparam("b_object_id"),
             )
-            .values(status="COMPLETED", documents=sa.bindparam("b_documents"), updated_at=now()),
+            .values(
+                status="COMPLETED",
+                documents=sa.bindparam("b_documents"),
+                error_kind=None,
+                error_message=None,
+                updated_at=now(),
+            ),
             [{"b_object_id": o, "b_documents": count} for o, count in unchanged.items()],
         )
         _record_progress(connection, attempt, "extract")

@@ -28,7 +28,8 @@ class Gated(Extractor):
     ``open:PATH`` writes the worker's process id to a file and ``wait:PATH`` waits for one; ``die`` kills
     the worker, ``die-once:PATH`` only while the file is not there, ``exit:STATUS`` ends it and ``segfault``
     lets it crash; ``raise`` (``raise-until:PATH`` only while the file is not there), ``bad`` and ``wrong-size``
-    are the three ways to fail; ``sleep:SECONDS`` sleeps.
+    are the three ways to fail; ``sleep:SECONDS`` sleeps, and
+    ``hog:MIB`` takes memory.
     """
 
     name = NAME
@@ -78,6 +79,8 @@ def _obeyed(text: str) -> Iterator[str]:
         elif order == "raise-until":
             if not Path(what).exists():
                 raise RuntimeError("a defect that was mended later")
+        elif order == "hog":
+            bytearray(int(what) * 2**20)
         elif order == "raise":
             raise RuntimeError("a defect of the extractor")
         elif order == "bad":

@@ -64,6 +64,7 @@ class Failure(Model):
     bucket_id: str
     batch_id: str
     collection_id: str
+    tier_num: int
     object_id: str = Field(description="What failed: an object, or in later tiers a document.")
     document_id: str | None = Field(description="The document, where that failed.")
     filename: str | None
