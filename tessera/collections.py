@@ -14,7 +14,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, buckets, limits, listing, log, names, namespaces
+from tessera import audit, buckets, events, limits, listing, log, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, collections, sources
@@ -102,6 +102,7 @@ def create(
             str(row["collection_id"]),
             {"name": name},
         )
+        events.collection_changed(connection, "created", row)
     return _answer(wh, place, row, 0)
 
 
@@ -202,6 +203,8 @@ def patch(
                 {"fields": sorted(values)},
             )
         row = find(connection, place["namespace_id"], row["collection_id"])
+        if values:
+            events.collection_changed(connection, "updated", row, fields=sorted(values))
         counts = _document_counts(connection, [row["collection_id"]])
     return _answer(wh, place, row, counts.get(row["collection_id"], 0))
 
@@ -247,6 +250,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             collection_id,
             {"name": row["collection_name"]},
         )
+        events.collection_changed(connection, "deleted", row, documents_deleted=len(documents))
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:

@@ -6,6 +6,7 @@ A document's payload is one flat dictionary; `present` turns it into the shape t
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import collections, content, links, log, namespaces
+from tessera import collections, content, events, links, log, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import sources
 from tessera.errors import BadRequestError, NotFoundError, Problem, quote, raise_problems
@@ -432,7 +433,7 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     """
     gone = {document_id for document_id, _ in found}
     known = connection.execute(
-        sa.select(sources.c.collection_id, sources.c.source_id, sources.c.document_ids).where(
+        sa.select(sources).where(
             within,
             sources.c.source_id.in_(
                 {source_id for _, source_id in found} | {own_source(document_id) for document_id in gone}
@@ -458,6 +459,11 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     none = [key for key in keys if not key["b_left"]]
     if none:
         connection.execute(sa.delete(sources).where(this), none)
+    went = Counter(
+        (row.namespace_id, row.collection_id) for row in known for d in row.document_ids if d in gone
+    )
+    for place, count in went.items():
+        events.documents_written(connection, *place, deleted=count)
 
 
 # --- inside --------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from tessera import (
     audit,
     compaction,
     documents,
+    events,
     failpoints,
     links,
     log,
@@ -164,9 +165,10 @@ def _take_objects(
     document_ids: set[str] = set()
     for ids in _slices(object_ids):
         mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
-        for blobs in connection.execute(sa.select(object_rows.c.blobs).where(mine)).scalars():
+        for row in connection.execute(sa.select(object_rows).where(mine)).mappings().all():
+            events.object_changed(connection, "deleted", row)
             # A short text stands in the row, and was a file all the same when it was uploaded.
-            hashes = {blob["details"]["hash"] for blob in blobs} - {None}
+            hashes = {blob["details"]["hash"] for blob in row["blobs"]} - {None}
             blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():

@@ -22,7 +22,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, failpoints, log, mirroring
+from tessera import artifact, events, failpoints, log, mirroring
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
@@ -857,6 +857,15 @@ def _append(
         )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
+    if seq is not None:
+        events.documents_written(
+            connection,
+            attempt.namespace_id,
+            chunk.collection_id,
+            written=result.documents,
+            deleted=len(stale),
+            batch_id=attempt.batch_id,
+        )
     return seq
 
 

@@ -20,7 +20,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, failpoints, idempotency, links, listing, log, namespaces
+from tessera import buckets, content, events, failpoints, idempotency, links, listing, log, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources, uploads
@@ -128,6 +128,8 @@ def create(
     with wh.db.write() as connection:
         check_stored(wh, new.blobs)
         made = insert(connection, place, new)
+        if made.replayed_by is None:
+            events.object_changed(connection, "created", made.row)
     failpoints.reach("object.committed")
     return _answer(wh, made.row)
 
@@ -165,6 +167,8 @@ def create_batch(
                 made.append((index, insert(connection, place, new)))
             except ConflictError as error:
                 failed.append(_failure(index, error))
+        new_ids = [item.row["object_id"] for _, item in made if item.replayed_by is None]
+        events.objects_created(connection, place, new_ids)
     succeeded = [
         BatchObjectResult.model_validate(
             {
@@ -471,6 +475,7 @@ def update(
         connection.execute(sa.delete(fetches).where(fetches.c.object_id == before["object_id"], gone))
         _note_remote(connection, place["namespace_id"], before["object_id"], remote)
         row = _row(connection, place, before["object_id"])
+        events.object_changed(connection, "updated", row)
     return _answer(wh, row, texts=True)
 
 
@@ -508,6 +513,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
         )
         connection.execute(sa.delete(fetches).where(fetches.c.object_id == row["object_id"]))
         connection.execute(sa.delete(objects).where(objects.c.object_id == row["object_id"]))
+        events.object_changed(connection, "deleted", row)
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:

@@ -53,6 +53,7 @@ NOUNS = (
     "catalogue",
     "organizations",
     "organization_secrets",
+    "webhooks",
     "audit",
     "usage",
     "health",
