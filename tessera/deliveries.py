@@ -44,10 +44,12 @@ JITTER = 0.2
 #: After so many failures in a row a webhook rests; then one event at a time finds out whether it is back.
 REST_AFTER = 5
 MAX_REST_S = 300.0
-#: Attempts under way, of all webhooks; those that have not proved themselves may only take half of them.
-MAX_UNDER_WAY = 64
-#: Attempts under way of one webhook whose last attempt went well; of any other there is one.
+#: Webhooks with an attempt under way. Each has one whatever the others do, so that nobody waits for a slow receiver;
+#: only beyond this number there is a queue, in which those that fail stand last.
+MAX_UNDER_WAY = 256
+#: Attempts under way of one webhook whose last attempt went well, and of all such beyond the first of each.
 LANES = 4
+MORE_LANES = 64
 #: Attempts whose course is kept.
 KEPT_ATTEMPTS = 20
 #: How often deliveries that ended long ago, and those that were never brought, are looked for.
@@ -449,24 +451,20 @@ class Deliverer:
         return min([self._next_look - time.monotonic(), *waits])
 
     def _shares(self, ready: Sequence[Waiting]) -> list[tuple[str, int]]:
-        """Return how many deliveries of each webhook to take up now.
-
-        One that has not proved itself has one attempt under way, and all of those together half of what there is:
-        receivers that never answer do not hold up others.
-        """
+        """Return how many deliveries of each webhook to take up now."""
         with self._lock:
             mine = Counter(item.webhook_id for item in self._under_way.values())
-            unproven = sum(count for webhook_id, count in mine.items() if webhook_id not in self._proven)
-        free = MAX_UNDER_WAY - mine.total()
+        free, more = MAX_UNDER_WAY - len(mine), MORE_LANES - (mine.total() - len(mine))
         shares: list[tuple[str, int]] = []
-        for item in ready:
-            is_proven = item.webhook_id in self._proven and not item.failures
-            room = free if is_proven else min(free, MAX_UNDER_WAY // 2 - unproven)
-            share = min(room, (LANES if is_proven else 1) - mine[item.webhook_id])
-            if share > 0:
+        for item in sorted(ready, key=lambda item: item.failures > 0):
+            first = 1 if not mine[item.webhook_id] and free > 0 else 0
+            share = first
+            if item.webhook_id in self._proven and not item.failures and (first or mine[item.webhook_id]):
+                share += max(0, min(more, LANES - first - mine[item.webhook_id]))
+            if share:
                 shares.append((item.webhook_id, share))
-                free -= share
-                unproven += 0 if is_proven else share
+                free -= first
+                more -= share - first
         return shares
 
     def _send(self, item: Taken) -> None:

@@ -77,6 +77,15 @@ class Receiver:
         return self.at(path)
 
 
+def hanging(released: threading.Event) -> Callable[[Any], None]:
+    """Return what answers nothing until `released` is set, and then ends the connection."""
+
+    def hang(_request: Any) -> None:
+        released.wait(100)
+
+    return hang
+
+
 @contextlib.contextmanager
 def receiving(address: str = PUBLIC) -> Iterator[Receiver]:
     """Receive while the block runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.http.loop import PASSTHROUGH, TEXT, Loop
 from tests.http.processes import Server
-from tests.receiver import Receiver, receiving
+from tests.receiver import Receiver, hanging, receiving
 from tests.website import PUBLIC
 
 HOOKS = "/v1/organizations/webhooks"
@@ -295,7 +296,7 @@ def test_everything_that_happens_is_told(loop: Loop, hook: Any, receiver: Receiv
     loop.delete(f"/buckets/{bucket}/objects/{first}", status=204)
     loop.delete(f"/collections/{collection}")
     written = {"documents_written": 0, "documents_deleted": 0}
-    expected = [
+    expected: list[tuple[str, str, str, dict[str, Any]]] = [
         ("object.created", "object", first, {"bucket_id": bucket}),
         ("objects.created.batch", "bucket", bucket, {"object_ids": pair, "object_count": len(pair)}),
         ("object.updated", "object", first, {"bucket_id": bucket}),
@@ -448,12 +449,10 @@ def test_a_receiver_that_is_gone_is_not_asked_again(quick: Server, receiver: Rec
 
 
 def test_receivers_that_never_answer_hold_up_nobody(quick: Server, receiver: Receiver) -> None:
-    import threading
-
     released = threading.Event()
     with quick.client() as client:
         for number in range(4):
-            receiver.answers[f"/silent{number}"] = lambda _: released.wait(60) and None
+            receiver.answers[f"/silent{number}"] = hanging(released)
             url = receiver.url(f"/silent{number}")
             make(client, url, channels=[channel(url, timeout=30)])
         good = make(client, receiver.url("/good"))
