@@ -12,7 +12,18 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, collections, idempotency, ingest, limits, listing, mirroring, namespaces, tasks
+from tessera import (
+    buckets,
+    collections,
+    idempotency,
+    ingest,
+    limits,
+    listing,
+    mirroring,
+    namespaces,
+    progress,
+    tasks,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, objects
@@ -79,7 +90,7 @@ def create(
     """
     body = request.model_dump(mode="json") if idempotency_key is not None else None
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         once = idempotency.once(
             principal, f"POST /v1/buckets/{place['bucket_id']}/batches", idempotency_key, body
         )
@@ -98,7 +109,7 @@ def get(wh: Warehouse, principal: Principal, namespace: str, bucket: str, batch_
     """Return a batch. COMPLETED means that its documents are durable and findable."""
     with wh.db.read() as connection:
         return _answer(
-            connection, _find(connection, _bucket(connection, principal, namespace, bucket), batch_id)
+            connection, _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
         )
 
 
@@ -112,7 +123,7 @@ def list_(
 ) -> ListBatchesResponse:
     """List a bucket's batches, the newest first."""
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         wanted = batches.c.bucket_id == place["bucket_id"]
         if request.status is not None:
             wanted &= batches.c.status == request.status.value
@@ -149,7 +160,7 @@ def failed_documents(
 ) -> FailedDocumentsResponse:
     """List the rows of a batch that failed, and why."""
     with wh.db.read() as connection:
-        row = _find(connection, _bucket(connection, principal, namespace, bucket), batch_id)
+        row = _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
         failed = sa.and_(batch_rows.c.batch_id == row["batch_id"], batch_rows.c.status == "FAILED")
         if collection_id is not None:
             failed &= batch_rows.c.collection_id == collection_id
@@ -196,7 +207,7 @@ def add_objects(
 ) -> BatchModel:
     """Add objects to a draft; those that it has already are not added twice."""
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row = _find(connection, place, batch_id)
         if row["status"] != TaskStatus.DRAFT:
             raise _state(row, "Objects can be added only to a draft. Make another batch for them.")
@@ -226,7 +237,7 @@ def patch(
 ) -> BatchModel:
     """Replace a batch's metadata, when given; null clears it."""
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row = _find(connection, place, batch_id)
         if "metadata" in request.model_fields_set and (request.metadata or {}) != row["metadata"]:
             connection.execute(
@@ -245,7 +256,7 @@ def delete(
     What is under way is given up within seconds, and nothing of it is applied.
     """
     with wh.db.write() as connection:
-        row = _find(connection, _bucket(connection, principal, namespace, bucket), batch_id)
+        row = _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
         if row["status"] in _OPEN:
             _cancel(connection, row)
         connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id == row["batch_id"]))
@@ -263,7 +274,7 @@ def submit(wh: Warehouse, principal: Principal, namespace: str, bucket: str, bat
     Can be repeated: a batch that was submitted answers with its task and nothing is done twice.
     """
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row = _find(connection, place, batch_id)
         if row["status"] == TaskStatus.DRAFT:
             limits.check_quota(wh, connection, principal, "active_batches")
@@ -279,7 +290,7 @@ def cancel(wh: Warehouse, principal: Principal, namespace: str, bucket: str, bat
     Nothing is applied once this has returned. Can be repeated. `retry` takes up what was left.
     """
     with wh.db.write() as connection:
-        row = _find(connection, _bucket(connection, principal, namespace, bucket), batch_id)
+        row = _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
         if row["status"] == TaskStatus.DRAFT:
             raise _state(row, "There is nothing to cancel: submit it, or delete it.")
         if row["status"] in FINISHED and row["status"] != TaskStatus.CANCELED:
@@ -305,7 +316,7 @@ def retry(
     """
     at = now()
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row = _find(connection, place, batch_id)
         if row["status"] not in FINISHED:
             raise _state(row, "Only a batch that has ended can be retried.")
@@ -410,30 +421,10 @@ def trigger(
 # --- inside --------------------------------------------------------------------------------------------
 
 
-def _bucket(connection: Connection, principal: Principal, namespace: str, bucket: str) -> RowMapping:
-    place = namespaces.resolve(connection, principal, namespace)
-    return buckets.find(connection, place["namespace_id"], bucket)
-
-
 def _find(
     connection: Connection, bucket: RowMapping, batch_id: str, *, made: str | None = None
 ) -> RowMapping:
-    row = (
-        connection.execute(
-            sa.select(batches).where(
-                batches.c.batch_id == batch_id, batches.c.bucket_id == bucket["bucket_id"]
-            )
-        )
-        .mappings()
-        .one_or_none()
-    )
-    if row is None and made is not None:
-        raise ConflictError(
-            f"The batch {made} that this Idempotency-Key made has been deleted since. Use a new key to make another."
-        )
-    if row is None:
-        raise NotFoundError("batch", batch_id)
-    return row
+    return buckets.find_in(connection, bucket, batches, "batch", batch_id, made=made)
 
 
 def _state(row: RowMapping, remedy: str) -> ConflictError:
@@ -691,7 +682,7 @@ def _answer(connection: Connection, row: RowMapping) -> BatchModel:
         current_tier=None if draft else 0,
         dag_tiers=[collection_ids] if collection_ids else [],
         progress=BatchProgress(
-            processed=done, total=total, percent=100 * done / total if total else 0.0, errors=failed
+            processed=done, total=total, percent=progress.percent(row["status"], done, total), errors=failed
         ),
         documents_written=written,
         failed_object_count=_failed_objects(connection, row["batch_id"]) if failed else 0,

@@ -299,6 +299,44 @@ def find(connection: Connection, namespace_id: str, identifier: str) -> RowMappi
     return next((row for row in found if row["bucket_id"] == identifier), found[0])
 
 
+def resolve(connection: Connection, principal: Principal, namespace: str, identifier: str) -> RowMapping:
+    """Return the row of a bucket by id or name, in a namespace that the key may see. Raises `NotFoundError`."""
+    namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
+    return find(connection, namespace_id, identifier)
+
+
+def find_in(
+    connection: Connection,
+    bucket: Mapping[Any, Any],
+    table: sa.Table,
+    noun: str,
+    identifier: str,
+    *,
+    made: str | None = None,
+) -> RowMapping:
+    """Return the row of an object, upload or batch (`noun`) of a bucket. Raises `NotFoundError`.
+
+    `made` is the id that an Idempotency-Key stands for: when that one is gone it is a `ConflictError`, because the
+    request must not make another.
+    """
+    row = (
+        connection.execute(
+            sa.select(table).where(
+                table.c[f"{noun}_id"] == identifier, table.c.bucket_id == bucket["bucket_id"]
+            )
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None and made is not None:
+        raise ConflictError(
+            f"The {noun} {made} that this Idempotency-Key made has been deleted since. Use a new key to make another."
+        )
+    if row is None:
+        raise NotFoundError(noun, identifier)
+    return row
+
+
 def readers_of(connection: Connection, namespace_id: str, bucket_ids: Sequence[str]) -> list[RowMapping]:
     """Return the rows of the collections that read any of these buckets, oldest first."""
     wanted = set(bucket_ids)

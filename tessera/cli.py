@@ -307,6 +307,11 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
             await super().startup(sockets)
             print(f"Tessera is ready at {url}", flush=True)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # They would go on for as long as their tasks, and the ending wait for them.
+            app.state.streams.end()
+            await super().shutdown(sockets)
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self.received is not None:
                 # Child processes end with this one.
@@ -322,9 +327,10 @@ def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
 
             return nullcontext()
 
+    app = make_app(wh, log=log)
     server = Server(
         uvicorn.Config(
-            make_app(wh, log=log),
+            app,
             http=protocol(wh.settings, log),
             log_config=None,
             access_log=False,

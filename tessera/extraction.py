@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera import artifact, failpoints
+from tessera import artifact, failpoints, locators
 from tessera.blobs import Blobs
 from tessera.db.engine import now
 from tessera.errors import InsufficientStorageError, StorageUnavailableError, TesseraError, storage_trouble
@@ -201,11 +201,13 @@ def _document(job: ChunkJob, row: ChunkRow, feature: Feature, blobs: Blobs) -> D
         name: f"blob://{blobs.put(job.namespace_id, data)}"
         for name, (data, _mime_type) in feature.files.items()
     }
+    place = {locators.FIELD: feature.locator.to_json()} if feature.locator is not None else {}
     at = now()
     payload = {
         **row.passthrough,
         **feature.fields,
         **files,
+        **place,
         **row.system,
         "document_id": identifier,
         "collection_id": job.collection_id,

@@ -50,6 +50,7 @@ from tessera.extraction import (
 from tessera.filters import values_at
 from tessera.objects import is_missing
 from tessera.ports import HERE, Compute, DenseVector, Failed
+from tessera.progress import Meter
 
 logger = logging.getLogger("tessera.ingest")
 
@@ -105,6 +106,7 @@ class _Pace:
     """When progress may be counted again: counting reads every row of the batch."""
 
     due_s: float = 0.0
+    meter: Meter = field(default_factory=Meter)
     #: Whether a worker may have left an artifact behind that nothing names.
     litter: bool = False
     #: Servers that ended under the batch and are not forgiven yet: a chunk that is done forgives all.
@@ -160,6 +162,7 @@ def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
             if not release(wh, claim):
                 raise Superseded
             return
+        _tell(wh, attempt.task_id, {"stage": "index"})
         wh.views.apply(attempt.namespace_id)
         _finish(wh, attempt)
         if attempt.compute.cluster is not None:
@@ -238,8 +241,7 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
             .where(namespaces.c.namespace_id == row["namespace_id"])
         ).one()
     compute = _compute(wh, row["namespace_id"], place.infrastructure, place.place)
-    if links := _links(compute):
-        _tell(wh, row["task_id"], links)
+    told = _tell(wh, row["task_id"], _links(compute))
     attempt = _Attempt(
         claim.batch_id,
         claim.attempt,
@@ -255,6 +257,7 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         # Work that was under way when the server ended waits for a cluster that may come back with it.
         replace(compute, is_patient=claim.is_resumed),
     )
+    attempt.pace.meter.percent = float(told.get("percent") or 0.0)
     if claim.crashes:
         # What was under way when the servers ended is done one by one: only the culprit is met again and again.
         attempt.pace.crashes = claim.crashes
@@ -304,12 +307,17 @@ def _links(compute: Compute) -> dict[str, str]:
     return {"ray_dashboard_url": compute.dashboard_url} if compute.dashboard_url else {}
 
 
-def _tell(wh: Warehouse, task_id: str | None, values: Mapping[str, str]) -> None:
-    """Add `values` to what a task says about itself."""
+def _tell(wh: Warehouse, task_id: str | None, values: Mapping[str, str]) -> dict[str, Any]:
+    """Add `values` to what a task says about itself, and return what that is."""
     this = tasks.c.task_id == task_id
     with wh.db.write() as connection:
-        told = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar()
-        connection.execute(sa.update(tasks).where(this).values(additional_data={**(told or {}), **values}))
+        told = {
+            **(connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar() or {}),
+            **values,
+        }
+        if values:
+            connection.execute(sa.update(tasks).where(this).values(additional_data=told, updated_at=now()))
+    return told
 
 
 def _sweep(wh: Warehouse, attempt: _Attempt) -> None:
@@ -977,6 +985,7 @@ def _record_progress(
         counted = time.monotonic()
         attempt.pace.due_s = counted + max(PROGRESS_INTERVAL_S, 100 * (counted - started))
     total = sum(counts.values())
+    done = total - counts.get("PENDING", 0)
     connection.execute(
         sa.update(tasks)
         .where(tasks.c.task_id == attempt.task_id)
@@ -985,8 +994,9 @@ def _record_progress(
                 "batch_id": attempt.batch_id,
                 "stage": stage,
                 "total": total,
-                "done": total - counts.get("PENDING", 0),
+                "done": done,
                 "failed": counts.get("FAILED", 0),
+                **attempt.pace.meter.read(time.monotonic(), done=done, total=total),
                 **_links(attempt.compute),
             },
             updated_at=now(),

@@ -20,13 +20,12 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, events, failpoints, idempotency, links, listing, log, namespaces
+from tessera import buckets, content, events, failpoints, idempotency, links, listing, log
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources, uploads
 from tessera.errors import (
     ConflictError,
-    NotFoundError,
     Problem,
     StorageError,
     TesseraError,
@@ -122,7 +121,7 @@ def create(
     Raises with everything that is wrong with it at once.
     """
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
     new = prepare(wh, principal, place, request, idempotency_key)
     failpoints.reach("object.stored")
     with wh.db.write() as connection:
@@ -149,7 +148,7 @@ def create_batch(
     others are tried.
     """
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
     failed: list[FailedObject] = []
     prepared: list[tuple[int, New]] = []
     for index, item in enumerate(items):
@@ -307,7 +306,7 @@ def get(
 ) -> ObjectResponse:
     """Return an object; short texts in full, files by signed URL when `presigned_urls` is set."""
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row = _row(connection, place, object_id)
     return _answer(wh, row, presigned_urls=presigned_urls, texts=True)
 
@@ -327,7 +326,7 @@ def list_(
     """
     wanted = listing.parse_filters(request.filters)
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         in_bucket = objects.c.bucket_id == place["bucket_id"]
         oldest_first = (objects.c.created_at, objects.c.object_id)
         total = connection.execute(
@@ -429,7 +428,7 @@ def update(
     follow with the next batch. What a batch under way still makes of the object as it was is dropped.
     """
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         before = _row(connection, place, object_id)
     fields = {**before["fields"], **(request.model_extra or {})}
     if "metadata" in request.model_fields_set:
@@ -487,7 +486,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
     """
     seq: int | None = None
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         namespace_id = place["namespace_id"]
         row = _row(connection, place, object_id)
         of_object = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id == row["object_id"])
@@ -649,6 +648,14 @@ def _fields_as_blobs(
     return found
 
 
+class _BadBlob(Exception):
+    """A blob that cannot be taken: which of its keys is wrong, and what a sentence goes on with after the place."""
+
+    def __init__(self, key: str, message: str, kind: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.key, self.message, self.kind, self.status = key, message, kind, status
+
+
 def _take_blob(
     wh: Warehouse,
     draft: _Draft,
@@ -659,83 +666,87 @@ def _take_blob(
     *,
     again: bool,
 ) -> None:
-    where = label(location)
-
-    def wrong(name: str, message: str, kind: str, status: int = 422) -> None:
+    """Add a blob to the draft, or to its fields where the schema wants a value, or what is wrong with it."""
+    try:
+        kind = _declared_type(schema, blob)
+        source = _source(blob)
+        if kind in BLOB_TYPES:
+            found, named = _content(wh, blob, source, kind, known_uploads, again=again)
+        elif source == "upload_id":
+            raise _BadBlob(
+                "upload_id",
+                f": property {quote(blob.property)} is {kind.value}, a value and no file. Send it in `data`.",
+                "type_mismatch",
+            )
+        else:
+            draft.fields[blob.property] = getattr(blob, source)
+            return
+    except _BadBlob as bad:
         # A field that stands for a blob is its own place; a blob has one for each of its keys.
-        place = (*location, name) if location[1] in ("blobs", "blob") else location
-        draft.problems.append(Problem(place, message.replace("{place}", label(place)), kind, status))
+        place = (*location, bad.key) if location[1] in ("blobs", "blob") else location
+        draft.problems.append(Problem(place, f"{label(place)}{bad.message}", bad.kind, bad.status))
+        return
+    filename = _filename(named) if isinstance(named, str) else None
+    draft.blobs.append(_Blob(blob.property, kind, found, filename, blob.key_prefix, blob.metadata or {}))
 
+
+def _declared_type(schema: BucketSchema, blob: CreateBlobRequest) -> FieldType:
+    """Return the type of a blob's property in the schema, which the blob may only repeat."""
     declared = schema.properties.get(blob.property)
     if declared is None:
         known = ", ".join(f"{name} ({item.type.value})" for name, item in schema.properties.items()) or "none"
-        wrong(
+        raise _BadBlob(
             "property",
-            f"{where}: the bucket has no property {quote(blob.property)}; its properties are: {known}.",
+            f": the bucket has no property {quote(blob.property)}; its properties are: {known}.",
             "unknown_property",
         )
-        return
     if blob.type is not None and blob.type != declared.type:
-        wrong(
+        raise _BadBlob(
             "type",
-            f"{where}: property {quote(blob.property)} is {declared.type.value} in the bucket's schema, not "
+            f": property {quote(blob.property)} is {declared.type.value} in the bucket's schema, not "
             f"{blob.type.value}. Send type {declared.type.value}, or leave it out.",
             "type_mismatch",
         )
-        return
+    return declared.type
+
+
+def _source(blob: CreateBlobRequest) -> str:
+    """Return the one key that a blob has its content in."""
     given = [name for name in ("data", "url", "upload_id") if getattr(blob, name) is not None]
     if len(given) > 1:
-        wrong(given[1], f"{where} has {' and '.join(given)}; send exactly one of them.", "ambiguous")
-        return
+        raise _BadBlob(given[1], f": {' and '.join(given)} are given; send exactly one of them.", "ambiguous")
     if not given:
-        wrong("data", f"{where}.data is required.", "missing")
-        return
-    value = getattr(blob, given[0])
-    metadata = blob.metadata or {}
-    named = blob.filename or metadata.get("filename")
-    if declared.type not in BLOB_TYPES:
-        if blob.upload_id is not None:
-            wrong(
-                "upload_id",
-                f"{{place}}: property {quote(blob.property)} is {declared.type.value}, a value and no file. Send it "
-                "in `data`.",
-                "type_mismatch",
-            )
-            return
-        draft.fields[blob.property] = value
-        return
-    found: content.Content | _Kept | _Remote
+        raise _BadBlob("data", " is required.", "missing")
+    return given[0]
+
+
+def _content(
+    wh: Warehouse,
+    blob: CreateBlobRequest,
+    source: str,
+    kind: FieldType,
+    known_uploads: Mapping[str, Mapping[Any, Any]],
+    *,
+    again: bool,
+) -> tuple[content.Content | _Kept | _Remote, object]:
+    """Return a blob's content, checked as far as it is here, and the name of its file, if it has one."""
+    value = getattr(blob, source)
+    named = blob.filename or (blob.metadata or {}).get("filename")
     try:
-        if blob.upload_id is not None:
-            row = known_uploads.get(blob.upload_id)
-            problem = _upload_problem(row, blob.upload_id)
+        if source == "upload_id":
+            row = known_uploads.get(value)
+            problem = _upload_problem(row, value)
             if row is None or problem is not None:
-                wrong("upload_id", f"{{place}}: {problem}", "upload", 400)
-                return
-            found = _uploaded(wh, row, declared.type)
-            named = named or row["filename"]
-        elif isinstance(value, str) and (blob.url is not None or content.url_scheme(value) in SCHEMES):
-            found = _Remote(value.strip(), wh.fetcher.check(value), again)
-        else:
-            found = content.decode(value, declared.type.value, max_bytes=wh.settings.max_body_bytes)
+                raise _BadBlob(source, f": {problem}", "upload", 400)
+            return _uploaded(wh, row, kind), named or row["filename"]
+        if isinstance(value, str) and (source == "url" or content.url_scheme(value) in SCHEMES):
+            return _Remote(value.strip(), wh.fetcher.check(value), again), named
+        return content.decode(value, kind.value, max_bytes=wh.settings.max_body_bytes), named
     except content.BadContent as error:
-        wrong(
-            given[0], f"{{place}} {error.message}", f"data_{error.kind}", 400 if error.kind == "url" else 422
-        )
-        return
+        status = 400 if error.kind == "url" else 422
+        raise _BadBlob(source, f" {error.message}", f"data_{error.kind}", status) from None
     except FetchError as error:
-        wrong(given[0], f"{{place}} cannot be fetched: {error.message}", f"fetch_{error.kind}", 400)
-        return
-    draft.blobs.append(
-        _Blob(
-            blob.property,
-            declared.type,
-            found,
-            _filename(named) if isinstance(named, str) else None,
-            blob.key_prefix,
-            metadata,
-        )
-    )
+        raise _BadBlob(source, f" cannot be fetched: {error.message}", f"fetch_{error.kind}", 400) from None
 
 
 def _uploads(wh: Warehouse, bucket: RowMapping, upload_ids: Sequence[str]) -> dict[str, Mapping[Any, Any]]:
@@ -1056,31 +1067,10 @@ def with_content(blobs: Sequence[Mapping[str, Any]], blob_id: str, entry: Mappin
     return {"blobs": filled, "size_bytes": _size(filled)}
 
 
-def _bucket(connection: Connection, principal: Principal, namespace: str, bucket: str) -> RowMapping:
-    namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
-    return buckets.find(connection, namespace_id, bucket)
-
-
 def _row(
     connection: Connection, bucket: RowMapping, object_id: str, *, made: str | None = None
 ) -> RowMapping:
-    row = (
-        connection.execute(
-            sa.select(objects).where(
-                objects.c.object_id == object_id,
-                objects.c.bucket_id == bucket["bucket_id"],
-            )
-        )
-        .mappings()
-        .one_or_none()
-    )
-    if row is None and made is not None:
-        raise ConflictError(
-            f"The object {made} that this Idempotency-Key made has been deleted since. Use a new key to create another."
-        )
-    if row is None:
-        raise NotFoundError("object", object_id)
-    return row
+    return buckets.find_in(connection, bucket, objects, "object", object_id, made=made)
 
 
 def _answer(

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import listing, namespaces
+from tessera import listing, namespaces, progress
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import batch_rows, batches, tasks
 from tessera.db.tables import namespaces as namespace_rows
@@ -21,11 +21,17 @@ from tessera.models.tasks import (
     GenericDeleteResponse,
     ListTasksRequest,
     ListTasksResponse,
+    TaskEvent,
     TaskResponse,
     TaskStatus,
     TaskType,
 )
 from tessera.pagination import PageRequest
+
+#: Ids looked up in one statement; SQLite bounds the number of parameters.
+_SLICE = 5000
+#: States in which what a batch's task says of itself is its latest count.
+_SAYS_ITSELF = frozenset({TaskStatus.IN_PROGRESS, TaskStatus.COMPLETED, TaskStatus.COMPLETED_WITH_ERRORS})
 
 
 def get(wh: Warehouse, principal: Principal, task_id: str) -> TaskResponse:
@@ -92,11 +98,45 @@ def delete(wh: Warehouse, principal: Principal, task_id: str) -> GenericDeleteRe
     return GenericDeleteResponse(message=f"Task {task_id} was deleted.")
 
 
+def changed(wh: Warehouse, seen: Mapping[str, str | None]) -> dict[str, tuple[str, TaskResponse | None]]:
+    """Return those of the tasks `seen` that are not as they were: each with what to give as seen next.
+
+    For streams whose right to see them was checked: what a thousand of them follow is read once. None stands for a
+    task that was never seen, and for one that is gone.
+    """
+    found: dict[str, tuple[str, TaskResponse | None]] = {}
+    with wh.db.read() as connection:
+        wanted = list(seen)
+        for start in range(0, len(wanted), _SLICE):
+            some = tasks.c.task_id.in_(wanted[start : start + _SLICE])
+            states = connection.execute(
+                sa.select(tasks.c.task_id, tasks.c.status, tasks.c.updated_at).where(some)
+            )
+            now_there = {task_id: f"{status} {at}" for task_id, status, at in states}
+            for task_id in wanted[start : start + _SLICE]:
+                state = now_there.get(task_id, "gone")
+                if state != seen[task_id]:
+                    found[task_id] = state, _read(connection, task_id)
+    return found
+
+
+def event(task: TaskResponse) -> TaskEvent:
+    """Return what a stream tells of a task that has not ended."""
+    told = task.additional_data["progress"]
+    return TaskEvent.model_validate({**told, "task_id": task.task_id, "status": task.status})
+
+
+def _read(connection: Connection, task_id: str) -> TaskResponse | None:
+    row = connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).mappings().one_or_none()
+    return answer(connection, row) if row is not None else None
+
+
 def answer(connection: Connection, row: Mapping[Any, Any]) -> TaskResponse:
     """Return a task as the API shows it, with the progress of its batch."""
     extra = dict(row["additional_data"] or {})
     if row["task_type"] == TaskType.BUCKETS_BATCHES_PROCESS and row["inputs"]:
-        extra |= _progress(connection, row, extra)
+        extra |= _of_batch(connection, row, extra)
+    extra["progress"] = progress.shown(row["status"], extra).model_dump()
     error = row["error"]
     if error:
         extra["error"] = error
@@ -114,28 +154,32 @@ def answer(connection: Connection, row: Mapping[Any, Any]) -> TaskResponse:
     )
 
 
-def _progress(connection: Connection, task: Mapping[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _of_batch(connection: Connection, task: Mapping[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    columns = (batches.c.batch_id, batches.c.bucket_id, batches.c.namespace_id, batches.c.collection_ids)
     batch = (
-        connection.execute(sa.select(batches).where(batches.c.batch_id == task["inputs"][0]))
+        connection.execute(
+            # Not the ids themselves: a hundred thousand of them would be parsed for one number.
+            sa.select(
+                *columns,
+                batches.c.task_id,
+                sa.func.json_array_length(batches.c.object_ids).label("object_count"),
+            ).where(batches.c.batch_id == task["inputs"][0])
+        )
         .mappings()
         .one_or_none()
     )
     if batch is None:
         return {}
     place = {
-        "batch_id": batch["batch_id"],
-        "bucket_id": batch["bucket_id"],
-        "namespace_id": batch["namespace_id"],
-        "collection_ids": batch["collection_ids"],
-        "object_count": len(batch["object_ids"]),
+        **{column.name: batch[column.name] for column in columns},
+        "object_count": batch["object_count"],
         "current_tier": 0,
         "total_tiers": 1,
     }
     if batch["task_id"] != task["task_id"]:
         # A retry has its own task; what this one did is what it said last.
         return place
-    running = task["status"] in (TaskStatus.IN_PROGRESS, TaskStatus.COMPLETED)
-    if running and "total" in known:
+    if task["status"] in _SAYS_ITSELF and "total" in known:
         return place  # written by whoever runs it, often enough; counting reads every row
     counts: dict[str, int] = {
         status: count
@@ -146,10 +190,9 @@ def _progress(connection: Connection, task: Mapping[Any, Any], known: Mapping[st
         )
     }
     total = sum(counts.values())
-    stage = "done" if task["status"] in FINISHED else known.get("stage", "queued")
     return {
         **place,
-        "stage": stage,
+        "stage": "done" if task["status"] in FINISHED else known.get("stage", "queued"),
         "total": total,
         "done": total - counts.get("PENDING", 0),
         "failed": counts.get("FAILED", 0),

@@ -23,18 +23,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import (
-    buckets,
-    content,
-    events,
-    failpoints,
-    idempotency,
-    links,
-    listing,
-    namespaces,
-    objects,
-    tasks,
-)
+from tessera import buckets, content, events, failpoints, idempotency, links, listing, objects, tasks
 from tessera.blobs import Part
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -150,13 +139,13 @@ def _create(
     route: str,
 ) -> list[UploadResponse]:
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
     problems: list[Problem] = []
     rows = [_planned(wh, place, request, location, problems) for request, location in wanted]
     raise_problems(problems)
     answers = []
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         for index, row in enumerate(rows):
             once = idempotency.once(
                 principal,
@@ -485,7 +474,7 @@ def confirm(
     when size or ETag differ, or when it has expired, and `ValidationError` when the file cannot be the blob.
     """
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row: Mapping[Any, Any] = _row(connection, place, upload_id)
     _check_claims(row, request)
     if row["status"] == "COMPLETED":
@@ -547,7 +536,7 @@ def confirm_batch(
     """Confirm up to 100 uploads, each by itself; the task that is returned has ended and says what became of each."""
     begun = now()
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
     done: list[JsonObject] = []
     failed: list[JsonObject] = []
     for index, item in enumerate(request.confirmations):
@@ -572,7 +561,7 @@ def confirm_batch(
     status = "COMPLETED" if not failed else "COMPLETED_WITH_ERRORS" if done else "FAILED"
     task_id = new_id("tsk")
     with wh.db.write() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         row = {
             "task_id": task_id,
             "organization_id": principal.organization_id,
@@ -694,7 +683,7 @@ def get(
 ) -> UploadResponse:
     """Return an upload; with `presigned_urls` a confirmed one carries a URL to GET its file."""
     with wh.db.read() as connection:
-        row = _row(connection, _bucket(connection, principal, namespace, bucket), upload_id)
+        row = _row(connection, buckets.resolve(connection, principal, namespace, bucket), upload_id)
     return _answer(wh, row, get_url=presigned_urls)
 
 
@@ -708,7 +697,7 @@ def list_(
 ) -> ListUploadsResponse:
     """List a bucket's uploads, the newest first unless sorted otherwise."""
     with wh.db.read() as connection:
-        place = _bucket(connection, principal, namespace, bucket)
+        place = buckets.resolve(connection, principal, namespace, bucket)
         mine = uploads.c.bucket_id == place["bucket_id"]
         query = sa.select(uploads).where(mine).order_by(uploads.c.created_at.desc(), uploads.c.upload_id)
         total = connection.execute(sa.select(sa.func.count()).select_from(uploads).where(mine)).scalar_one()
@@ -760,7 +749,7 @@ def _searchable(row: RowMapping) -> dict[str, Any]:
 def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, upload_id: str) -> None:
     """Delete an upload: its URL takes nothing any more. The object and the blob of a confirmed one stay."""
     with wh.db.write() as connection:
-        row = _row(connection, _bucket(connection, principal, namespace, bucket), upload_id)
+        row = _row(connection, buckets.resolve(connection, principal, namespace, bucket), upload_id)
         connection.execute(
             sa.update(uploads)
             .where(uploads.c.upload_id == upload_id, uploads.c.status == "PENDING")
@@ -814,30 +803,10 @@ def _is_old() -> sa.ColumnElement[bool]:
 # --- inside -------------------------------------------------------------------------------------------
 
 
-def _bucket(connection: Connection, principal: Principal, namespace: str, bucket: str) -> RowMapping:
-    namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
-    return buckets.find(connection, namespace_id, bucket)
-
-
 def _row(
     connection: Connection, bucket: RowMapping, upload_id: str, *, made: str | None = None
 ) -> RowMapping:
-    row = (
-        connection.execute(
-            sa.select(uploads).where(
-                uploads.c.upload_id == upload_id, uploads.c.bucket_id == bucket["bucket_id"]
-            )
-        )
-        .mappings()
-        .one_or_none()
-    )
-    if row is None and made is not None:
-        raise ConflictError(
-            f"The upload {made} that this Idempotency-Key made has been deleted since. Use a new key to make another."
-        )
-    if row is None:
-        raise NotFoundError("upload", upload_id)
-    return row
+    return buckets.find_in(connection, bucket, uploads, "upload", upload_id, made=made)
 
 
 def _staged(row: Mapping[Any, Any], sha256: str | None) -> str:

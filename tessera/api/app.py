@@ -29,6 +29,7 @@ from tessera.api import docs, problems
 from tessera.api.auth import Authenticate
 from tessera.api.request_log import RequestLog
 from tessera.api.routing import Exchange, Route, Router, ignored_header
+from tessera.api.streams import Streams
 from tessera.api.wire import head_too_large
 from tessera.context import Warehouse
 from tessera.errors import DeadlineError, OutcomeUnknownError, TesseraError
@@ -88,6 +89,7 @@ def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.streams.end()
         keys.close()
         usage.close()
 
@@ -109,6 +111,8 @@ def make_app(wh: Warehouse, *, log: RequestLog | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.warehouse = wh
+    app.state.keys = keys
+    app.state.streams = Streams(wh)
     # Without an operator's secret its routes are not merely closed: there are none.
     for noun in (*NOUNS, "tenants") if operator_secret else NOUNS:
         router: Router = import_module(f"tessera.api.{noun}").router

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tessera.errors import BadSample
 from tessera.inference import Models
+from tessera.locators import Locator
 from tessera.models import PayloadIndex
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Feature",
     "FieldOutput",
     "Input",
+    "Locator",
     "Outputs",
     "Params",
     "Sample",
@@ -106,13 +108,14 @@ class Feature:
 
     `position` is a natural key inside the source (start in ms; page and block), so that the document
     keeps its id when the source is extracted again. `files` become blobs; the field of that name
-    then holds the blob's URL.
+    then holds the blob's URL. `locator` tells people the place; it becomes the field of that name.
     """
 
     position: tuple[str | int, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     vectors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     files: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)
+    locator: Locator | None = None
 
 
 class Extractor(ABC):

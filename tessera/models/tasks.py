@@ -45,8 +45,27 @@ class TaskType(StrEnum):
     BUCKETS_UPLOADS_BATCH_CONFIRM = "api_buckets_uploads_batch_confirm"
 
 
+class TaskProgress(Model):
+    """How far a task is. Rows are counted, one for each object and collection that reads it."""
+
+    stage: str = Field(description="queued, fetch (URLs), extract, index (made findable), done.")
+    done: int = Field(description="Rows that have ended, with or without success; never goes back.")
+    total: int
+    failed: int
+    percent: float = Field(description="Never goes back, and is 100 only when the task has ended.")
+    rate_per_s: float | None = Field(description="Rows a second, over the last 30 s; null while unknown.")
+    remaining_s: float | None = Field(description="Seconds left at that rate; null while unknown.")
+
+
+class TaskEvent(TaskProgress):
+    """The data of an event ``progress`` of a task's stream."""
+
+    task_id: str
+    status: TaskStatus
+
+
 class TaskResponse(Model):
-    """A task. While a batch is processed `additional_data` holds `stage`, `total`, `done` and `failed` rows."""
+    """A task. `additional_data.progress` tells how far it is: `TaskProgress`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -57,7 +76,18 @@ class TaskResponse(Model):
                     "status": "COMPLETED",
                     "inputs": ["btch_0f3a9c5e77d1b2c4"],
                     "outputs": [],
-                    "additional_data": {"stage": "done", "total": 1, "done": 1, "failed": 0},
+                    "additional_data": {
+                        "batch_id": "btch_0f3a9c5e77d1b2c4",
+                        "progress": {
+                            "stage": "done",
+                            "done": 1,
+                            "total": 1,
+                            "failed": 0,
+                            "percent": 100.0,
+                            "rate_per_s": 1.9,
+                            "remaining_s": 0.0,
+                        },
+                    },
                     "error": None,
                     "error_message": None,
                     "created_at": "2026-11-23T10:00:00.000000Z",
