@@ -179,6 +179,11 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     known["secret_name"] = secret
     send("put", "/v1/organizations/secrets/{secret_name}")
     client.delete(f"/v1/organizations/secrets/{secret}")
+    hook = "/v1/organizations/webhooks"
+    known["webhook_identifier"] = send("post", hook, status=201)["webhook_id"]
+    send("put", f"{hook}/{{webhook_identifier}}")
+    assert send("post", f"{hook}/list")["total"] == 1
+    client.delete(f"{hook}/{known['webhook_identifier']}")
     send("patch", "/v1/organizations/audit/settings")
     client.patch("/v1/organizations/audit/settings", json={"read_auditing_enabled": False})
     assert asked > 33

@@ -107,6 +107,14 @@ def until(probe: Callable[[], Any], timeout_s: float = 60) -> Any:
     return found
 
 
+def of_the_page() -> Any:
+    """Return the function with which docs/webhooks.md checks a signature."""
+    page = (Path(__file__).parents[2] / "docs/webhooks.md").read_text()
+    found: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], found)
+    return found["is_genuine"]
+
+
 def a_namespace(client: httpx.Client) -> Loop:
     made = {"namespace_name": f"hooked_{next(_numbers)}", "feature_extractors": [TEXT]}
     return Loop(client, client.post("/v1/namespaces", json=made).raise_for_status().json())
@@ -323,8 +331,11 @@ def test_everything_that_happens_is_told(loop: Loop, hook: Any, receiver: Receiv
         assert event["namespace_id"] == loop.namespace_id
         assert event["cache_scope"] in ("key", "collection", "namespace")
         assert event["event_id"].startswith("evt_")
+    is_genuine = of_the_page()
     for call in calls:
         assert call.is_signed_with(made["secret"]) and not call.is_signed_with(other["secret"])
+        assert is_genuine(call.headers, call.body, made["secret"])
+        assert not is_genuine(call.headers, call.body + b" ", made["secret"])
         assert call.headers["webhook-id"] == call.event["event_id"]
         assert abs(int(call.headers["webhook-timestamp"]) - time.time()) < 300
         assert call.headers["content-type"] == "application/json"

@@ -10,6 +10,7 @@ CLIENT = "0.81.1"
 SCENARIOS = (
     "scenarios_typed.py",
     "scenarios_organizations.py",
+    "scenarios_webhooks.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",
 )

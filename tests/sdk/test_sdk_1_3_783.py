@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 CLIENT = "1.3.783"
-SCENARIOS = ("scenarios_typed.py", "scenarios_organizations.py", "scenarios_high_level.py")
+SCENARIOS = (
+    "scenarios_typed.py",
+    "scenarios_organizations.py",
+    "scenarios_webhooks.py",
+    "scenarios_high_level.py",
+)
 
 pytestmark = pytest.mark.timeout(600)
 

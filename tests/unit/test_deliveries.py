@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tessera import deliveries, events
+from tessera import deliveries, events, sealing, secret_store
 from tessera.config import Settings
 from tessera.context import Warehouse
 from tessera.db.engine import now
@@ -344,3 +344,14 @@ def test_a_secret_that_was_lost_is_said(place: Place) -> None:
     assert outcome.error is not None and "PUT the webhook anew" in outcome.error
     gone = deliveries.attempt(place.wh, replace(taken, channel=None), threading.Event())
     assert gone.final and gone.error is not None
+
+
+def test_a_new_master_key_seals_webhooks_anew(place: Place, receiver: Receiver) -> None:
+    place.hook("wh", receiver.url("/resealed"))
+    old = sealing.read_keys(place.wh.settings.data / "master.key")
+    vault = sealing.Vault([b"n" * sealing.KEY_BYTES, *old])
+    assert secret_store.reseal_all(place.wh.db, vault) == 2
+    only_new = sealing.Vault([b"n" * sealing.KEY_BYTES])
+    row = place.webhook("wh")
+    assert only_new.unseal(row["secret"]) == SECRET
+    assert only_new.unseal(row["channels"][0]["configs"]["url"]) == receiver.url("/resealed")

