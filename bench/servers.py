@@ -21,7 +21,7 @@ CHROMA = ROOT / ".bench-venv" / "bin" / "chroma"
 def tessera(data: Path) -> Iterator[httpx.Client]:
     """Yield a client, with its key, of a Tessera server on `data`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tessera.cli", "up", "--data", str(data), "--port", "0"],
+        [sys.executable, "-m", "tessera", "up", "--data", str(data), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

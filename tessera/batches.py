@@ -13,33 +13,36 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import (
+    batch_logs,
     buckets,
+    causes,
     collections,
     idempotency,
     ingest,
     limits,
     listing,
-    mirroring,
     namespaces,
     progress,
     tasks,
 )
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import batch_rows, batches, objects
+from tessera.db.tables import batch_logs as log_lines
+from tessera.db.tables import batch_rows, batches, failures, objects
 from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, ConflictError, NotFoundError, quote
-from tessera.fetching import FetchError
-from tessera.ids import new_id
+from tessera.ids import failure_id, new_id
 from tessera.models.batches import (
     MAX_OBJECTS,
     AddObjectsRequest,
+    BatchLogsResponse,
     BatchModel,
     BatchProgress,
     CreateBatchRequest,
     FailedDocumentsResponse,
+    FailedObject,
     FailedRow,
     ListBatchesRequest,
     ListBatchesResponse,
@@ -53,18 +56,18 @@ from tessera.models.collections import TriggerCollectionRequest, TriggerCollecti
 from tessera.models.tasks import FINISHED, GenericDeleteResponse, TaskResponse, TaskStatus, TaskType
 from tessera.pagination import PageRequest
 
-#: Kinds of failure that the same object and the same plan meet again; all others may pass.
-PERMANENT_KINDS = frozenset({"unreadable", "unsupported", "too_large", "limit"}) | mirroring.PERMANENT_KINDS
-
-#: What the API calls the kinds of failure in a tier's errors.
-_CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource"]] = {
+#: What the API calls the causes of failures in a tier's errors.
+_CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource", "network", "runtime"]] = {
     "unreadable": "validation",
     "unsupported": "validation",
+    "unreachable": "network",
     "too_large": "resource",
     "limit": "resource",
     "model_missing": "dependency",
-    **{f"fetch_{kind}": "dependency" for kind in (*FetchError.KINDS, "unavailable", "superseded")},
+    "ours": "runtime",
 }
+#: A batch shows so many of the rows that failed; `failed_documents` has all.
+_SHOWN_FAILURES = 100
 
 #: Ids looked up in one statement; SQLite bounds the number of parameters.
 _SLICE = 5000
@@ -170,27 +173,34 @@ def failed_documents(
             sa.select(sa.func.count()).select_from(batch_rows).where(failed)
         ).scalar_one()
         rows = connection.execute(
-            sa.select(batch_rows)
+            sa.select(batch_rows, failures.c.stage)
+            .select_from(_with_failures())
             .where(failed)
             .order_by(batch_rows.c.collection_id, batch_rows.c.object_id)
             .limit(limit)
             .offset(offset)
         ).mappings()
-        results = [
-            FailedRow(
-                object_id=item["object_id"],
-                collection_id=item["collection_id"],
-                tier_num=0,
-                error_type="permanent" if item["error_kind"] in PERMANENT_KINDS else "transient",
-                error_kind=item["error_kind"] or "unknown",
-                error=item["error_message"] or "",
-                attempts=item["attempts"],
-                updated_at=item["updated_at"],
-            )
-            for item in rows
-        ]
+        results = [_failed_row(item) for item in rows]
     return FailedDocumentsResponse(
         batch_id=row["batch_id"], results=results, total=total, limit=limit, offset=offset
+    )
+
+
+def logs(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    batch_id: str,
+    *,
+    tier_num: int | None = None,
+) -> BatchLogsResponse:
+    """Return what happened to a batch: submitted, taken up, ended, and which rows failed."""
+    with wh.db.read() as connection:
+        row = _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
+        lines = batch_logs.read(connection, row["batch_id"], tier_num)
+    return BatchLogsResponse(
+        batch_id=row["batch_id"], status=TaskStatus(row["status"]), logs=lines, total=len(lines)
     )
 
 
@@ -259,7 +269,8 @@ def delete(
         row = _find(connection, buckets.resolve(connection, principal, namespace, bucket), batch_id)
         if row["status"] in _OPEN:
             _cancel(connection, row)
-        connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id == row["batch_id"]))
+        for table in (batch_rows, failures, log_lines):
+            connection.execute(sa.delete(table).where(table.c.batch_id == row["batch_id"]))
         connection.execute(sa.delete(batches).where(batches.c.batch_id == row["batch_id"]))
     wh.jobs.wake()
     return GenericDeleteResponse(message=f"Batch {batch_id} was deleted; its documents stay.")
@@ -282,6 +293,38 @@ def submit(wh: Warehouse, principal: Principal, namespace: str, bucket: str, bat
         answer = _submit(connection, place, row)
     wh.jobs.wake()
     return answer
+
+
+def process(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    bucket: str,
+    object_ids: Sequence[str],
+    idempotency_key: str | None,
+) -> dict[str, str | None]:
+    """Submit a batch of objects that were just made, and return its `batch_id` and `task_id`.
+
+    Both are None when no collection reads the bucket: the objects wait for a batch then, as any others do. With an
+    `idempotency_key` that of the request which made them, a repeated call finds the first one's batch.
+    """
+    with wh.db.write() as connection:
+        place = buckets.resolve(connection, principal, namespace, bucket)
+        reading = _readers(connection, place, None)
+        if not reading:
+            return {"batch_id": None, "task_id": None}
+        batch_id = new_id("btch")
+        route = f"POST /v1/buckets/{place['bucket_id']}/objects?auto_process"
+        once = idempotency.once(principal, route, idempotency_key, list(object_ids))
+        known = idempotency.claim(connection, once, batch_id) if once is not None else None
+        if known is None:
+            limits.check_quota(wh, connection, principal, "active_batches")
+            limits.check_quota(wh, connection, principal, "documents")
+            _insert(connection, place, batch_id, object_ids, reading, None)
+        row = _find(connection, place, known or batch_id, made=known)
+        task = _submit(connection, place, row)
+    wh.jobs.wake()
+    return {"batch_id": row["batch_id"], "task_id": task.task_id}
 
 
 def cancel(wh: Warehouse, principal: Principal, namespace: str, bucket: str, batch_id: str) -> TaskResponse:
@@ -314,46 +357,69 @@ def retry(
 
     Durable when it returns. The retry has a task of its own; nothing to retry is a 409.
     """
-    at = now()
     with wh.db.write() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
         row = _find(connection, place, batch_id)
         if row["status"] not in FINISHED:
             raise _state(row, "Only a batch that has ended can be retried.")
-        mine = batch_rows.c.batch_id == row["batch_id"]
-        failed = sa.and_(mine, batch_rows.c.status == "FAILED")
-        again = sa.and_(failed, batch_rows.c.attempts <= request.max_retry_count)
+        again = batch_rows.c.retry_count < request.max_retry_count
         if request.retry_mode == "transient_only":
             again &= sa.or_(
-                batch_rows.c.error_kind.is_(None), batch_rows.c.error_kind.not_in(PERMANENT_KINDS)
+                batch_rows.c.error_kind.is_(None), batch_rows.c.error_kind.not_in(causes.PERMANENT)
             )
         if request.tier_nums and 0 not in request.tier_nums:
             again &= sa.false()
+        failed = sa.and_(batch_rows.c.batch_id == row["batch_id"], batch_rows.c.status == "FAILED")
         count_failed = _count(connection, failed)
-        count_left = _count(connection, sa.and_(mine, batch_rows.c.status == "PENDING"))
-        retried = connection.execute(
-            sa.update(batch_rows)
-            .where(again)
-            .values(status="PENDING", error_kind=None, error_message=None, updated_at=at)
-        ).rowcount
-        if not retried and not count_left:
+        task_id, retried, left = restart(connection, place, row, again)
+        if task_id is None:
             remedy = (
                 "Send retry_mode 'all' to run permanent failures again, or a higher max_retry_count."
                 if count_failed
                 else "None of its rows failed."
             )
             raise _state(row, f"There is nothing to retry. {remedy}")
-        task_id = _start(connection, place, row, at)
     wh.jobs.wake()
-    left = count_failed - retried
+    stay = count_failed - retried
     return RetryBatchResponse(
         batch_id=row["batch_id"],
         task_id=task_id,
         status=TaskStatus.PENDING,
-        retried_count=retried + count_left,
-        skipped_count=left,
-        message=f"{retried + count_left} row(s) run again; {left} failed row(s) stay as they are.",
+        retried_count=retried + left,
+        skipped_count=stay,
+        message=f"{retried + left} row(s) run again; {stay} failed row(s) stay as they are.",
     )
+
+
+def restart(
+    connection: Connection, bucket: RowMapping, row: RowMapping, again: sa.ColumnElement[bool]
+) -> tuple[str | None, int, int]:
+    """Put a finished batch in line again, for its failed rows that are `again` and those that a cancel left.
+
+    Returns the id of the new task, None when there is no such row, and how many there are of both. What failed
+    a row before is kept in its history.
+    """
+    at = now()
+    mine = batch_rows.c.batch_id == row["batch_id"]
+    left = connection.execute(
+        sa.update(batch_rows)
+        .where(mine, batch_rows.c.status == "PENDING")
+        .values(tries=0, due_at=None, updated_at=at)
+    ).rowcount
+    retried = connection.execute(
+        sa.update(batch_rows)
+        .where(mine, batch_rows.c.status == "FAILED", again)
+        .values(
+            status="PENDING",
+            error_kind=None,
+            error_message=None,
+            tries=0,
+            due_at=None,
+            retry_count=batch_rows.c.retry_count + 1,
+            updated_at=at,
+        )
+    ).rowcount
+    return (_start(connection, bucket, row, at) if retried or left else None), retried, left
 
 
 def trigger(
@@ -557,6 +623,7 @@ def _cancel(connection: Connection, row: RowMapping) -> None:
         .where(task_rows.c.task_id == row["task_id"])
         .values(status=TaskStatus.CANCELED, updated_at=at)
     )
+    batch_logs.write(connection, row["batch_id"], row["namespace_id"], "Cancelled.", level="warning")
 
 
 def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str) -> str:
@@ -599,6 +666,11 @@ def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str)
             updated_at=at,
         )
     )
+    pending = _count(
+        connection, sa.and_(batch_rows.c.batch_id == row["batch_id"], batch_rows.c.status == "PENDING")
+    )
+    message = f"Submitted with {pending} row(s) to process, as task {task_id}."
+    batch_logs.write(connection, row["batch_id"], row["namespace_id"], message)
     return task_id
 
 
@@ -686,6 +758,7 @@ def _answer(connection: Connection, row: RowMapping) -> BatchModel:
         ),
         documents_written=written,
         failed_object_count=_failed_objects(connection, row["batch_id"]) if failed else 0,
+        failed_objects=_first_failures(connection, row["batch_id"]) if failed else [],
         retry_count=max(0, row["attempt"] - 1),
         max_node_death_resubmits=ingest.MAX_CRASHES - 1,
         # How often a server that ends in order hands the batch on is not bounded; the clients want a number.
@@ -696,11 +769,49 @@ def _answer(connection: Connection, row: RowMapping) -> BatchModel:
     )
 
 
+def _with_failures() -> sa.Join:
+    """Return the rows of batches with what is known of their last failure."""
+    return batch_rows.outerjoin(
+        failures,
+        sa.and_(
+            failures.c.batch_id == batch_rows.c.batch_id,
+            failures.c.collection_id == batch_rows.c.collection_id,
+            failures.c.object_id == batch_rows.c.object_id,
+        ),
+    )
+
+
+def _failed_row(item: RowMapping) -> FailedRow:
+    kind = causes.known(item["error_kind"])
+    return FailedRow(
+        failure_id=failure_id(item["batch_id"], item["collection_id"], item["object_id"]),
+        object_id=item["object_id"],
+        collection_id=item["collection_id"],
+        tier_num=0,
+        error_type=causes.error_type(item["error_kind"]),
+        cause=kind.cause,
+        error_kind=item["error_kind"] or "unknown",
+        error=item["error_message"] or "",
+        next_step=kind.next_step,
+        stage=item["stage"] or kind.stage,
+        can_retry=kind.may_pass,
+        is_parked=kind.parked,
+        attempts=item["attempts"],
+        retry_count=item["retry_count"],
+        timestamp=item["updated_at"],
+        updated_at=item["updated_at"],
+    )
+
+
 def _tier_errors(connection: Connection, batch_id: str) -> list[TierError]:
     """Return one entry for each kind of failure, with one of its messages."""
     return [
         TierError(
-            error_type=_CATEGORIES.get(kind or "", "runtime"), message=message or "", affected_count=count
+            error_type=_CATEGORIES[causes.known(kind).cause],
+            message=message or "",
+            stage=causes.known(kind).stage,
+            recovery_suggestion=causes.known(kind).next_step,
+            affected_count=count,
         )
         for kind, message, count in connection.execute(
             sa.select(batch_rows.c.error_kind, sa.func.min(batch_rows.c.error_message), sa.func.count())
@@ -708,6 +819,24 @@ def _tier_errors(connection: Connection, batch_id: str) -> list[TierError]:
             .group_by(batch_rows.c.error_kind)
             .order_by(batch_rows.c.error_kind)
         )
+    ]
+
+
+def _first_failures(connection: Connection, batch_id: str) -> list[FailedObject]:
+    rows = connection.execute(
+        sa.select(batch_rows)
+        .where(batch_rows.c.batch_id == batch_id, batch_rows.c.status == "FAILED")
+        .order_by(batch_rows.c.collection_id, batch_rows.c.object_id)
+        .limit(_SHOWN_FAILURES)
+    ).mappings()
+    return [
+        FailedObject(
+            object_id=item["object_id"],
+            error=item["error_message"] or "",
+            error_type=causes.error_type(item["error_kind"]),
+            timestamp=item["updated_at"],
+        )
+        for item in rows
     ]
 
 

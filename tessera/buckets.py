@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, limits, listing, names, namespaces
+from tessera import audit, limits, listing, names, namespaces, schemas, unique_keys
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import batch_rows, batches, buckets, collections, fetches, objects, tasks, uploads
+from tessera.db.tables import (
+    batch_logs,
+    batch_rows,
+    batches,
+    buckets,
+    collections,
+    failures,
+    fetches,
+    objects,
+    tasks,
+    uploads,
+)
 from tessera.errors import (
     AlreadyExistsError,
-    BadRequestError,
     ConflictError,
     NotFoundError,
     Problem,
@@ -33,36 +42,13 @@ from tessera.models.buckets import (
     DeleteBucketResponse,
     ListBucketsRequest,
     ListBucketsResponse,
-    SchemaField,
+    UniqueKey,
 )
 from tessera.models.tasks import TaskType
 from tessera.pagination import PageRequest
-from tessera.plan import PROTECTED_FIELDS
 
 #: Words that routes below ``/v1/buckets/`` take.
 RESERVED_NAMES = frozenset({"list"})
-#: Keys that an object's answer has of its own at the root, so that no user field can stand there.
-OBJECT_KEYS = frozenset(
-    {
-        "object_id",
-        "bucket_id",
-        "namespace_id",
-        "internal_id",
-        "key_prefix",
-        "blob",
-        "blobs",
-        "metadata",
-        "status",
-        "error",
-        "version",
-        "content_hash",
-        "source_details",
-        "document_count",
-        "consistency",
-    }
-)
-_PROPERTY = re.compile(r"[^.\[\]$\x00-\x1f\x7f][^.\[\]\x00-\x1f\x7f]{0,99}")
-
 Location = tuple[str | int, ...]
 
 
@@ -72,17 +58,9 @@ def create(
     """Create a bucket. Durable when it returns; a taken name is a 409, so a repeated call makes no second one."""
     at = now()
     name = names.clean(request.bucket_name)
-    problems = _name_problems(name) + _schema_problems(request.bucket_schema, ("body", "bucket_schema"))
+    problems = _name_problems(name) + schemas.problems(request.bucket_schema, ("body", "bucket_schema"))
     if request.unique_key is not None:
-        problems.append(
-            Problem(
-                ("body", "unique_key"),
-                "unique_key is not available in this version; leave it out. To answer a repeated object with the "
-                "one that exists, create it with skip_duplicates or an Idempotency-Key.",
-                "not_available",
-                400,
-            )
-        )
+        problems += unique_keys.problems(request.unique_key, request.bucket_schema)
     with wh.db.write() as connection:
         namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
         taken = _id_of_name(connection, namespace_id, name)
@@ -96,7 +74,7 @@ def create(
             "description": request.description,
             "bucket_schema": _stored_schema(request.bucket_schema),
             "metadata": request.metadata or {},
-            "unique_key": None,
+            "unique_key": request.unique_key and request.unique_key.model_dump(),
             "created_at": at,
             "updated_at": at,
         }
@@ -158,31 +136,13 @@ def list_(
 def patch(
     wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: BucketPatchRequest
 ) -> BucketResponse:
-    """Change what is given of name, description, metadata and schema; a schema only grows by optional properties."""
-    given = request.model_fields_set
-    problems: list[Problem] = []
+    """Change what is given of name, description, metadata, schema and the default policy of the unique key.
+
+    A schema only grows by optional properties.
+    """
     with wh.db.write() as connection:
-        namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
-        row = find(connection, namespace_id, identifier)
-        values: dict[str, Any] = {}
-        if request.bucket_name is not None:
-            name = names.clean(request.bucket_name)
-            if name != row["bucket_name"]:
-                values["bucket_name"] = name
-                problems += _name_problems(name)
-                taken = _id_of_name(connection, namespace_id, name)
-                if taken and not problems:
-                    problems.append(_taken(name, taken))
-        if "description" in given and request.description != row["description"]:
-            values["description"] = request.description
-        if "metadata" in given and (request.metadata or {}) != row["metadata"]:
-            values["metadata"] = request.metadata or {}
-        if request.bucket_schema is not None:
-            present = BucketSchema.model_validate(row["bucket_schema"])
-            problems += _growth_problems(present, request.bucket_schema)
-            schema = _stored_schema(request.bucket_schema)
-            if schema != row["bucket_schema"]:
-                values["bucket_schema"] = schema
+        row = resolve(connection, principal, namespace, identifier)
+        values, problems = _changes(connection, row, request)
         raise_problems(problems)
         if values:
             connection.execute(
@@ -198,7 +158,40 @@ def patch(
                 row["bucket_id"],
                 {"fields": sorted(values)},
             )
-        return _read(connection, find(connection, namespace_id, row["bucket_id"]))
+        return _read(connection, find(connection, row["namespace_id"], row["bucket_id"]))
+
+
+def _changes(
+    connection: Connection, row: RowMapping, request: BucketPatchRequest
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the columns that a request changes, and what is wrong with it."""
+    given = request.model_fields_set
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    if request.bucket_name is not None:
+        name = names.clean(request.bucket_name)
+        if name != row["bucket_name"]:
+            values["bucket_name"] = name
+            problems += _name_problems(name)
+            taken = _id_of_name(connection, row["namespace_id"], name)
+            if taken and not problems:
+                problems.append(_taken(name, taken))
+    if "description" in given:
+        values["description"] = request.description
+    if "metadata" in given:
+        values["metadata"] = request.metadata or {}
+    if request.bucket_schema is not None:
+        problems += schemas.growth_problems(
+            BucketSchema.model_validate(row["bucket_schema"]), request.bucket_schema
+        )
+        values["bucket_schema"] = _stored_schema(request.bucket_schema)
+    if request.unique_key is not None:
+        problems += unique_keys.change_problems(unique_key(row), request.unique_key)
+        values["unique_key"] = {
+            **(row["unique_key"] or {}),
+            "default_policy": request.unique_key.default_policy,
+        }
+    return {name: value for name, value in values.items() if value != row[name]}, problems
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> DeleteBucketResponse:
@@ -236,7 +229,8 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         connection.execute(
             sa.update(tasks).where(tasks.c.task_id.in_(unfinished)).values(status="CANCELED", updated_at=at)
         )
-        connection.execute(sa.delete(batch_rows).where(batch_rows.c.batch_id.in_(own_batches)))
+        for table in (batch_rows, failures, batch_logs):
+            connection.execute(sa.delete(table).where(table.c.batch_id.in_(own_batches)))
         connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
         own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)
         connection.execute(sa.delete(fetches).where(fetches.c.object_id.in_(own_objects)))
@@ -277,11 +271,6 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
 # --- for other services --------------------------------------------------------------------------------
 
 
-def is_reserved(name: str) -> bool:
-    """Say whether a user's field cannot have this name at the root of an object or a document."""
-    return name in OBJECT_KEYS or name in PROTECTED_FIELDS or name.startswith("_")
-
-
 def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
     """Return the row of a bucket by id, else by name. Raises `NotFoundError`."""
     found = (
@@ -297,6 +286,11 @@ def find(connection: Connection, namespace_id: str, identifier: str) -> RowMappi
     if not found:
         raise NotFoundError("bucket", identifier)
     return next((row for row in found if row["bucket_id"] == identifier), found[0])
+
+
+def unique_key(row: Mapping[Any, Any]) -> UniqueKey | None:
+    """Return the unique key of a bucket's row, if it has one."""
+    return UniqueKey.model_validate(row["unique_key"]) if row["unique_key"] is not None else None
 
 
 def resolve(connection: Connection, principal: Principal, namespace: str, identifier: str) -> RowMapping:
@@ -378,96 +372,6 @@ def _stored_schema(schema: BucketSchema) -> dict[str, Any]:
     return schema.model_dump(mode="json", exclude_unset=True)
 
 
-def _schema_problems(schema: BucketSchema, location: Location) -> list[Problem]:
-    problems: list[Problem] = []
-    for name, field in schema.properties.items():
-        place = (*location, "properties", name)
-        if not _PROPERTY.fullmatch(name):
-            problems.append(
-                Problem(
-                    place,
-                    f"Property {quote(name)} cannot be named so: 1 to 100 characters without dots, brackets and "
-                    "control characters, not beginning with a dollar sign, are allowed (dots separate the parts of a "
-                    "path).",
-                    "property_name",
-                )
-            )
-        elif is_reserved(name):
-            problems.append(
-                Problem(
-                    place,
-                    f"Property {quote(name)} is a field of the system; choose another name. Reserved are: "
-                    f"{', '.join(sorted(OBJECT_KEYS | PROTECTED_FIELDS))}, and names that begin with _.",
-                    "property_reserved",
-                )
-            )
-        problems += _field_problems(field, place)
-    return problems
-
-
-def _field_problems(field: SchemaField, location: Location) -> list[Problem]:
-    problems = []
-    if field.default is not None and field.enum is not None and field.default not in field.enum:
-        problems.append(
-            Problem(
-                (*location, "default"),
-                f"The default {quote(field.default)} of {quote(location[-1])} is not one of its enum.",
-                "default",
-            )
-        )
-    if field.default is not None:
-        # Imported here: objects.py stands on this module.
-        from tessera.objects import value_problem
-
-        wrong = value_problem(field, field.default)
-        if wrong is not None:
-            problems.append(
-                Problem((*location, "default"), f"The default of {quote(location[-1])} {wrong}", "default")
-            )
-    return problems
-
-
-def _growth_problems(present: BucketSchema, wanted: BucketSchema) -> list[Problem]:
-    """Refuse changes that objects which exist, or collections that read them, could contradict."""
-    location: Location = ("body", "bucket_schema")
-    problems = _schema_problems(wanted, location)
-    for name, field in present.properties.items():
-        new = wanted.properties.get(name)
-        if new is None:
-            problems.append(
-                _fixed(
-                    (*location, "properties", name),
-                    f"Property {quote(name)} is missing, but a schema keeps its own.",
-                )
-            )
-        elif (new.type, new.required, new.enum) != (field.type, field.required, field.enum):
-            problems.append(
-                _fixed(
-                    (*location, "properties", name),
-                    f"Property {quote(name)} is {'required ' if field.required else ''}{field.type.value} and stays so "
-                    "(type, required and enum are fixed).",
-                )
-            )
-    for name, field in wanted.properties.items():
-        if name not in present.properties and field.required:
-            problems.append(
-                _fixed(
-                    (*location, "properties", name, "required"),
-                    f"Property {quote(name)} is new and cannot be required: objects that exist do not have it.",
-                )
-            )
-    return problems
-
-
-def _fixed(location: Location, message: str) -> Problem:
-    return Problem(
-        location,
-        f"{message} New properties that are not required may be added; for anything else create another bucket.",
-        "schema_fixed",
-        BadRequestError.status,
-    )
-
-
 def _read(connection: Connection, row: RowMapping) -> BucketResponse:
     ids = [row["bucket_id"]]
     return _answer(
@@ -507,13 +411,13 @@ def _answer(row: Mapping[Any, Any], counts: Mapping[str, Any], runs: Mapping[str
         namespace_id=row["namespace_id"],
         description=row["description"],
         bucket_schema=BucketSchema.model_validate(row["bucket_schema"]),
-        unique_key=row["unique_key"],
+        unique_key=unique_key(row),
         metadata=row["metadata"] or {},
         object_count=counts.get("object_count", 0),
         total_size_bytes=int(counts.get("total_size_bytes", 0)),
         batch_stats=BatchStatistics(
             total=sum(runs.values()),
-            active=runs.get("PENDING", 0) + runs.get("IN_PROGRESS", 0),
+            active=sum(runs.get(status, 0) for status in ("DRAFT", "PENDING", "IN_PROGRESS")),
             completed=runs.get("COMPLETED", 0) + runs.get("COMPLETED_WITH_ERRORS", 0),
             failed=runs.get("FAILED", 0),
         ),

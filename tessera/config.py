@@ -114,6 +114,18 @@ class Settings(BaseModel):
     )
     extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
+    row_retries: int = Field(
+        3,
+        ge=0,
+        le=6,
+        description="How often a batch itself tries a row again that could not be fetched: after 1 s, 4 s, 16 s, "
+        "half as long or half as long again.",
+    )
+    worker_memory_mib: int = Field(
+        3072,
+        ge=0,
+        description="Most memory of one worker process; a row that needs more fails alone. 0: no limit. On Linux.",
+    )
 
     compact_after_changes: int = Field(
         10_000,

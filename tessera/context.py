@@ -31,8 +31,9 @@ class JobQueue(Protocol):
 class Warehouse:
     """Settings and the parts behind them.
 
-    `fetcher` is the only way to content behind a URL; `signing_key` signs cursors and URLs (32 bytes), `vault`
-    seals credentials of other systems.
+    `runner` extracts; `decoder` opens the pictures of queries, so that no decoder of a stranger's file runs in the
+    server itself, and no query waits for a batch. `fetcher` is the only way to content behind a URL; `signing_key`
+    signs cursors and URLs (32 bytes), `vault` seals credentials of other systems.
     """
 
     settings: Settings
@@ -41,6 +42,7 @@ class Warehouse:
     vectors: Vectors
     views: Views
     runner: Runner
+    decoder: Runner
     registry: Registry
     jobs: JobQueue
     fetcher: Fetcher

@@ -5,29 +5,25 @@ A document's payload is one flat dictionary; `present` turns it into the shape t
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tessera import collections, content, events, links, log, namespaces
 from tessera.context import Principal, Warehouse
-from tessera.db.tables import sources
-from tessera.errors import BadRequestError, NotFoundError, Problem, quote, raise_problems
-from tessera.filters import SECRET_FIELDS, And, Condition, Filter, parse
+from tessera.db.tables import document_edits, sources
+from tessera.errors import BadRequestError, NotFoundError, quote
+from tessera.filters import And, Condition, Filter, parse
 from tessera.models.base import JsonObject
 from tessera.models.documents import (
     BatchDeleteRequest,
     BatchDeleteResponse,
     DeletedDocument,
-    ListDocumentsRequest,
 )
 from tessera.models.tasks import GenericDeleteResponse
-from tessera.pagination import PageRequest, encode_cursor, paginate
 from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
 
 #: Root fields that stay at the root of an answer although the system writes them.
@@ -178,8 +174,10 @@ def get(
 ) -> JsonObject:
     """Return a document of `collection`, or of any collection of the namespace when that is None."""
     with wh.db.read() as connection:
-        namespace_id, collection_id = _place(connection, principal, namespace, collection)
-    hit = _hit(wh, namespace_id, collection_id, document_id, return_vectors or return_vector_names)
+        namespace_id, collection_id = find_place(connection, principal, namespace, collection)
+    hit = find(
+        wh, namespace_id, collection_id, document_id, with_vectors=return_vectors or return_vector_names
+    )
     return present(
         wh,
         namespace_id,
@@ -188,117 +186,6 @@ def get(
         vectors=hit.vectors if return_vectors else None,
         vector_names=hit.vectors if return_vector_names else None,
     )
-
-
-def list_(
-    wh: Warehouse,
-    principal: Principal,
-    namespace: str,
-    collection: str,
-    page: PageRequest,
-    request: ListDocumentsRequest,
-) -> JsonObject:
-    """List the documents of a collection, exactly those that the filter lets through.
-
-    Without a sort the order is fixed but has no meaning. A cursor goes on where its page ended: each
-    document that was there all the time and did not move is shown once.
-    """
-    raise_problems(_not_here(request))
-    with wh.db.read() as connection:
-        namespace_id, collection_id = _place(connection, principal, namespace, collection)
-    assert collection_id is not None
-    within = _within(collection_id, request.filters)
-    asked = _digest(collection_id, request)
-    after = _continue(page, asked)
-    named = request.return_vector_names
-    only = set(named) if isinstance(named, list) else None
-    with_values = bool(request.return_vectors) or only is not None
-    found = wh.views.page(
-        namespace_id,
-        Page(
-            limit=page.limit,
-            filter=within,
-            offset=0 if after is not None else page.offset,
-            after=after,
-            sort_path=request.sort.field if request.sort else None,
-            descending=request.sort is not None and request.sort.direction == "desc",
-            with_vectors=with_values or named is True,
-        ),
-    )
-    everything = page.offset == 0 and found.next_after is None
-    total = len(found.hits) if everything else wh.views.count(namespace_id, within)
-    urls = bool(request.return_url or request.return_presigned_urls)
-    results = [
-        present(
-            wh,
-            namespace_id,
-            hit.payload,
-            return_urls=urls,
-            vectors={n: v for n, v in hit.vectors.items() if only is None or n in only}
-            if with_values
-            else None,
-            vector_names=hit.vectors if named is True else None,
-            select=request.select,
-        )
-        for hit in found.hits
-    ]
-    pagination = paginate(wh, page, total, len(results))
-    pagination["next_cursor"] = (
-        encode_cursor(wh, {"o": page.offset + len(results), "a": found.next_after, "f": asked})
-        if found.next_after is not None
-        else None
-    )
-    return {
-        "results": results,
-        "pagination": pagination,
-        "total_documents": total,
-        "stats": {"total_documents": total},
-    }
-
-
-def _continue(page: PageRequest, asked: str) -> Any:
-    """Return where the page before ended. Raises `BadRequestError` when it belongs to another list."""
-    if page.position is None:
-        return None
-    if page.position.get("f") != asked:
-        raise BadRequestError(
-            "The cursor belongs to another collection, filter or sort. Send the filters and the sort that it came "
-            "with, or start without a cursor."
-        )
-    return page.position.get("a")
-
-
-def _not_here(request: ListDocumentsRequest) -> list[Problem]:
-    problems = []
-    if request.sort is not None and request.sort.field.split(".", 1)[0] in SECRET_FIELDS:
-        # A cursor holds what it was sorted by.
-        problems.append(
-            Problem(
-                ("body", "sort", "field"),
-                f"{quote(request.sort.field)} is not a field that lists are sorted by.",
-                "field",
-            )
-        )
-    if request.search:
-        problems.append(
-            Problem(
-                ("body", "search"),
-                "search over documents is not available in this version. Use filters with the operator `contains` or "
-                "`text`, or a retriever with feature_search.",
-                "not_available",
-                400,
-            )
-        )
-    if request.group_by:
-        problems.append(
-            Problem(
-                ("body", "group_by"),
-                "group_by is not available in this version. List the documents and group them by that field.",
-                "not_available",
-                400,
-            )
-        )
-    return problems
 
 
 # --- delete --------------------------------------------------------------------------------------------
@@ -312,10 +199,10 @@ def delete(
     Its object stays, and brings it back when it is processed again.
     """
     with wh.db.read() as connection:
-        namespace_id, collection_id = _place(connection, principal, namespace, collection)
+        namespace_id, collection_id = find_place(connection, principal, namespace, collection)
     assert collection_id is not None
-    hit = _hit(wh, namespace_id, collection_id, document_id, with_vectors=False)
-    _remove(wh, principal, namespace_id, collection_id, [_with_source(hit)])
+    hit = find(wh, namespace_id, collection_id, document_id, with_vectors=False)
+    _remove(wh, principal, namespace_id, collection_id, [with_source(hit)])
     return GenericDeleteResponse(message=f"Document {document_id} was deleted.")
 
 
@@ -338,10 +225,10 @@ def delete_batch(
             "collection."
         )
     with wh.db.read() as connection:
-        namespace_id, collection_id = _place(connection, principal, namespace, collection)
+        namespace_id, collection_id = find_place(connection, principal, namespace, collection)
     assert collection_id is not None
     if request.document_ids is None:
-        found = list(all_found(wh, namespace_id, _within(collection_id, request.filters)))
+        found = list(all_found(wh, namespace_id, within_collection(collection_id, request.filters)))
         _remove(wh, principal, namespace_id, collection_id, found)
         return BatchDeleteResponse(
             deleted_count=len(found),
@@ -351,7 +238,7 @@ def delete_batch(
         )
     wanted = list(dict.fromkeys(request.document_ids))
     found = [
-        _with_source(hit)
+        with_source(hit)
         for hit in wh.views.get(namespace_id, wanted)
         if hit.payload.get("collection_id") == collection_id
     ]
@@ -376,7 +263,7 @@ def delete_batch(
 
 def sources_of(wh: Warehouse, namespace_id: str, document_ids: Sequence[str]) -> list[tuple[str, str]]:
     """Return (document id, source id) of those documents that exist."""
-    return [_with_source(hit) for hit in wh.views.get(namespace_id, list(dict.fromkeys(document_ids)))]
+    return [with_source(hit) for hit in wh.views.get(namespace_id, list(dict.fromkeys(document_ids)))]
 
 
 def all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tuple[str, str]]:
@@ -384,13 +271,14 @@ def all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tupl
     after = None
     while True:
         found = wh.views.page(namespace_id, Page(limit=_DELETE_PAGE, filter=within, after=after))
-        yield from map(_with_source, found.hits)
+        yield from map(with_source, found.hits)
         after = found.next_after
         if after is None:
             return
 
 
-def _with_source(hit: Hit) -> tuple[str, str]:
+def with_source(hit: Hit) -> tuple[str, str]:
+    """Return (document id, source id) of a document."""
     return hit.document_id, str(hit.payload.get("source_object_id") or own_source(hit.document_id))
 
 
@@ -453,6 +341,13 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     ]
     fewer = [key for key in keys if key["b_left"]]
     if fewer:
+        # What was changed of them by hand goes with them; where nothing is left, with the source.
+        connection.execute(
+            sa.delete(document_edits).where(
+                document_edits.c.collection_id.in_({key["b_collection_id"] for key in fewer}),
+                document_edits.c.document_id.in_(gone),
+            )
+        )
         connection.execute(
             sa.update(sources).where(this).values(document_ids=sa.bindparam("b_left"), input_hash=""), fewer
         )
@@ -466,37 +361,31 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
         events.documents_written(connection, *place, deleted=count)
 
 
-# --- inside --------------------------------------------------------------------------------------------
+# --- what others need too ------------------------------------------------------------------------------
 
 
-def _place(
+def find_place(
     connection: Connection, principal: Principal, namespace: str, collection: str | None
 ) -> tuple[str, str | None]:
+    """Return the ids of a namespace and of a collection in it, each given by id or name."""
     namespace_id: str = namespaces.resolve(connection, principal, namespace)["namespace_id"]
     if collection is None:
         return namespace_id, None
     return namespace_id, collections.find(connection, namespace_id, collection)["collection_id"]
 
 
-def _hit(
-    wh: Warehouse, namespace_id: str, collection_id: str | None, document_id: str, with_vectors: bool
+def find(
+    wh: Warehouse, namespace_id: str, collection_id: str | None, document_id: str, *, with_vectors: bool
 ) -> Hit:
+    """Return a document as it is stored. Raises `NotFoundError`, also for one of another collection."""
     found = wh.views.get(namespace_id, [document_id], with_vectors)
     if not found or (collection_id is not None and found[0].payload.get("collection_id") != collection_id):
         raise NotFoundError("document", document_id)
     return found[0]
 
 
-def _within(collection_id: str, filters: JsonObject | None) -> Filter:
+def within_collection(collection_id: str, filters: JsonObject | None) -> Filter:
+    """Return the filter for those documents of a collection that `filters` let through."""
     mine = Condition("collection_id", "eq", collection_id, True)
     asked = parse(filters)
     return mine if asked is None else And((mine, asked))
-
-
-def _digest(collection_id: str, request: ListDocumentsRequest) -> str:
-    asked = {
-        "collection_id": collection_id,
-        "filters": request.filters or None,
-        "sort": request.sort.model_dump() if request.sort else None,
-    }
-    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -51,6 +51,7 @@ from tessera.db.tables import (
     batches,
     doomed_views,
     erasures,
+    failures,
     fetches,
     idempotency,
     log_entries,
@@ -405,7 +406,7 @@ def _rewrite_edit(work: _Work, row: Any) -> None:
     if len(kept) == len(value["upserts"]):
         return
     gone = [item["payload"] for item in value["upserts"] if item["document_id"] in work.documents]
-    body = orjson.dumps({"upserts": kept, "deletes": value["deletes"]})
+    body = orjson.dumps({**value, "upserts": kept})
     work.count(entries_rewritten=1, bytes_rewritten=len(row.body))
     _write_entry(work, row, gone, body=body)
 
@@ -496,6 +497,7 @@ def _clear_texts(work: _Work) -> None:
                 .values(error_message=_CLEARED)
             )
             work.count(texts_cleared=cleared.rowcount)
+            _clear_failures(connection, work.namespace_id, ids)
         for ids in _slices(sorted(touched)):
             cleared = connection.execute(
                 sa.update(batches)
@@ -520,6 +522,18 @@ def _clear_texts(work: _Work) -> None:
             removed = connection.execute(sa.delete(idempotency).where(idempotency.c.resource_id.in_(ids)))
             work.count(idempotency_keys_removed=removed.rowcount)
         work.save(connection)
+
+
+def _clear_failures(connection: Connection, namespace_id: str, object_ids: Sequence[str]) -> None:
+    """Clear what the histories of failures say; that there were some, when and where, stays."""
+    mine = sa.and_(failures.c.namespace_id == namespace_id, failures.c.object_id.in_(object_ids))
+    found = connection.execute(sa.select(failures.c.failure_id, failures.c.history).where(mine)).all()
+    for identifier, history in found:
+        connection.execute(
+            sa.update(failures)
+            .where(failures.c.failure_id == identifier)
+            .values(message=_CLEARED, history=[{**item, "message": _CLEARED} for item in history])
+        )
 
 
 # --- views ---------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ no database, so that its result can be dropped when the batch has moved on.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from tessera import artifact, failpoints, locators
 from tessera.blobs import Blobs
+from tessera.causes import Stage, plain
 from tessera.db.engine import now
 from tessera.errors import InsufficientStorageError, StorageUnavailableError, TesseraError, storage_trouble
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
@@ -23,6 +25,13 @@ from tessera.ids import document_id
 from tessera.log import check_documents
 from tessera.ports import DenseVector, Document
 from tessera.registry import Registry
+
+#: What one source may unfold into: a hostile one of a few bytes could fill disk and memory.
+MAX_ROW_DOCUMENTS = 20_000
+MAX_ROW_BYTES = 2**30
+
+#: How libraries in C++ say that they got no memory.
+_NO_MEMORY = re.compile(r"bad[_ ]alloc|[Cc]annot allocate memory|out of memory", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +76,16 @@ class ChunkJob:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of a row: the ids of *all* its documents, or why there are none."""
+    """What became of a row: the ids of *all* its documents, or why there are none.
+
+    `stage` says where it failed, unless that is where failures of its kind (``causes.py``) always are.
+    """
 
     object_id: str
     document_ids: tuple[str, ...] = ()
     error_kind: str | None = None
     error_message: str | None = None
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +112,15 @@ _process = _Process()
 def run_chunk(job: ChunkJob) -> ChunkResult:
     """Extract every row of `job`, write the artifacts, and say for each row what became of it.
 
-    A disk that is full or fails is no row's fault: it is told for the chunk as a whole.
+    A disk that is full or fails is no row's fault: it is told for the chunk as a whole. Raises `MemoryError`
+    when the process may have no more memory.
     """
     try:
         return _run_chunk(job)
+    except RuntimeError as error:
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError from error
+        raise
     except (OSError, StorageUnavailableError, InsufficientStorageError) as error:
         number = storage_trouble(error) or storage_trouble(error.__cause__ or error)
         if number is None and isinstance(error, OSError):
@@ -122,26 +140,65 @@ def _run_chunk(job: ChunkJob) -> ChunkResult:
     declared = {vector.name: vector for vector in job.vectors}
     outcomes = iter(extractor.extract(samples, params))
     for row in job.rows:
-        outcome = next(outcomes, None)
         try:
-            if outcome is None:
-                raise BadSample("ours", f"{job.extractor_name} brought no result for this row.")
-            if isinstance(outcome, BadSample):
-                raise outcome
-            made = [_document(job, row, feature, blobs) for feature in outcome]
-            check_documents(made, declared)
+            made = _documents(job, row, next(outcomes, None), blobs)
+            _check(made, declared)
         except BadSample as error:
-            results.append(RowResult(row.object_id, error_kind=error.kind, error_message=error.message))
-        except (StorageUnavailableError, InsufficientStorageError):
-            raise
-        except TesseraError as error:
-            results.append(RowResult(row.object_id, error_kind="ours", error_message=error.message))
+            results.append(
+                RowResult(row.object_id, error_kind=error.kind, error_message=plain(error.message))
+            )
+        except _BadDocuments as error:
+            results.append(
+                RowResult(row.object_id, error_kind="ours", error_message=plain(str(error)), stage="write")
+            )
         else:
             documents.extend(made)
             results.append(RowResult(row.object_id, tuple(document.document_id for document in made)))
     keys = _write(job, blobs, documents)
     failpoints.reach("artifact.written")
     return ChunkResult(tuple(results), keys, len(documents))
+
+
+class _BadDocuments(Exception):
+    """What an extractor brought cannot be written."""
+
+
+def _documents(
+    job: ChunkJob, row: ChunkRow, outcome: Iterable[Feature] | BadSample | None, blobs: Blobs
+) -> list[Document]:
+    """Return what a row's documents will be; a small file that unfolds into very many ends as `BadSample`."""
+    if outcome is None:
+        raise BadSample("ours", f"{job.extractor_name} brought no result for this row.")
+    if isinstance(outcome, BadSample):
+        raise outcome
+    made: list[Document] = []
+    size = 0
+    for feature in outcome:
+        size += _size(feature)
+        if len(made) >= MAX_ROW_DOCUMENTS or size > MAX_ROW_BYTES:
+            raise BadSample(
+                "limit",
+                f"The source unfolds into more than {MAX_ROW_DOCUMENTS} documents or {MAX_ROW_BYTES >> 20} MiB. Cut it "
+                "into larger pieces by the extractor's parameters, or split the file.",
+            )
+        made.append(_document(job, row, feature, blobs))
+    return made
+
+
+def _size(feature: Feature) -> int:
+    """Return about how many bytes a document takes: its vectors, its texts and its files."""
+    texts = sum(len(value) for value in feature.fields.values() if isinstance(value, str))
+    vectors = sum(4 * np.size(vector) for vector in feature.vectors.values())
+    return texts + vectors + sum(len(data) for data, _ in feature.files.values())
+
+
+def _check(documents: Sequence[Document], declared: Mapping[str, DenseVector]) -> None:
+    try:
+        check_documents(documents, declared)
+    except (StorageUnavailableError, InsufficientStorageError):
+        raise
+    except TesseraError as error:
+        raise _BadDocuments(error.message) from error
 
 
 def configured(

@@ -38,6 +38,12 @@ OPERATORS = (
     "is_null", "text", "phrase", "words", "geo_radius", "geo_bounding_box", "geo_polygon",
 )  # fmt: skip
 
+#: Of conditions that no request can write: a text anywhere in a document's fields. The value is (text, root fields
+#: that are not looked into), the path ``*``.
+SEARCH = "search"
+#: What stands for a file is no text to be found.
+_FILE = "blob://"
+
 #: A circle of this radius holds every place many times over.
 MAX_RADIUS_M = 1e12
 #: Mean radius of the Earth in metres (IUGG), as Qdrant's geo library takes it.
@@ -491,6 +497,8 @@ def _test(condition: Condition, indexes: Mapping[str, PayloadIndex]) -> Test:
         case "ne" | "nin":
             equal = _equality(wanted if operator == "nin" else [wanted], sensitive)
             return lambda document: not equal(values(document))
+        case "search":
+            return _search_of(*wanted)
         case "contains":
             holds = _containment(wanted, sensitive)
             return lambda document: any(map(holds, _ends(document, segments)))
@@ -504,6 +512,21 @@ def _test(condition: Condition, indexes: Mapping[str, PayloadIndex]) -> Test:
             )
     one = _single(operator, wanted, sensitive)
     return lambda document: any(map(one, values(document)))
+
+
+def _search_of(text: str, but: Sequence[str]) -> Test:
+    """Return the test for `SEARCH`: any text of a document contains `text`, whatever its case."""
+    part = text.casefold()
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, str):
+            return part in value.casefold() and not value.startswith(_FILE)
+        if isinstance(value, list):
+            return any(map(holds, value))
+        return isinstance(value, Mapping) and any(map(holds, value.values()))
+
+    skipped = frozenset(but)
+    return lambda document: any(holds(value) for name, value in document.items() if name not in skipped)
 
 
 def _single(operator: str, wanted: Any, sensitive: bool) -> Callable[[Any], bool]:

@@ -1,6 +1,7 @@
 """Ids: a prefix that names the noun, then 16 random hex digits; documents carry a UUIDv5.
 
-Prefixes are those of the API (`contract`): ``ns_ bkt_ obj_ blob_ btch_ col_ doc_ ret_ exec_ tsk_ org_ usr_ key_``.
+Prefixes are those of the API (`contract`): ``ns_ bkt_ obj_ blob_ btch_ col_ doc_ ret_ exec_ tsk_ org_ usr_ key_``;
+``fail_`` is ours.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ def document_id(collection_id: str, source_id: str, position: Sequence[str | int
     """Return the id of the document at `position` of a source: the same input gives the same id."""
     key = "\x1f".join([collection_id, source_id, *map(str, position)])
     return f"doc_{uuid.uuid5(_ROOT, key).hex}"
+
+
+def failure_id(batch_id: str, collection_id: str, object_id: str) -> str:
+    """Return the id of what fails a row of a batch: the same however often the row is tried."""
+    key = "\x1f".join([batch_id, collection_id, object_id])
+    return f"fail_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def point_id(namespace_id: str, document_id: str) -> str:

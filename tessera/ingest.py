@@ -12,23 +12,27 @@ import contextlib
 import hashlib
 import logging
 import os
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, events, failpoints, log, mirroring
+from tessera import artifact, batch_logs, causes, document_edits, events, failpoints, log, mirroring
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import (
     batch_rows,
     batches,
     collections,
+    failures,
     log_entries,
     namespaces,
     objects,
@@ -48,6 +52,7 @@ from tessera.extraction import (
     write_documents,
 )
 from tessera.filters import values_at
+from tessera.ids import failure_id
 from tessera.objects import is_missing
 from tessera.ports import HERE, Compute, DenseVector, Failed
 from tessera.progress import Meter
@@ -61,8 +66,10 @@ CHUNK_BYTES = 8 * 2**20
 WINDOW_ROWS = 1024
 #: Progress is counted at most so often, and takes at most a hundredth of the time.
 PROGRESS_INTERVAL_S = 0.5
-#: What a row keeps of an error's message.
-MAX_MESSAGE_CHARS = 1000
+#: The batch itself tries a row again that could not be fetched: after this, and four times as long every time.
+RETRY_PAUSE_S = 1.0
+#: Of a row's failures so many are kept, the last ones.
+MAX_HISTORY = 50
 #: A batch under which so many servers ended in a row, without a chunk done in between, is given up.
 MAX_CRASHES = 3
 
@@ -154,10 +161,13 @@ def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     if attempt is None:
         return
     try:
-        _fetch(wh, attempt, stop)
-        for collection_id in attempt.collection_ids:
-            if not stop.is_set():
-                _run_collection(wh, attempt, collection_id, stop)
+        is_due = True
+        while is_due and not stop.is_set():
+            _fetch(wh, attempt, stop)
+            for collection_id in attempt.collection_ids:
+                if not stop.is_set():
+                    _run_collection(wh, attempt, collection_id, stop)
+            is_due = _await_due(wh, attempt, stop)
         if stop.is_set():
             if not release(wh, claim):
                 raise Superseded
@@ -190,8 +200,12 @@ def release(wh: Warehouse, claim: Claim) -> bool:
                 batches.c.status == "IN_PROGRESS",
             )
             .values(holder=None)
-        )
-    return released.rowcount == 1
+            .returning(batches.c.namespace_id)
+        ).one_or_none()
+        if released is not None:
+            message = f"Attempt {claim.attempt} was parked: its server ended, or rests after an error."
+            batch_logs.write(connection, claim.batch_id, released.namespace_id, message, level="warning")
+    return released is not None
 
 
 def fail_batch(wh: Warehouse, batch_id: str, message: str, *, attempt: int | None = None) -> None:
@@ -202,8 +216,10 @@ def fail_batch(wh: Warehouse, batch_id: str, message: str, *, attempt: int | Non
             sa.update(batches)
             .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]), mine)
             .values(status="FAILED", holder=None, error=message, updated_at=now())
-            .returning(batches.c.task_id)
+            .returning(batches.c.task_id, batches.c.namespace_id)
         ).one_or_none()
+        if row is not None:
+            batch_logs.write(connection, batch_id, row.namespace_id, f"FAILED: {message}", level="error")
         if row is not None and row.task_id:
             connection.execute(
                 sa.update(tasks)
@@ -264,6 +280,10 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
     if attempt.number > 1:
         _sweep(wh, attempt)
+    where = "on a Ray cluster" if compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    with wh.db.write() as connection:
+        message = f"Attempt {attempt.number} begins: {len(attempt.collection_ids)} collection(s), extracted {where}."
+        batch_logs.write(connection, attempt.batch_id, attempt.namespace_id, message)
     return attempt
 
 
@@ -383,16 +403,45 @@ def _lacks_content(row: RowMapping) -> bool:
 
 
 def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -> None:
-    _end_rows(
-        wh,
-        attempt,
-        "fetch",
-        batch_rows.c.object_id == failure.object_id,
-        status="FAILED",
-        error_kind=failure.kind,
-        error_message=failure.message[:MAX_MESSAGE_CHARS],
-        attempts=batch_rows.c.attempts + 1,
+    failed = RowResult(
+        failure.object_id, error_kind=failure.kind, error_message=failure.message, stage="fetch"
     )
+    with wh.db.write() as connection:
+        _check_attempt(connection, attempt)
+        _fail_rows(connection, wh, attempt, [failed])
+        _record_progress(connection, attempt, "fetch")
+
+
+def _await_due(wh: Warehouse, attempt: _Attempt, stop: Stop) -> bool:
+    """Wait until rows that failed are due to be tried again, and free them; False when there are none."""
+    mine = sa.and_(
+        batch_rows.c.batch_id == attempt.batch_id,
+        batch_rows.c.status == "PENDING",
+        batch_rows.c.due_at.is_not(None),
+    )
+    while not stop.is_set():
+        with wh.db.read() as connection:
+            _check_attempt(connection, attempt)
+            first = connection.execute(sa.select(sa.func.min(batch_rows.c.due_at)).where(mine)).scalar()
+        if first is None:
+            return False
+        wait_s = (datetime.fromisoformat(first) - datetime.now(UTC)).total_seconds()
+        if wait_s <= 0:
+            # Those that are due a moment later go with them.
+            until = _in(RETRY_PAUSE_S)
+            with wh.db.write() as connection:
+                _check_attempt(connection, attempt)
+                connection.execute(
+                    sa.update(batch_rows).where(mine, batch_rows.c.due_at <= until).values(due_at=None)
+                )
+            return True
+        stop.park.wait(min(wait_s, 1.0))
+    return False
+
+
+def _in(seconds: float) -> str:
+    """Return the time in so many seconds, as the database holds it."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: Stop) -> None:
@@ -444,6 +493,7 @@ def _run_chunks(
             if stop.is_set() and isinstance(outcome, Failed):
                 return
             if isinstance(outcome, Failed) and outcome.retryable and tries_left:
+                _note_death(wh, attempt, chunk, outcome)
                 retry.append(chunk)
             else:
                 _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
@@ -492,6 +542,13 @@ def _settled(chunk: ChunkJob, outcome: ChunkResult | Failed) -> ChunkResult:
             for row in chunk.rows
         )
     )
+
+
+def _note_death(wh: Warehouse, attempt: _Attempt, chunk: ChunkJob, outcome: Failed) -> None:
+    """Write down that a worker died under the only row of `chunk`; the row is tried once more."""
+    with wh.db.write() as connection:
+        _check_attempt(connection, attempt)
+        _fail_rows(connection, wh, attempt, _settled(chunk, outcome).rows, chunk.collection_id, is_last=False)
 
 
 # --- planning ----------------------------------------------------------------------------------------
@@ -568,6 +625,7 @@ def _pending(wh: Warehouse, attempt: _Attempt, collection_id: str) -> Sequence[R
                     batch_rows.c.batch_id == attempt.batch_id,
                     batch_rows.c.collection_id == collection_id,
                     batch_rows.c.status == "PENDING",
+                    batch_rows.c.due_at.is_(None),
                 )
                 .order_by(objects.c.created_at, objects.c.object_id)
                 .limit(WINDOW_ROWS)
@@ -747,16 +805,23 @@ def _set(payload: dict[str, Any], path: str, value: Any) -> None:
 def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, result: ChunkResult) -> None:
     """Append what a chunk brought and record its rows, in one transaction; then make it findable."""
     rows = {row.object_id: row for row in chunk.rows}
+    documents = {identifier for r in result.rows for identifier in r.document_ids}
+    kept = result
+    edits: Mapping[str, document_edits.Changes] = {}
     failpoints.reach("batch.commit")
     for _ in range(5):
         with wh.db.write() as connection:
             late = _check(connection, attempt, chunk)
-            if not any(r.object_id in late and r.document_ids for r in result.rows):
-                seq = _append(connection, attempt, chunk, result, rows, late, plan_hash)
+            by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
+            if by_hand == edits and not any(r.object_id in late and r.document_ids for r in kept.rows):
+                seq = _append(connection, wh, attempt, chunk, kept, rows, late, plan_hash)
                 break
-        result = _without(wh, chunk, result, late)
+        kept, edits = _rewritten(wh, chunk, result, kept, late, by_hand), by_hand
     else:
         raise Superseded
+    if kept is not result:
+        for key in result.artifact_keys:
+            wh.blobs.path(key).unlink(missing_ok=True)
     failpoints.reach("log.appended")
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)
@@ -793,18 +858,34 @@ def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
         raise Superseded
 
 
-def _without(wh: Warehouse, chunk: ChunkJob, result: ChunkResult, late: set[str]) -> ChunkResult:
-    """Return `result` with the documents of `late` objects taken out of its artifacts."""
+def _rewritten(
+    wh: Warehouse,
+    chunk: ChunkJob,
+    result: ChunkResult,
+    before: ChunkResult,
+    late: set[str],
+    by_hand: Mapping[str, document_edits.Changes],
+) -> ChunkResult:
+    """Return `result` without the documents of `late` objects, and with what users changed of the others by hand.
+
+    `before` is what this made of `result` last time: its artifacts are written anew.
+    """
     dropped = {identifier for r in result.rows if r.object_id in late for identifier in r.document_ids}
     kept = [
-        document
+        replace(
+            document,
+            payload=document_edits.with_changes(
+                document.payload, by_hand.get(document.document_id, {}), by_force=True
+            ),
+        )
         for key in result.artifact_keys
         for documents in artifact.read(wh.blobs.path(key))
         for document in documents
         if document.document_id not in dropped
     ]
-    for key in result.artifact_keys:
-        wh.blobs.path(key).unlink(missing_ok=True)
+    if before is not result:
+        for key in before.artifact_keys:
+            wh.blobs.path(key).unlink(missing_ok=True)
     keys = write_documents(wh.blobs, f"{chunk.artifact_key}-kept", chunk.vectors, kept)
     rows = tuple(replace(r, document_ids=()) if r.object_id in late else r for r in result.rows)
     return ChunkResult(rows, keys, len(kept))
@@ -812,6 +893,7 @@ def _without(wh: Warehouse, chunk: ChunkJob, result: ChunkResult, late: set[str]
 
 def _append(
     connection: Connection,
+    wh: Warehouse,
     attempt: _Attempt,
     chunk: ChunkJob,
     result: ChunkResult,
@@ -835,6 +917,7 @@ def _append(
         for identifier in before.get(r.object_id, ())
         if identifier not in set(r.document_ids)
     ]
+    document_edits.forget(connection, chunk.collection_id, stale)
     insert_or_replace(
         connection,
         sources,
@@ -850,7 +933,7 @@ def _append(
             for r in done
         ],
     )
-    _record_rows(connection, attempt, chunk.collection_id, result.rows, late)
+    _record_rows(connection, wh, attempt, chunk.collection_id, result.rows, late)
     if attempt.pace.crashes:
         attempt.pace.crashes = 0
         connection.execute(sa.update(batches).where(batches.c.batch_id == attempt.batch_id).values(crashes=0))
@@ -879,6 +962,7 @@ def _append(
 
 def _record_rows(
     connection: Connection,
+    wh: Warehouse,
     attempt: _Attempt,
     collection_id: str,
     results: Sequence[RowResult],
@@ -888,14 +972,15 @@ def _record_rows(
     values = [
         {
             "b_object_id": r.object_id,
-            "b_status": "SKIPPED" if r.object_id in late else "FAILED" if r.error_kind else "COMPLETED",
+            "b_status": "SKIPPED" if r.object_id in late else "COMPLETED",
             "b_documents": len(r.document_ids),
-            "b_kind": "superseded" if r.object_id in late else r.error_kind,
+            "b_kind": "superseded" if r.object_id in late else None,
             "b_message": "The object changed or was deleted while it was extracted."
             if r.object_id in late
-            else r.error_message and r.error_message[:MAX_MESSAGE_CHARS],
+            else None,
         }
         for r in results
+        if r.object_id in late or r.error_kind is None
     ]
     if values:
         connection.execute(
@@ -915,7 +1000,113 @@ def _record_rows(
             ),
             values,
         )
+    failed = [r for r in results if r.error_kind is not None and r.object_id not in late]
+    _fail_rows(connection, wh, attempt, failed, collection_id)
     _record_progress(connection, attempt, "extract")
+
+
+def _fail_rows(
+    connection: Connection,
+    wh: Warehouse,
+    attempt: _Attempt,
+    failed: Sequence[RowResult],
+    collection_id: str | None = None,
+    *,
+    is_last: bool = True,
+) -> None:
+    """Record one more failure of rows that are to be done: of one collection, or of all that read the object.
+
+    A row whose failure may pass by itself stays PENDING and is due again after a pause, as often as the setting
+    `row_retries` says; so does one that is being tried again anyway (not `is_last`). The others are FAILED.
+    """
+    if not failed:
+        return
+    results = {r.object_id: r for r in failed}
+    which = sa.and_(
+        batch_rows.c.batch_id == attempt.batch_id,
+        batch_rows.c.object_id.in_(results),
+        batch_rows.c.status == "PENDING",
+    )
+    if collection_id is not None:
+        which &= batch_rows.c.collection_id == collection_id
+    rows = connection.execute(sa.select(batch_rows).where(which)).mappings().all()
+    if not rows:
+        return
+    at = now()
+    changes = []
+    for row in rows:
+        result = results[row["object_id"]]
+        kind = causes.known(result.error_kind)
+        again = is_last and kind.comes_back and row["tries"] < wh.settings.row_retries
+        # Half as long or half as long again: what failed together does not come back together.
+        pause_s = RETRY_PAUSE_S * 4 ** row["tries"] * random.uniform(0.5, 1.5)
+        changes.append(
+            {
+                "b_collection_id": row["collection_id"],
+                "b_object_id": row["object_id"],
+                "b_status": "PENDING" if again or not is_last else "FAILED",
+                "b_due_at": _in(pause_s) if again else None,
+                "b_kind": result.error_kind,
+                "b_message": causes.plain(result.error_message or ""),
+            }
+        )
+    connection.execute(
+        sa.update(batch_rows)
+        .where(
+            batch_rows.c.batch_id == attempt.batch_id,
+            batch_rows.c.collection_id == sa.bindparam("b_collection_id"),
+            batch_rows.c.object_id == sa.bindparam("b_object_id"),
+        )
+        .values(
+            status=sa.bindparam("b_status"),
+            due_at=sa.bindparam("b_due_at"),
+            error_kind=sa.bindparam("b_kind"),
+            error_message=sa.bindparam("b_message"),
+            attempts=batch_rows.c.attempts + 1,
+            tries=batch_rows.c.tries + 1,
+            updated_at=at,
+        ),
+        changes,
+    )
+    _write_down(connection, attempt, rows, results, at)
+
+
+def _write_down(
+    connection: Connection,
+    attempt: _Attempt,
+    rows: Sequence[RowMapping],
+    results: Mapping[str, RowResult],
+    at: str,
+) -> None:
+    """Add what failed each of `rows` (as they were before it) to its history."""
+    ids = [failure_id(row["batch_id"], row["collection_id"], row["object_id"]) for row in rows]
+    before = {
+        identifier: history
+        for identifier, history in connection.execute(
+            sa.select(failures.c.failure_id, failures.c.history).where(failures.c.failure_id.in_(ids))
+        )
+    }
+    entries = []
+    for identifier, row in zip(ids, rows, strict=True):
+        result = results[row["object_id"]]
+        place = causes.known(result.error_kind)
+        failure = {
+            "kind": result.error_kind,
+            "stage": result.stage or place.stage,
+            "message": causes.plain(result.error_message or ""),
+        }
+        told = {"attempt": row["attempts"] + 1, "task_id": attempt.task_id, **failure, "at": at}
+        entries.append(
+            {
+                "failure_id": identifier,
+                **{key: row[key] for key in ("namespace_id", "batch_id", "collection_id", "object_id")},
+                "cause": place.cause,
+                **failure,
+                "failed_at": at,
+                "history": [*before.get(identifier, ()), told][-MAX_HISTORY:],
+            }
+        )
+    insert_or_replace(connection, failures, entries)
 
 
 def _close_rows(
@@ -934,7 +1125,12 @@ def _end_rows(
         _check_attempt(connection, attempt)
         connection.execute(
             sa.update(batch_rows)
-            .where(batch_rows.c.batch_id == attempt.batch_id, which, batch_rows.c.status == "PENDING")
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                which,
+                batch_rows.c.status == "PENDING",
+                batch_rows.c.due_at.is_(None),
+            )
             .values(**values, updated_at=now())
         )
         _record_progress(connection, attempt, stage)
@@ -1008,14 +1204,13 @@ def _finish(wh: Warehouse, attempt: _Attempt) -> None:
     with wh.db.write() as connection:
         counts = _counts(connection, attempt.batch_id)
         failed, total = counts.get("FAILED", 0), sum(counts.values())
-        kinds = {
-            kind: count
-            for kind, count in connection.execute(
-                sa.select(batch_rows.c.error_kind, sa.func.count())
-                .where(batch_rows.c.batch_id == attempt.batch_id, batch_rows.c.status == "FAILED")
-                .group_by(batch_rows.c.error_kind)
-            )
-        }
+        summary: Counter[str] = Counter()
+        for kind, count in connection.execute(
+            sa.select(batch_rows.c.error_kind, sa.func.count())
+            .where(batch_rows.c.batch_id == attempt.batch_id, batch_rows.c.status == "FAILED")
+            .group_by(batch_rows.c.error_kind)
+        ):
+            summary[causes.known(kind).cause] += count
         status = "COMPLETED" if not failed else "FAILED" if failed == total else "COMPLETED_WITH_ERRORS"
         error = None
         if failed:
@@ -1039,7 +1234,7 @@ def _finish(wh: Warehouse, attempt: _Attempt) -> None:
                 holder=None,
                 crashes=0,
                 error=error,
-                error_summary=kinds or None,
+                error_summary=dict(summary) or None,
                 updated_at=now(),
             )
             .returning(batches.c.batch_id)
@@ -1047,6 +1242,15 @@ def _finish(wh: Warehouse, attempt: _Attempt) -> None:
         if done is None:
             raise Superseded
         _record_progress(connection, attempt, "done", counts)
+        done_rows, skipped = counts.get("COMPLETED", 0), counts.get("SKIPPED", 0)
+        ending = f"{status}: {done_rows} row(s) done, {failed} failed, {skipped} skipped."
+        batch_logs.write(
+            connection,
+            attempt.batch_id,
+            attempt.namespace_id,
+            ending,
+            level="info" if not failed else "warning" if failed < total else "error",
+        )
         if attempt.task_id:
             connection.execute(
                 sa.update(tasks)

@@ -71,7 +71,7 @@ def api_name(method: str, template: str) -> str:
         return "search"
     if "uploads" in parts:
         return "upload"
-    if "batches" in parts or "clusters" in parts or parts[-1] == "trigger":
+    if "batches" in parts or "clusters" in parts or parts[-1] in ("trigger", "retry"):
         return "compute" if method != "GET" and parts[-1] != "list" else "metadata"
     if "objects" in parts or "documents" in parts:
         return "data"

@@ -35,6 +35,19 @@ def resolve(wh: Warehouse, namespace_id: str, value: object) -> str | None:
     return sign(wh, namespace_id, key) if key is not None else None
 
 
+def unsigned(wh: Warehouse, namespace_id: str, text: str) -> str | None:
+    """Return ``blob://<key>`` for a URL that this server signed for a blob of the namespace, expired or not."""
+    base, _, query = text.partition("?")
+    key = base.removeprefix(f"{wh.base_url}/v1/blobs/")
+    if base == key or not _is_of(namespace_id, key):
+        return None
+    expires, _, signature = query.removeprefix("expires=").partition("&signature=")
+    if not (expires.isascii() and expires.isdigit() and len(expires) < 20):
+        return None
+    expected = _signature(wh, key, int(expires))
+    return f"{SCHEME}{key}" if hmac.compare_digest(expected.encode(), signature.encode()) else None
+
+
 def key_in(namespace_id: str, value: object) -> str | None:
     """Return the key of a payload value ``blob://<key>`` that names a blob of the namespace; None for every other."""
     if isinstance(value, str) and value.startswith(SCHEME):

@@ -12,8 +12,8 @@ to where all entries up to `checkpoint_seq` brought the old one. Numbers behind 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tessera.db.engine import Database, now
 from tessera.db.tables import log_entries, namespaces
 from tessera.errors import NotFoundError, Problem, ValidationError
 from tessera.models import PayloadIndex
-from tessera.ports import DenseVector, Document, Entry
+from tessera.ports import DenseVector, Document, Entry, Payload
 
 #: Beyond either bound an edit travels as an artifact.
 MAX_INLINE_DOCUMENTS = 100
@@ -54,8 +54,11 @@ def append_edit(
     *,
     upserts: Sequence[Document] = (),
     deletes: Sequence[str] = (),
+    keeps_vectors: bool = False,
 ) -> int:
     """Append a small edit that travels inside the log; return the entry's number.
+
+    With `keeps_vectors` it brings payloads only, final ones: see `tessera.ports.Entry`.
 
     Raises `ValueError` beyond `MAX_INLINE_DOCUMENTS` or `MAX_INLINE_BYTES`: write an artifact then.
     """
@@ -70,6 +73,7 @@ def append_edit(
                 for document in upserts
             ],
             "deletes": list(deletes),
+            **_flag(keeps_vectors),
         }
     )
     if len(upserts) > MAX_INLINE_DOCUMENTS or (upserts and len(body) > MAX_INLINE_BYTES):
@@ -84,13 +88,19 @@ def append_artifact(
     *,
     deletes: Sequence[str] = (),
     documents: int = artifact.MAX_DOCUMENTS,
+    keeps_vectors: bool = False,
 ) -> int:
     """Append an artifact that already is in blob storage, with the ids that it replaces for good.
 
-    `documents` is how many it holds, as far as that is known: it decides when the log is folded.
+    `documents` is how many it holds, as far as that is known: it decides when the log is folded. With
+    `keeps_vectors` it brings payloads only.
     """
-    body = orjson.dumps({"deletes": list(deletes)})
+    body = orjson.dumps({"deletes": list(deletes), **_flag(keeps_vectors)})
     return _append(connection, namespace_id, "artifact", body, artifact_key, documents + len(deletes))
+
+
+def _flag(keeps_vectors: bool) -> dict[str, bool]:
+    return {"keeps_vectors": True} if keeps_vectors else {}
 
 
 def _append(
@@ -173,6 +183,44 @@ def last_indexes(connection: Connection, namespace_id: str, up_to: int) -> tuple
     return tuple(PayloadIndex.model_validate(item) for item in orjson.loads(body))
 
 
+def touched(
+    connection: Connection,
+    namespace_id: str,
+    document_ids: Set[str],
+    *,
+    after: int,
+    before: int,
+    local_path: Callable[[str], Path],
+) -> bool:
+    """Say whether an entry numbered above `after` and below `before` decides about one of the documents.
+
+    Raises `Folded` when some of those entries are not there any more.
+    """
+    rows = connection.execute(
+        sa.select(log_entries)
+        .where(
+            log_entries.c.namespace_id == namespace_id,
+            log_entries.c.seq > after,
+            log_entries.c.seq < before,
+        )
+        .order_by(log_entries.c.seq)
+    ).all()
+    if len(rows) != max(0, before - after - 1):
+        raise Folded(f"entries between {after} and {before} were folded")
+    for row in rows:
+        if row.kind == "indexes":
+            continue
+        value = orjson.loads(row.body)
+        if not document_ids.isdisjoint(value["deletes"]):
+            return True
+        if row.kind == "artifact":
+            if not document_ids.isdisjoint(artifact.document_ids(local_path(row.artifact_key))):
+                return True
+        elif any(item["document_id"] in document_ids for item in value["upserts"]):
+            return True
+    return False
+
+
 def newest_first(
     db: Database,
     namespace_id: str,
@@ -219,6 +267,7 @@ def entry_of(row: Any, local_path: Callable[[str], Path]) -> Entry:
             "artifact",
             deletes=tuple(value["deletes"]),
             artifact_path=str(local_path(row.artifact_key)),
+            keeps_vectors=value.get("keeps_vectors", False),
         )
     return Entry(
         row.seq,
@@ -232,6 +281,7 @@ def entry_of(row: Any, local_path: Callable[[str], Path]) -> Entry:
             for item in value["upserts"]
         ),
         deletes=tuple(value["deletes"]),
+        keeps_vectors=value.get("keeps_vectors", False),
     )
 
 
@@ -252,8 +302,13 @@ def fold(entries: Iterable[Entry], state: State | None = None) -> State:
     before = state or State()
     ordered = list(entries)
     decided: set[str] = set()
-    newest = {document.document_id: document for document in survivors(reversed(ordered), decided)}
-    kept = {document_id: d for document_id, d in before.documents.items() if document_id not in decided}
+    payloads: dict[str, Payload] = {}
+    newest = {document.document_id: document for document in survivors(reversed(ordered), decided, payloads)}
+    kept = {
+        document_id: replace(document, payload=payloads.get(document_id, document.payload))
+        for document_id, document in before.documents.items()
+        if document_id not in decided
+    }
     indexes = (entry.indexes for entry in reversed(ordered) if entry.indexes is not None)
     return State(
         {**kept, **dict(reversed(newest.items()))},
@@ -262,27 +317,39 @@ def fold(entries: Iterable[Entry], state: State | None = None) -> State:
     )
 
 
-def survivors(newest_first: Iterable[Entry], decided: set[str]) -> Iterator[Document]:
+def survivors(
+    newest_first: Iterable[Entry], decided: set[str], payloads: dict[str, Payload] | None = None
+) -> Iterator[Document]:
     """Yield each document that exists after the entries, once, with its final value; the newest first.
 
     `newest_first` are entries from the last to the first; the ids that they decide about are added to
-    `decided`. Memory holds those ids and one artifact, however long the log is. Within one entry deletes
-    come first, so that an id which an artifact brings again survives.
+    `decided`. Memory holds those ids and one artifact, however long the log is, and `payloads`: those that came
+    alone, until the entry is met that brings their documents' vectors. What is left there in the end is of
+    documents that these entries do not bring. Within one entry deletes come first, so that an id which an
+    artifact brings again survives.
     """
+    waiting: dict[str, Payload] = {} if payloads is None else payloads
     for entry in newest_first:
-        if entry.artifact_path is not None:
-            slices = list(artifact.read(entry.artifact_path))
-            for documents in reversed(slices):
-                yield from _undecided(documents, decided)
-        yield from _undecided(entry.upserts, decided)
-        decided.update(entry.deletes)
+        for documents in _slices_backwards(entry):
+            for document in reversed(documents):
+                document_id = document.document_id
+                if document_id in decided:
+                    continue
+                if entry.keeps_vectors:
+                    waiting.setdefault(document_id, document.payload)
+                    continue
+                decided.add(document_id)
+                final = waiting.pop(document_id, None)
+                yield document if final is None else replace(document, payload=final)
+        for document_id in entry.deletes:
+            decided.add(document_id)
+            waiting.pop(document_id, None)
 
 
-def _undecided(documents: Sequence[Document], decided: set[str]) -> Iterator[Document]:
-    for document in reversed(documents):
-        if document.document_id not in decided:
-            decided.add(document.document_id)
-            yield document
+def _slices_backwards(entry: Entry) -> Iterator[Sequence[Document]]:
+    if entry.artifact_path is not None:
+        yield from reversed(list(artifact.read(entry.artifact_path)))
+    yield entry.upserts
 
 
 def check_documents(documents: Sequence[Document], vectors: Mapping[str, DenseVector]) -> None:

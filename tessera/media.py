@@ -104,8 +104,8 @@ def open_picture(path: Path) -> Picture:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with _decoding("picture"), warnings.catch_warnings():
-        # Pillow warns of large pictures; the bound below is ours.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow warns of what is odd in a file, and of large pictures; the bound below is ours.
+        warnings.simplefilter("ignore")
         try:
             opened = Image.open(path, formats=_PICTURE_FORMATS)
         except UnidentifiedImageError:
@@ -142,6 +142,19 @@ def thumbnail(image: Image) -> bytes:
     out = io.BytesIO()
     small.convert("RGB").save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return out.getvalue()
+
+
+def settle_picture(paths: tuple[str, str]) -> tuple[str, str] | None:
+    """Decode the picture file ``paths[0]`` and write what models see of it as ``paths[1]``, a small PNG.
+
+    For a process of its own. Returns the kind and the message of what is wrong with the picture, or None.
+    """
+    source, target = map(Path, paths)
+    try:
+        open_picture(source).image.save(target, "PNG", compress_level=1)
+    except BadSample as error:
+        return error.kind, error.message
+    return None
 
 
 def _from_deep(image: Image) -> Image:
@@ -468,7 +481,10 @@ def _decoding(what: str) -> Iterator[None]:
         raise BadSample("too_large", f"The {what} does not fit into memory.") from error
     except Exception as error:
         if type(error).__name__ == "DecompressionBombError":
-            raise BadSample("too_large", f"The {what} has too many pixels to be decoded.") from error
+            raise BadSample(
+                "too_large",
+                f"The {what} has more pixels than are decoded; {MAX_PICTURE_PIXELS >> 20} Mi are at most.",
+            ) from error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = reason.split(": '")[0].replace("\n", " ")[:200]
         raise BadSample("unreadable", f"The {what} cannot be decoded: {reason}.") from error

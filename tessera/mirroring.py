@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import RowMapping
 
 from tessera import content, objects
+from tessera.causes import PERMANENT
 from tessera.context import Warehouse
 from tessera.db.tables import batch_rows, fetches, namespaces, secrets
 from tessera.db.tables import objects as object_rows
@@ -24,19 +25,6 @@ from tessera.fetching import FetchError, shown
 from tessera.models.buckets import FieldType
 from tessera.s3_urls import S3Access
 
-#: What the same URL brings again, as far as it can be told; every other kind of failure may pass.
-PERMANENT_KINDS = frozenset(
-    {
-        "fetch_bad_url",
-        "fetch_refused_address",
-        "fetch_too_large",
-        "fetch_redirect",
-        "fetch_bad_status",
-        "fetch_bad_content",
-    }
-)
-#: Pauses before the next try, for what may pass.
-_PAUSES_S = (1.0, 4.0)
 #: Objects that are looked up and fetched before the next ones are.
 _WINDOW = 256
 
@@ -75,7 +63,11 @@ def fetch_sources(
                 sa.select(fetches.c.object_id)
                 .distinct()
                 .join(batch_rows, batch_rows.c.object_id == fetches.c.object_id)
-                .where(batch_rows.c.batch_id == batch_id, batch_rows.c.status == "PENDING")
+                .where(
+                    batch_rows.c.batch_id == batch_id,
+                    batch_rows.c.status == "PENDING",
+                    batch_rows.c.due_at.is_(None),
+                )
                 .order_by(fetches.c.object_id)
                 .limit(_WINDOW + len(tried))
             ).scalars()
@@ -120,7 +112,8 @@ def _mirror(wh: Warehouse, object_id: str, stop: threading.Event) -> Failure | N
             try:
                 _mirror_one(wh, row, blob, url, access, stop)
             except FetchError as error:
-                kind = "unavailable" if error.kind == "bad_status" and error.may_pass else error.kind
+                passes = error.may_pass and f"fetch_{error.kind}" in PERMANENT
+                kind = "unavailable" if passes else error.kind
                 return Failure(object_id, f"fetch_{kind}", f"{name}: {error.message}")
             except BadSample as error:
                 return Failure(object_id, error.kind, f"{name}: {error.message}")
@@ -131,33 +124,27 @@ def _mirror_one(
     wh: Warehouse, row: RowMapping, blob: Mapping[str, Any], url: str, access: S3Access, stop: threading.Event
 ) -> None:
     namespace_id, kind = row["namespace_id"], FieldType(blob["type"])
-    for pause_s in (*_PAUSES_S, None):
-        with wh.blobs.incoming() as part:
-            try:
-                came = wh.fetcher.fetch(url, part.write, access=access, stop=stop)
-            except FetchError as error:
-                if not error.may_pass or pause_s is None or stop.wait(pause_s):
-                    raise
-                continue
-            part.finish()
-            try:
-                entry = objects.stored_file(
-                    part.path,
-                    f"{namespace_id}/blobs/{part.sha256}",
-                    kind,
-                    came.content_type,
-                    came.filename,
-                    part.sha256,
-                )
-            except content.BadContent as error:
-                raise BadSample("unsupported", f"{shown(url)} {error.message}") from None
-            key = entry.get("blob_key")
-            is_new = key is not None and not wh.blobs.path(str(key)).exists()
-            if key is not None:
-                wh.blobs.adopt(namespace_id, part)
-            if not _record(wh, row, blob["blob_id"], entry) and is_new:
-                _remove_unnamed(wh, str(key))
-            return
+    with wh.blobs.incoming() as part:
+        came = wh.fetcher.fetch(url, part.write, access=access, stop=stop)
+        part.finish()
+        try:
+            entry = objects.stored_file(
+                part.path,
+                f"{namespace_id}/blobs/{part.sha256}",
+                kind,
+                came.content_type,
+                came.filename,
+                part.sha256,
+            )
+        except content.BadContent as error:
+            kind_of_failure = "unreadable" if error.kind == "empty" else "unsupported"
+            raise BadSample(kind_of_failure, f"{shown(url)} {error.message}") from None
+        key = entry.get("blob_key")
+        is_new = key is not None and not wh.blobs.path(str(key)).exists()
+        if key is not None:
+            wh.blobs.adopt(namespace_id, part)
+        if not _record(wh, row, blob["blob_id"], entry) and is_new:
+            _remove_unnamed(wh, str(key))
 
 
 def _remove_unnamed(wh: Warehouse, key: str) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,25 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, events, failpoints, idempotency, links, listing, log
+from tessera import (
+    buckets,
+    content,
+    events,
+    failpoints,
+    idempotency,
+    links,
+    listing,
+    log,
+    schemas,
+    unique_keys,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources, uploads
 from tessera.errors import (
+    AlreadyExistsError,
     ConflictError,
+    NotFoundError,
     Problem,
     StorageError,
     TesseraError,
@@ -37,7 +49,7 @@ from tessera.fetching import SCHEMES, FetchError
 from tessera.filters import Filter, matches
 from tessera.ids import new_id
 from tessera.models.base import JsonObject
-from tessera.models.buckets import BLOB_TYPES, BucketSchema, FieldType, SchemaField
+from tessera.models.buckets import BLOB_TYPES, BucketSchema, FieldType, Policy
 from tessera.models.objects import (
     BatchObjectResult,
     BlobModel,
@@ -100,6 +112,8 @@ class _Draft:
     key_prefix: str | None
     fields: dict[str, Any] = field(default_factory=dict)
     blobs: list[_Blob] = field(default_factory=list)
+    #: Digest of its values of the bucket's unique key.
+    unique_key: str | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -113,21 +127,24 @@ def create(
     bucket: str,
     request: CreateObjectRequest,
     *,
+    policy: Policy | None = None,
     idempotency_key: str | None = None,
 ) -> ObjectResponse:
     """Create an object. Durable when it returns; it has documents once a batch with it is COMPLETED.
 
+    In a bucket with a unique key, `policy` (else the bucket's default) says what it means that the key is taken, or
+    is not: with ``update`` and ``upsert`` the object that has it becomes what the request says, as a whole.
     Sent again with the same `idempotency_key` it makes nothing and returns the first one's object.
     Raises with everything that is wrong with it at once.
     """
     with wh.db.read() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
-    new = prepare(wh, principal, place, request, idempotency_key)
+    new = prepare(wh, principal, place, request, policy=policy, idempotency_key=idempotency_key)
     failpoints.reach("object.stored")
     with wh.db.write() as connection:
         check_stored(wh, new.blobs)
         made = insert(connection, place, new)
-        if made.replayed_by is None:
+        if made.is_new:
             events.object_changed(connection, "created", made.row)
     failpoints.reach("object.committed")
     return _answer(wh, made.row)
@@ -140,21 +157,26 @@ def create_batch(
     bucket: str,
     items: Sequence[object],
     *,
+    policy: Policy | None = None,
     idempotency_key: str | None = None,
 ) -> CreateObjectsBatchResponse:
     """Create up to 100 objects, each by itself: what failed is named, the others exist and are durable.
+
+    `policy` is that of `create`, for each of them.
 
     Sent again with the same `idempotency_key`, objects that exist are returned as replayed and only the
     others are tried.
     """
     with wh.db.read() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
+    _policy(place, policy)  # without one, none of them has to be looked at
     failed: list[FailedObject] = []
     prepared: list[tuple[int, New]] = []
     for index, item in enumerate(items):
         key = f"{idempotency_key}/{index}" if idempotency_key is not None else None
         try:
-            prepared.append((index, prepare(wh, principal, place, _validated(item), key)))
+            new = prepare(wh, principal, place, _validated(item), policy=policy, idempotency_key=key)
+            prepared.append((index, new))
         except TesseraError as error:
             failed.append(_failure(index, error))
     failpoints.reach("object.stored")
@@ -164,9 +186,9 @@ def create_batch(
             try:
                 check_stored(wh, new.blobs)
                 made.append((index, insert(connection, place, new)))
-            except ConflictError as error:
+            except (AlreadyExistsError, ConflictError, NotFoundError) as error:
                 failed.append(_failure(index, error))
-        new_ids = [item.row["object_id"] for _, item in made if item.replayed_by is None]
+        new_ids = [item.row["object_id"] for _, item in made if item.is_new]
         events.objects_created(connection, place, new_ids)
     succeeded = [
         BatchObjectResult.model_validate(
@@ -217,6 +239,7 @@ class New:
     remote: Mapping[str, str]
     once: idempotency.Once | None
     skip_duplicates: bool
+    policy: Policy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +249,19 @@ class Made:
     row: RowMapping
     replayed_by: str | None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the object was not there before, not even with another content."""
+        return self.replayed_by is None and self.row["version"] == 1
+
 
 def prepare(
     wh: Warehouse,
     principal: Principal,
     bucket: RowMapping,
     request: CreateObjectRequest,
+    *,
+    policy: Policy | None = None,
     idempotency_key: str | None = None,
     uploaded: Mapping[Any, Any] | None = None,
 ) -> New:
@@ -245,51 +275,121 @@ def prepare(
         route = f"POST /v1/buckets/{bucket['bucket_id']}/objects"
         body = request.model_dump(mode="json", exclude={"idempotency_key"})
         once = idempotency.once(principal, route, key, body)
+    policy = _policy(bucket, policy)
     fields = dict(request.model_extra or {})
     if request.metadata is not None:
         fields["metadata"] = request.metadata
     draft = _draft(wh, bucket, request, fields, uploaded=uploaded)
     raise_problems(draft.problems)
     stored = _store(wh, bucket["namespace_id"], draft)
-    return New(draft, stored, _sealed(wh, draft), once, bool(request.skip_duplicates))
+    return New(draft, stored, _sealed(wh, draft), once, bool(request.skip_duplicates), policy)
+
+
+def _policy(bucket: Mapping[Any, Any], asked: Policy | None) -> Policy | None:
+    """Return what a taken key means; None for a bucket without a unique key, in which a policy says nothing."""
+    key = buckets.unique_key(bucket)
+    return unique_keys.policy(key, asked) if key is not None else None
 
 
 def insert(connection: Connection, bucket: RowMapping, new: New) -> Made:
-    """Insert the object's row, or find the object that the request stands for already."""
-    namespace_id, bucket_id = bucket["namespace_id"], bucket["bucket_id"]
+    """Insert the object's row, or find the object that the request stands for already.
+
+    Raises `AlreadyExistsError` or `NotFoundError` where the policy of a unique key says so; nothing was written then.
+    """
     # The bucket may have gone while files were written.
-    buckets.find(connection, namespace_id, bucket_id)
-    at, object_id, digest = now(), new_id("obj"), _content_hash(new.draft, new.blobs)
-    known = idempotency.claim(connection, new.once, object_id) if new.once is not None else None
-    if known is not None:
-        return Made(_row(connection, bucket, known, made=known), "idempotency_key")
-    if new.skip_duplicates:
-        twin = connection.execute(
-            sa.select(objects.c.object_id)
-            .where(objects.c.bucket_id == bucket_id, objects.c.content_hash == digest)
-            .order_by(objects.c.created_at)
-            .limit(1)
-        ).scalar()
-        if twin is not None:
-            return Made(_row(connection, bucket, twin), "skip_duplicates")
+    buckets.find(connection, bucket["namespace_id"], bucket["bucket_id"])
+    taken = _holder(connection, bucket, new.draft.unique_key)
+    object_id = taken["object_id"] if taken is not None else new_id("obj")
+    if new.once is not None:
+        known = idempotency.find(connection, new.once)
+        if known is not None:
+            return Made(_row(connection, bucket, known, made=known), "idempotency_key")
+    digest = _content_hash(new.draft, new.blobs)
+    twin = _twin(connection, bucket, digest) if new.skip_duplicates else None
+    if twin is None:
+        _check_policy(bucket, new, taken)
+    if new.once is not None:
+        known = idempotency.claim(connection, new.once, twin["object_id"] if twin is not None else object_id)
+        if known is not None:
+            return Made(_row(connection, bucket, known, made=known), "idempotency_key")
+    if twin is not None:
+        return Made(twin, "skip_duplicates")
+    if taken is not None:
+        return Made(_replace(connection, bucket, taken, new), None)
+    _insert(connection, bucket, object_id, digest, new)
+    return Made(_row(connection, bucket, object_id), None)
+
+
+def _insert(connection: Connection, bucket: RowMapping, object_id: str, digest: str, new: New) -> None:
+    at = now()
     connection.execute(
         objects.insert().values(
             object_id=object_id,
-            namespace_id=namespace_id,
-            bucket_id=bucket_id,
+            namespace_id=bucket["namespace_id"],
+            bucket_id=bucket["bucket_id"],
             key_prefix=new.draft.key_prefix,
             fields=new.draft.fields,
             blobs=new.blobs,
             version=1,
             content_hash=digest,
             size_bytes=_size(new.blobs),
+            unique_key=new.draft.unique_key,
             status="DRAFT",
             created_at=at,
             updated_at=at,
         )
     )
-    _note_remote(connection, namespace_id, object_id, new.remote)
-    return Made(_row(connection, bucket, object_id), None)
+    _note_remote(connection, bucket["namespace_id"], object_id, new.remote)
+
+
+def _twin(connection: Connection, bucket: RowMapping, digest: str) -> RowMapping | None:
+    """Return the oldest object of the bucket with the same content."""
+    same = sa.and_(objects.c.bucket_id == bucket["bucket_id"], objects.c.content_hash == digest)
+    found = connection.execute(sa.select(objects).where(same).order_by(objects.c.created_at).limit(1))
+    return found.mappings().one_or_none()
+
+
+def _holder(connection: Connection, bucket: Mapping[Any, Any], unique_key: str | None) -> RowMapping | None:
+    """Return the object of the bucket that has a unique key, which nobody else takes or gives up meanwhile."""
+    if unique_key is None:
+        return None
+    if connection.dialect.name != "sqlite":
+        # SQLite has one writer at a time; elsewhere requests for one key come one after the other by this.
+        lock = sa.func.hashtextextended(f"{bucket['bucket_id']} {unique_key}", 0)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+    held = sa.and_(objects.c.bucket_id == bucket["bucket_id"], objects.c.unique_key == unique_key)
+    return connection.execute(sa.select(objects).where(held)).mappings().one_or_none()
+
+
+def _check_policy(bucket: Mapping[Any, Any], new: New, taken: RowMapping | None) -> None:
+    if new.policy == "insert" and taken is not None:
+        raise _key_is_taken(bucket, taken["object_id"], "Send ?policy=upsert to replace it.")
+    if new.policy == "update" and taken is None:
+        raise _no_such_key(bucket)
+
+
+def _no_such_key(bucket: Mapping[Any, Any]) -> NotFoundError:
+    fields = bucket["unique_key"]["fields"]
+    error = NotFoundError("object", f"with this {', '.join(fields)}")
+    error.message += " The policy is update; with ?policy=upsert one would be made."
+    error.details["unique_key"] = fields
+    return error
+
+
+def _key_is_taken(bucket: Mapping[Any, Any], object_id: str, remedy: str) -> AlreadyExistsError:
+    fields = bucket["unique_key"]["fields"]
+    return AlreadyExistsError(
+        f"Object {object_id} has this unique key ({', '.join(fields)}) already. {remedy}",
+        details={"resource": "object", "id": object_id, "unique_key": fields},
+    )
+
+
+def _replace(connection: Connection, bucket: RowMapping, before: RowMapping, new: New) -> RowMapping:
+    """Make the object of a row what a request says, as a whole; when it is that already, nothing changes."""
+    stored, remote = _reused(new.draft, new.blobs, new.remote, before["blobs"])
+    if _content_hash(new.draft, stored) == before["content_hash"] and not _asked_again(new.draft):
+        return before
+    return _change(connection, bucket, before, new.draft, stored, remote)
 
 
 # --- read ----------------------------------------------------------------------------------------------
@@ -440,42 +540,58 @@ def update(
     if draft.key_prefix is None:
         draft.key_prefix = before["key_prefix"]
     raise_problems(draft.problems)
-    _reuse(draft, before["blobs"])
     given_properties = {blob.property for blob in draft.blobs}
     kept = [blob for blob in kept if blob["property"] not in given_properties]
-    stored = [*kept, *_store(wh, place["namespace_id"], draft)]
-    remote = _sealed(wh, draft)
+    fresh, remote = _reused(
+        draft, _store(wh, place["namespace_id"], draft), _sealed(wh, draft), before["blobs"]
+    )
     with wh.db.write() as connection:
         # What was fetched meanwhile is no change of the object, and stays.
         present = {blob["blob_id"]: blob for blob in _row(connection, place, before["object_id"])["blobs"]}
-        stored = [present.get(blob["blob_id"], blob) for blob in stored]
-        values = {
-            "key_prefix": draft.key_prefix,
-            "fields": draft.fields,
-            "blobs": stored,
-            "size_bytes": _size(stored),
-            "content_hash": _content_hash(draft, stored),
-        }
+        stored = [present.get(blob["blob_id"], blob) for blob in [*kept, *fresh]]
         check_stored(wh, stored)
-        changed = connection.execute(
-            sa.update(objects)
-            .where(
-                objects.c.object_id == before["object_id"],
-                objects.c.version == before["version"],
-            )
-            .values(**values, version=before["version"] + 1, updated_at=now())
-        ).rowcount
-        if not changed:
-            raise ConflictError(
-                f"Object {before['object_id']} was changed by another request meanwhile. Read it and send the "
-                "change again."
-            )
-        gone = fetches.c.property.not_in([blob["property"] for blob in stored if is_missing(blob)])
-        connection.execute(sa.delete(fetches).where(fetches.c.object_id == before["object_id"], gone))
-        _note_remote(connection, place["namespace_id"], before["object_id"], remote)
-        row = _row(connection, place, before["object_id"])
-        events.object_changed(connection, "updated", row)
+        holder = _holder(connection, place, draft.unique_key)
+        if holder is not None and holder["object_id"] != before["object_id"]:
+            raise _key_is_taken(place, holder["object_id"], "Change that one, or choose other values.")
+        row = _change(connection, place, before, draft, stored, remote)
     return _answer(wh, row, texts=True)
+
+
+def _change(
+    connection: Connection,
+    bucket: RowMapping,
+    before: RowMapping,
+    draft: _Draft,
+    stored: Sequence[Mapping[str, Any]],
+    remote: Mapping[str, str],
+) -> RowMapping:
+    """Give an object a new version; raise `ConflictError` when it is not any more what it was `before`."""
+    this = objects.c.object_id == before["object_id"]
+    changed = connection.execute(
+        sa.update(objects)
+        .where(this, objects.c.version == before["version"])
+        .values(
+            key_prefix=draft.key_prefix,
+            fields=draft.fields,
+            blobs=list(stored),
+            size_bytes=_size(stored),
+            content_hash=_content_hash(draft, stored),
+            unique_key=draft.unique_key,
+            version=before["version"] + 1,
+            updated_at=now(),
+        )
+    ).rowcount
+    if not changed:
+        raise ConflictError(
+            f"Object {before['object_id']} was changed by another request meanwhile. Read it and send the "
+            "change again."
+        )
+    gone = fetches.c.property.not_in([blob["property"] for blob in stored if is_missing(blob)])
+    connection.execute(sa.delete(fetches).where(fetches.c.object_id == before["object_id"], gone))
+    _note_remote(connection, bucket["namespace_id"], before["object_id"], remote)
+    row = _row(connection, bucket, before["object_id"])
+    events.object_changed(connection, "updated", row)
+    return row
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, object_id: str) -> None:
@@ -522,12 +638,28 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
 # --- checking ------------------------------------------------------------------------------------------
 
 
-def field_problems(
+def check_fields(
     wh: Warehouse, bucket: RowMapping, blob_property: str, metadata: JsonObject
-) -> list[Problem]:
-    """Return what is wrong with an object of `metadata` and one blob, whose content is still to come."""
+) -> tuple[list[Problem], str | None]:
+    """Return what is wrong with an object of `metadata` and one blob, whose content is still to come.
+
+    And the digest of its unique key, in a bucket that has one.
+    """
     request = CreateObjectRequest(metadata=metadata)
-    return _draft(wh, bucket, request, {"metadata": metadata}, kept={blob_property}).problems
+    draft = _draft(wh, bucket, request, {"metadata": metadata}, kept={blob_property})
+    return draft.problems, draft.unique_key
+
+
+def standing_for(connection: Connection, bucket: RowMapping, unique_key: str | None) -> str | None:
+    """Return the object because of whose key the bucket's default policy makes no other one, if there is one.
+
+    Raises `BadRequestError` when there is no default policy, `NotFoundError` when it asks for an object that is not
+    there.
+    """
+    policy, holder = _policy(bucket, None), _holder(connection, bucket, unique_key)
+    if policy == "update" and holder is None:
+        raise _no_such_key(bucket)
+    return str(holder["object_id"]) if policy == "insert" and holder is not None else None
 
 
 def _draft(
@@ -575,6 +707,9 @@ def _draft(
         _take_blob(wh, draft, schema, blob, location, known, again=bool(again))
     _check_values(draft, schema)
     _check_required(draft, schema, seen | (kept or set()))
+    key = buckets.unique_key(bucket)
+    if key is not None:
+        draft.unique_key = unique_keys.digest(key, schema, draft.fields, draft.problems)
     return draft
 
 
@@ -585,7 +720,7 @@ def _take_fields(draft: _Draft, schema: BucketSchema, fields: JsonObject) -> Non
     for name in list(draft.fields):
         if name == "metadata":
             continue
-        if buckets.is_reserved(name):
+        if schemas.is_reserved(name):
             draft.problems.append(
                 Problem(
                     ("body", name),
@@ -817,7 +952,7 @@ def _check_values(draft: _Draft, schema: BucketSchema) -> None:
         for name, declared in schema.properties.items():
             if declared.type in BLOB_TYPES or fields.get(name) is None:
                 continue
-            wrong = value_problem(declared, fields[name])
+            wrong = schemas.value_problem(declared, fields[name])
             if wrong is not None:
                 place = (*location, name)
                 draft.problems.append(Problem(place, f"{label(place)} {wrong}", "type_mismatch"))
@@ -844,81 +979,6 @@ def _check_required(draft: _Draft, schema: BucketSchema, blobs: set[str]) -> Non
 def _has(fields: Mapping[str, Any], name: str) -> bool:
     nested = fields.get("metadata")
     return fields.get(name) is not None or (isinstance(nested, dict) and nested.get(name) is not None)
-
-
-def value_problem(declared: SchemaField, value: object) -> str | None:
-    """Return what is wrong with `value` for a property, as the end of a sentence; None when nothing is."""
-    wanted = declared.type
-    if not _is_of(wanted, value):
-        return f"must be {_WORDS[wanted]}, not {_shown(value)}."
-    if declared.enum is not None and value not in declared.enum:
-        return f"must be one of {', '.join(quote(item) for item in declared.enum[:20])}, not {_shown(value)}."
-    if isinstance(value, list) and declared.items is not None:
-        for index, item in enumerate(value):
-            wrong = value_problem(declared.items, item)
-            if wrong is not None:
-                return f"[{index}] {wrong}"
-    if isinstance(value, dict) and declared.properties:
-        for name, inner in declared.properties.items():
-            if value.get(name) is None:
-                if inner.required:
-                    return f"needs {quote(name)}."
-                continue
-            wrong = value_problem(inner, value[name])
-            if wrong is not None:
-                return f".{name} {wrong}"
-    return None
-
-
-_WORDS = {
-    FieldType.STRING: "a string",
-    FieldType.NUMBER: "a number",
-    FieldType.INTEGER: "a whole number",
-    FieldType.FLOAT: "a number",
-    FieldType.BOOLEAN: "true or false",
-    FieldType.OBJECT: "an object",
-    FieldType.ARRAY: "a list",
-    FieldType.DATE: "a date such as 2026-01-31",
-    FieldType.DATETIME: "a date and time such as 2026-01-31T12:00:00Z",
-    **dict.fromkeys(BLOB_TYPES, "a string"),
-}
-
-
-def _is_of(wanted: FieldType, value: object) -> bool:
-    if wanted in (FieldType.NUMBER, FieldType.FLOAT):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is FieldType.INTEGER:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if wanted is FieldType.BOOLEAN:
-        return isinstance(value, bool)
-    if wanted is FieldType.OBJECT:
-        return isinstance(value, dict)
-    if wanted is FieldType.ARRAY:
-        return isinstance(value, list)
-    if not isinstance(value, str):
-        return False
-    if wanted in (FieldType.DATE, FieldType.DATETIME):
-        return _is_time(value, whole_days=wanted is FieldType.DATE)
-    return True
-
-
-def _is_time(value: str, *, whole_days: bool) -> bool:
-    try:
-        if whole_days:
-            date.fromisoformat(value)
-        else:
-            datetime.fromisoformat(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str | int | float):
-        return quote(value)
-    return "an object" if isinstance(value, dict) else "a list"
 
 
 # --- storing, answering --------------------------------------------------------------------------------
@@ -988,15 +1048,42 @@ def is_named(connection: Connection, key: str, *, but_for: Sequence[sa.Table] = 
     return False
 
 
-def _reuse(draft: _Draft, before: Sequence[Mapping[str, Any]]) -> None:
-    """Let blobs from a URL that was fetched for the same property keep what came: a URL is fetched once."""
-    known = {(blob["property"], blob["source"]["digest"]): blob for blob in before if "source" in blob}
-    for blob in draft.blobs:
-        if isinstance(blob.content, _Remote) and not blob.content.again:
-            earlier = known.get((blob.property, blob.content.digest))
-            if earlier is not None and not is_missing(earlier):
-                parts = ("details", "text", "blob_key", "source")
-                blob.content = _Kept({name: earlier[name] for name in parts if name in earlier})
+def _reused(
+    draft: _Draft,
+    stored: Sequence[dict[str, Any]],
+    remote: Mapping[str, str],
+    before: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Let blobs from a URL that was fetched for the same property keep what came: a URL is fetched once.
+
+    Returns the blobs, and the URLs (sealed, by property) that are still to be fetched.
+    """
+    again = _asked_again(draft)
+    known = {
+        (blob["property"], blob["source"]["digest"]): blob
+        for blob in before
+        if "source" in blob and not is_missing(blob)
+    }
+    kept, still = [], dict(remote)
+    for blob in stored:
+        name = blob["property"]
+        earlier = known.get((name, blob["source"]["digest"])) if "source" in blob else None
+        if earlier is None or name in again:
+            kept.append(blob)
+            continue
+        came = {part: earlier[part] for part in ("text", "blob_key", "source") if part in earlier}
+        details = {
+            **earlier["details"],
+            "filename": blob["details"]["filename"] or earlier["details"]["filename"],
+        }
+        kept.append({**blob, **came, "details": details})
+        still.pop(name, None)
+    return kept, still
+
+
+def _asked_again(draft: _Draft) -> set[str]:
+    """Return the properties whose URL is to be fetched although it was fetched before."""
+    return {blob.property for blob in draft.blobs if isinstance(blob.content, _Remote) and blob.content.again}
 
 
 def is_missing(blob: Mapping[str, Any]) -> bool:

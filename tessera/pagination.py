@@ -118,7 +118,8 @@ def paginate(
         "page": page.offset // page.limit + 1,
         "page_size": page.limit,
         "total_pages": -(-total // page.limit),
-        "next_page": _link(page, end) if more else None,
+        # Behind the largest offset only the cursor leads on.
+        "next_page": _link(page, end) if more and end <= MAX_OFFSET else None,
         "previous_page": _link(page, max(0, page.offset - page.limit)) if page.offset else None,
         "next_cursor": encode_cursor(wh, following) if more else None,
     }

@@ -66,8 +66,9 @@ class Entry:
 
     An `artifact` entry names a local Arrow file (see ``tessera/log.py`` for its columns); `deletes`
     may accompany it. An `indexes` entry is the complete set from then on. A missing id to delete is
-    as good as deleted. A view passes over an index change that is `deferrable` when making the indexes
-    would hold others up, and says so (`Mark.behind`).
+    as good as deleted. With `keeps_vectors` the entry brings payloads only: a document that exists keeps its
+    vectors, one that does not is not made. A view passes over an index change that is `deferrable` when
+    making the indexes would hold others up, and says so (`Mark.behind`).
     """
 
     seq: int
@@ -77,6 +78,7 @@ class Entry:
     artifact_path: str | None = None
     indexes: tuple[PayloadIndex, ...] | None = None
     deferrable: bool = False
+    keeps_vectors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ class Page:
     """Documents that `filter` lets through, by point id, or by `sort_path` (nulls last, ties by id).
 
     `after` is the cursor of the page before: the last point id, or (sort key, point id) as
-    `PageResult.next_after` gave it.
+    `PageResult.next_after` gave it. `fields` names all of the payloads that is wanted, by the first segment of a
+    path (the ids always come too): what a scan does not need does not travel.
     """
 
     limit: int
@@ -129,6 +132,7 @@ class Page:
     sort_path: str | None = None
     descending: bool = False
     with_vectors: bool = False
+    fields: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +257,7 @@ HERE = Compute()
 class Failed:
     """A call of the runner that did not bring a value: what went wrong, and whose fault it was.
 
+    `kind` is one of ``causes.KINDS``: ``timeout``, ``crash``, ``memory`` (the worker's memory was used up), ``ours``.
     `crashed` tells a worker that died or ran out of time from an error that the function raised.
     """
 

@@ -356,7 +356,7 @@ def _store(
                 limits.check_quota(wh, connection, principal, "documents", len(made) - known)
                 _record(connection, namespace_id, collection_id, made)
                 if keys:
-                    _check_there(wh, keys)
+                    check_there(wh, keys)
                     # Counted once, whatever the number of files: it decides when the log is folded.
                     for number, key in enumerate(keys):
                         count = 0 if number else len(made)
@@ -392,7 +392,7 @@ def _write(wh: Warehouse, place: _Place, made: Sequence[Document]) -> tuple[str,
     return write_documents(wh.blobs, key, tuple(place.vectors.values()), made)
 
 
-def _check_there(wh: Warehouse, keys: Sequence[str]) -> None:
+def check_there(wh: Warehouse, keys: Sequence[str]) -> None:
     """Refuse to name a file that was taken for what a killed server left, because this request took so long."""
     if not all(wh.blobs.path(key).exists() for key in keys):
         raise StorageUnavailableError(

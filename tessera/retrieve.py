@@ -21,7 +21,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, content, documents, limits, names, namespaces, templates
+from tessera import audit, content, documents, limits, media, names, namespaces, templates
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import collections, retrievers
@@ -30,6 +30,7 @@ from tessera.errors import (
     BadRequestError,
     NotFoundError,
     Problem,
+    UnavailableError,
     ValidationError,
     quote,
     raise_problems,
@@ -49,7 +50,7 @@ from tessera.models.retrievers import (
 )
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import HIDDEN_FIELDS, Hit, Page, Vector
+from tessera.ports import HIDDEN_FIELDS, Failed, Hit, Page, Vector
 from tessera.registry import Registry
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 from tessera.validation import schema_problems
@@ -64,6 +65,8 @@ _STAGE_KEYS = frozenset(
 
 #: A picture in a query, decoded, may not be larger than this.
 MAX_QUERY_IMAGE_BYTES = 16 * 2**20
+#: Longest time to decode a query image.
+QUERY_IMAGE_TIMEOUT_S = 20.0
 
 
 # --- stages, normalised --------------------------------------------------------------------------------
@@ -691,15 +694,41 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
     try:
         if query.kind == "text":
             return QueryVector(vector.name, extractor.embed_query(vector, "text", _text(query.value)))
-        with tempfile.NamedTemporaryFile(suffix=".query") as file:
-            file.write(_image_bytes(query.value))
-            file.flush()
-            return QueryVector(vector.name, extractor.embed_query(vector, "image", Path(file.name)))
+        data = _image_bytes(query.value)
+        with tempfile.TemporaryDirectory(prefix="tessera-query-") as folder:
+            picture = _settled_picture(wh, data, Path(folder))
+            return QueryVector(vector.name, extractor.embed_query(vector, "image", picture))
     except BadSample as error:
         raise BadRequestError(
             f"{uri} cannot take this query: {error.message}",
             details={"feature_uri": uri, "input": query.kind},
         ) from error
+
+
+def _settled_picture(wh: Warehouse, data: bytes, folder: Path) -> Path:
+    """Return a picture file in `folder` that holds what models see of `data`, decoded in a process of its own.
+
+    Raises `BadSample` for what is no picture, or one that takes its decoder too much.
+    """
+    given, settled = folder / "given", folder / "settled.png"
+    given.write_bytes(data)
+    ((_, outcome),) = wh.decoder.map(
+        media.settle_picture, [(str(given), str(settled))], timeout_s=QUERY_IMAGE_TIMEOUT_S
+    )
+    if isinstance(outcome, Failed):
+        if outcome.kind == "ours":
+            raise UnavailableError(
+                f"The query image cannot be decoded now: {outcome.message} Send the request again.",
+                retry_after_s=1,
+            )
+        raise BadSample(
+            outcome.kind,
+            "Decoding it takes more time or memory than is allowed, or ends the decoder. Send a smaller or a whole "
+            "picture.",
+        )
+    if outcome is not None:
+        raise BadSample(*outcome)
+    return settled
 
 
 def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filter:

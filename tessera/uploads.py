@@ -146,7 +146,7 @@ def _create(
     answers = []
     with wh.db.write() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
-        for index, row in enumerate(rows):
+        for index, (row, unique_key) in enumerate(rows):
             once = idempotency.once(
                 principal,
                 f"POST /v1/buckets/{place['bucket_id']}/{route}",
@@ -162,9 +162,24 @@ def _create(
                 answers.append(_duplicate(wh, twin))
                 continue
             if known is None:
-                connection.execute(uploads.insert().values(**row))
+                connection.execute(
+                    uploads.insert().values({**row, **_skipped(connection, place, row, unique_key)})
+                )
             answers.append(_answer(wh, _row(connection, place, known or upload_id, made=known), put_url=True))
     return answers
+
+
+def _skipped(
+    connection: Connection, bucket: RowMapping, row: Mapping[str, Any], unique_key: str | None
+) -> dict[str, str]:
+    """Return what is different about an upload whose object would be refused because another has its unique key."""
+    if not row["create_object_on_confirm"]:
+        return {}
+    holder = objects.standing_for(connection, bucket, unique_key)
+    if holder is None:
+        return {}
+    message = f"Object {holder} has this unique key already, and the bucket's policy is insert; nothing is to be sent."
+    return {"status": "SKIPPED", "object_id": holder, "message": message}
 
 
 def _planned(
@@ -173,8 +188,8 @@ def _planned(
     request: CreateUploadRequest,
     location: Location,
     problems: list[Problem],
-) -> dict[str, Any]:
-    """Return the row of a new upload, and add what is wrong with the request to `problems`."""
+) -> tuple[dict[str, Any], str | None]:
+    """Return the row of a new upload and the digest of its object's unique key; add what is wrong to `problems`."""
 
     def wrong(name: str, message: str, kind: str, status: int = 422) -> None:
         place = (*location, name)
@@ -211,15 +226,18 @@ def _planned(
             f"{content.FORMATS[blob_type]}.",
             "type_mismatch",
         )
+    unique_key = None
     if makes_object and blob_property is not None:
-        for problem in objects.field_problems(wh, bucket, blob_property, dict(request.object_metadata or {})):
+        metadata = dict(request.object_metadata or {})
+        found, unique_key = objects.check_fields(wh, bucket, blob_property, metadata)
+        for problem in found:
             place = (*location, "object_metadata")
             problems.append(
                 Problem(place, f"{label(place)}: {problem.message}", problem.kind, problem.status)
             )
     at = datetime.now(UTC)
     lifetime_s = request.presigned_url_expiration or 3600
-    return {
+    row = {
         "upload_id": new_id("upl"),
         "namespace_id": bucket["namespace_id"],
         "bucket_id": bucket["bucket_id"],
@@ -239,6 +257,7 @@ def _planned(
         # Whole seconds: the signature carries them.
         "expires_at": _text(at.replace(microsecond=0) + timedelta(seconds=lifetime_s)),
     }
+    return row, unique_key
 
 
 def _destination(
@@ -476,6 +495,8 @@ def confirm(
     with wh.db.read() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
         row: Mapping[Any, Any] = _row(connection, place, upload_id)
+    if row["status"] == "SKIPPED":
+        return _confirmed(row)
     _check_claims(row, request)
     if row["status"] == "COMPLETED":
         return _confirmed(row)
@@ -510,7 +531,7 @@ def confirm(
             objects.check_stored(wh, new.blobs)
             made = objects.insert(connection, place, new)
             object_id = made.row["object_id"]
-            if made.replayed_by is None:
+            if made.is_new:
                 events.object_changed(connection, "created", made.row)
         connection.execute(
             sa.update(uploads)
@@ -797,7 +818,10 @@ def sweep(wh: Warehouse) -> int:
 
 
 def _is_old() -> sa.ColumnElement[bool]:
-    return sa.and_(uploads.c.status == "FAILED", uploads.c.expires_at < _text(datetime.now(UTC) - KEPT_FOR))
+    return sa.and_(
+        uploads.c.status.in_(["FAILED", "SKIPPED"]),
+        uploads.c.expires_at < _text(datetime.now(UTC) - KEPT_FOR),
+    )
 
 
 # --- inside -------------------------------------------------------------------------------------------
@@ -857,6 +881,8 @@ def _answer(
         skip_duplicates=row["skip_duplicates"],
         is_duplicate=row["duplicate_of_upload_id"] is not None,
         duplicate_of_upload_id=row["duplicate_of_upload_id"],
+        skipped_unique_key=status == "SKIPPED",
+        existing_object_id=row["object_id"] if status == "SKIPPED" else None,
         message=row["message"] or (_EXPIRED if status == "FAILED" else None),
         created_at=row["created_at"],
         expires_at=row["expires_at"],

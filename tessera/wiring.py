@@ -47,6 +47,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         vectors=vectors,
         views=Views(db, vectors, blobs, locate, graph_from_bytes=settings.graph_from_mb * 2**20),
         runner=_runner(settings),
+        decoder=_decoder(settings),
         registry=Registry.load(settings.models_path, offline=settings.offline),
         jobs=jobs,
         fetcher=_fetcher(settings),
@@ -65,6 +66,7 @@ def close_warehouse(wh: Warehouse) -> None:
     wh.views.end_builds()  # an erasure under way may be waiting for one
     wh.jobs.stop()
     wh.runner.close()
+    wh.decoder.close()
     wh.views.close()
     wh.vectors.close()
     wh.db.close()
@@ -114,7 +116,13 @@ def _runner(settings: Settings) -> Runner:
 
         return RayRunner([settings.blobs_path, settings.models_path])
 
-    return RoutedRunner(lambda: LocalRunner(settings.workers), clusters)
+    return RoutedRunner(lambda: LocalRunner(settings.workers, settings.worker_memory_mib), clusters)
+
+
+def _decoder(settings: Settings) -> Runner:
+    from tessera.adapters.local import LocalRunner
+
+    return LocalRunner(1, settings.worker_memory_mib)
 
 
 def _fetcher(settings: Settings) -> Fetcher:

@@ -261,6 +261,15 @@ def set_payload(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
     return updated(collection, operation)
 
 
+def update_batch(collection: Collection, body: dict[str, Any]) -> list[dict[str, Any]]:
+    answers = []
+    for item in body["operations"]:
+        wanted = models.OverwritePayloadOperation.model_validate(item).overwrite_payload
+        operation = edge.UpdateOperation.overwrite_payload(list(map(str, wanted.points)), wanted.payload)
+        answers.append(updated(collection, operation))
+    return answers
+
+
 def updated(collection: Collection, operation: Any) -> dict[str, Any]:
     try:
         collection.shard.update(operation)
@@ -336,6 +345,7 @@ OPERATIONS = {
     ("POST", "points"): retrieve,
     ("POST", "points/delete"): delete_points,
     ("POST", "points/payload"): set_payload,
+    ("POST", "points/batch"): update_batch,
     ("POST", "points/scroll"): scroll,
     ("POST", "points/query/batch"): query_batch,
     ("POST", "points/count"): count,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import multiprocessing
+import os
 import queue
 import signal
 import sys
@@ -15,9 +17,15 @@ from typing import Any
 
 from tessera.ports import HERE, Compute, Failed
 
+logger = logging.getLogger("tessera.runner")
+
 _STOPPED = Failed("ours", "The workers were stopped.", retryable=True)
 _STOOD_STILL = Failed("ours", "The workers stood still.", crashed=True, retryable=True)
 
+#: How a worker ends that was refused memory (EX_OSERR of sysexits.h).
+_OUT_OF_MEMORY = 71
+#: So much of what an error says is kept.
+_MESSAGE_CHARS = 4000
 #: How often somebody who waits for results looks whether they are still wanted.
 _LOOK_S = 0.1
 #: A worker that was asked to end and did not (it may be stopped) is killed after so long.
@@ -64,11 +72,14 @@ class _Pulse:
 class LocalRunner:
     """`workers` processes, started on first use, that keep what they loaded between items.
 
+    Each has at most `memory_mib` of memory, on Linux; without, or elsewhere, there is no bound.
+
     Several threads may map at the same time; they share the workers.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, memory_mib: int = 0) -> None:
         self._workers = workers
+        self._memory_bytes = memory_mib * 2**20
         self._pool: Any = None
         self._lock = threading.Lock()
         self._starter = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="runner")
@@ -164,7 +175,7 @@ class LocalRunner:
         with self._lock:
             pool = self._running_pool()
             pulse = self._pulse
-            future = pool.schedule(function, args=[item], timeout=timeout_s)
+            future = pool.schedule(_bounded, args=[function, item], timeout=timeout_s)
             pulse.given(timeout_s)
         future.add_done_callback(lambda _: pulse.finished())
         return pool, future
@@ -195,6 +206,7 @@ class LocalRunner:
             self._pool = ProcessPool(
                 max_workers=self._workers,
                 initializer=_prepare_worker,
+                initargs=[self._memory_bytes],
                 context=multiprocessing.get_context("spawn"),
             )
             # Its workers die with the thread that started them (see `_prepare_worker`): no caller's may that be.
@@ -206,6 +218,14 @@ class LocalRunner:
         pool, self._pool, self._pulse = self._pool, None, _Pulse()
         pool.stop()
         pool.join()
+
+
+def _bounded(function: Callable[[Any], Any], item: Any) -> Any:
+    """Call `function`; where memory gives out, end the process: who knows what else lacks some by then."""
+    try:
+        return function(item)
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
 
 
 def _is_pool_broken(future: concurrent.futures.Future[Any]) -> bool:
@@ -226,22 +246,52 @@ def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | 
     except concurrent.futures.CancelledError:
         return Failed("ours", "The work was cancelled.", retryable=True)
     except TimeoutError:
-        return Failed("limit", f"The work took longer than {timeout_s:g} s.", crashed=True)
+        return Failed("timeout", f"The work took longer than {timeout_s:g} s.", crashed=True)
     except ProcessExpired as error:
+        if error.exitcode == _OUT_OF_MEMORY:
+            return Failed(
+                "memory",
+                "The work needed more memory than a worker may use (worker_memory_mib).",
+                crashed=True,
+                retryable=True,
+            )
         return Failed(
-            "ours", f"The worker process ended with status {error.exitcode}.", crashed=True, retryable=True
+            "crash",
+            f"The worker process ended with status {_told(error.exitcode)}.",
+            crashed=True,
+            retryable=True,
         )
     except Exception as error:  # noqa: BLE001  by the port's contract whatever the function raised is a value
-        return Failed("ours", f"{type(error).__name__}: {error}")
+        logger.warning("work in a worker raised %s", getattr(error, "traceback", error))
+        return Failed("ours", f"{type(error).__name__}: {error}"[:_MESSAGE_CHARS])
 
 
-def _prepare_worker() -> None:
-    """Ignore Ctrl-C (the server drains first), end at once when told to, and on Linux die with the server."""
+def _told(status: int) -> str:
+    """Return the status of a process with the name of the signal that ended it, if one did."""
+    try:
+        return f"{status} ({signal.Signals(-status).name})" if status < 0 else str(status)
+    except ValueError:
+        return str(status)
+
+
+def _prepare_worker(memory_bytes: int) -> None:
+    """Ignore Ctrl-C (the server drains first), end at once when told to, and on Linux die with the server.
+
+    What decodes files of strangers is bounded: its memory, where the system can (Linux counts what is really
+    asked for in RLIMIT_DATA), and that a crash leaves no image of it on the disk.
+    """
+    import resource
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A handler in Python would wait for the end of whatever native code runs.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         import ctypes
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if memory_bytes:
+            _, most = resource.getrlimit(resource.RLIMIT_DATA)
+            bound = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
+            resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))

@@ -299,7 +299,7 @@ class RayRunner:
                 elif message.timed_out:
                     yield (
                         index,
-                        Failed("limit", f"The work took longer than {timeout_s:g} s.", crashed=True),
+                        Failed("timeout", f"The work took longer than {timeout_s:g} s.", crashed=True),
                     )
                 elif crashes < CRASHES:
                     # Machines of a cluster come and go: the first time, nobody blames the item.
@@ -308,7 +308,7 @@ class RayRunner:
                     yield (
                         index,
                         Failed(
-                            "ours", f"The Ray worker ended: {message.message}", crashed=True, retryable=True
+                            "crash", f"The Ray worker ended: {message.message}", crashed=True, retryable=True
                         ),
                     )
         finally:

@@ -46,6 +46,7 @@ NOUNS = (
     "documents",
     "objects",
     "batches",
+    "failures",
     "buckets",
     "collections",
     "tasks",

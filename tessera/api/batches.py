@@ -15,6 +15,7 @@ from tessera.api.routing import Router
 from tessera.api.scope import NamespaceId, Wh
 from tessera.models.batches import (
     AddObjectsRequest,
+    BatchLogsResponse,
     BatchModel,
     CreateBatchRequest,
     FailedDocumentsResponse,
@@ -168,3 +169,18 @@ def failed_documents(
         limit=limit,
         offset=offset,
     )
+
+
+@router.get("/v1/buckets/{bucket_identifier}/batches/{batch_id}/logs")
+def batch_logs(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    bucket_identifier: Bucket,
+    batch_id: BatchId,
+    tier_num: Annotated[
+        int | None, Query(ge=0, description="Lines of this tier and of the whole batch.")
+    ] = None,
+) -> BatchLogsResponse:
+    """Return what happened to a batch, in the order of time."""
+    return batches.logs(wh, asking, namespace, bucket_identifier, batch_id, tier_num=tier_num)

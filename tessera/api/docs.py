@@ -29,6 +29,7 @@ _TAG_ORDER = (
     "Uploads",
     "Collections",
     "Batches",
+    "Failures",
     "Tasks",
     "Documents",
     "Retrievers",

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from fastapi import Header, Path, Query
 
-from tessera import objects
+from tessera import batches, objects
 from tessera.api.auth import Asking
 from tessera.api.buckets import Bucket
 from tessera.api.paging import Paging
 from tessera.api.routing import Router
 from tessera.api.scope import NamespaceId, Wh
+from tessera.models.buckets import Policy
 from tessera.models.objects import (
     CreateObjectRequest,
     CreateObjectsBatchRequest,
@@ -33,6 +34,21 @@ IdempotencyKey = Annotated[
         examples=["6f1c2c7a-c0e1-4ed3-a9a2-d3e0a7b8f1c4"],
     ),
 ]
+PolicyOfKey = Annotated[
+    Policy | None,
+    Query(
+        alias="policy",
+        description="In a bucket with a unique key: insert (a taken key is a 409), update (a free one is a 404) or "
+        "upsert. Default: the bucket's.",
+    ),
+]
+AutoProcess = Annotated[
+    bool,
+    Query(
+        description="Process it at once, in a batch of its own: the answer has its `batch_id` and `task_id` (null "
+        "when no collection reads the bucket)."
+    ),
+]
 PresignedUrls = Annotated[
     bool, Query(description="Give each file a URL that works for an hour without a key.")
 ]
@@ -45,10 +61,21 @@ def create_object(
     namespace: NamespaceId,
     bucket_identifier: Bucket,
     body: CreateObjectRequest,
+    policy: PolicyOfKey = None,
+    auto_process: AutoProcess = False,
     idempotency_key: IdempotencyKey = None,
 ) -> ObjectResponse:
-    """Create an object; durable when answered. It is processed by a batch."""
-    return objects.create(wh, asking, namespace, bucket_identifier, body, idempotency_key=idempotency_key)
+    """Create an object; durable when answered. A batch processes it: one of its own with auto_process.
+
+    In a bucket with a unique key an object that has the key may be made equal to the request instead: see `policy`.
+    """
+    made = objects.create(
+        wh, asking, namespace, bucket_identifier, body, policy=policy, idempotency_key=idempotency_key
+    )
+    if auto_process:
+        run = batches.process(wh, asking, namespace, bucket_identifier, [made.object_id], idempotency_key)
+        return made.model_copy(update=run)
+    return made
 
 
 @router.post("/v1/buckets/{bucket_identifier}/objects/batch")
@@ -58,12 +85,28 @@ def create_objects_batch(
     namespace: NamespaceId,
     bucket_identifier: Bucket,
     body: CreateObjectsBatchRequest,
+    policy: PolicyOfKey = None,
+    auto_process: AutoProcess = False,
     idempotency_key: IdempotencyKey = None,
 ) -> CreateObjectsBatchResponse:
-    """Create up to 100 objects, each by itself; those that succeeded are durable when answered."""
-    return objects.create_batch(
-        wh, asking, namespace, bucket_identifier, body.objects, idempotency_key=idempotency_key
+    """Create up to 100 objects, each by itself; those that succeeded are durable when answered.
+
+    With auto_process they are processed at once, in one batch.
+    """
+    made = objects.create_batch(
+        wh,
+        asking,
+        namespace,
+        bucket_identifier,
+        body.objects,
+        policy=policy,
+        idempotency_key=idempotency_key,
     )
+    if auto_process and made.succeeded:
+        ids = [item.object_id for item in made.succeeded]
+        run = batches.process(wh, asking, namespace, bucket_identifier, ids, idempotency_key)
+        return made.model_copy(update=run)
+    return made
 
 
 @router.post("/v1/buckets/{bucket_identifier}/objects/list")

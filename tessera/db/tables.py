@@ -240,9 +240,12 @@ objects = Table(
     #: Up to a hundred files of some gigabytes.
     Column("size_bytes", BigInteger().with_variant(Integer, "sqlite"), nullable=False, default=0),
     Column("status", String, nullable=False, default="DRAFT"),
+    #: Digest of the values of the bucket's unique key, where it has one.
+    Column("unique_key", String),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
     Index("ix_objects_bucket", "bucket_id", "created_at", "object_id"),
+    Index("ix_objects_unique_key", "bucket_id", "unique_key", unique=True),
     Index("ix_objects_content", "bucket_id", "content_hash"),
     #: Without it a namespace's objects can only be counted, or go with it, by reading all objects.
     Index("ix_objects_namespace", "namespace_id"),
@@ -336,6 +339,26 @@ sources = Table(
     _in_namespace(),
 )
 
+#: What users changed by hand of documents that an extractor made: value by path (dots between segments). It stays
+#: when the source is extracted again. Gone with the source, and with the document.
+document_edits = Table(
+    "document_edits",
+    metadata,
+    Column("namespace_id", String, nullable=False),
+    Column("collection_id", String, primary_key=True),
+    Column("document_id", String, primary_key=True),
+    Column("source_id", String, nullable=False),
+    Column("fields", JSON, nullable=False),
+    ForeignKeyConstraint(
+        ["collection_id", "source_id"],
+        ["sources.collection_id", "sources.source_id"],
+        name="fk_document_edits_source",
+        ondelete="CASCADE",
+    ),
+    Index("ix_document_edits_source", "collection_id", "source_id"),
+    _in_namespace(),
+)
+
 #: Batches. `attempt` grows each time a server takes the batch up; what an older attempt brings is dropped.
 #: `holder` names the server that works on it (the token of its slot, see `job_slots`), null while nobody does.
 #: `crashes` counts the servers that ended under it in a row, without a chunk done in between.
@@ -364,7 +387,9 @@ batches = Table(
     _in_namespace(),
 )
 
-#: One row for each (collection, object) of a batch: PENDING, COMPLETED, FAILED or SKIPPED.
+#: One row for each (collection, object) of a batch: PENDING, COMPLETED, FAILED or SKIPPED. A PENDING row with
+#: `due_at` failed, and is tried again by itself then. `attempts` counts all tries, `tries` those of this run,
+#: `retry_count` the retries that somebody asked for.
 batch_rows = Table(
     "batch_rows",
     metadata,
@@ -377,9 +402,33 @@ batch_rows = Table(
     Column("documents", Integer, nullable=False, default=0),
     Column("error_kind", String),
     Column("error_message", String),
+    Column("tries", Integer, nullable=False, default=0, server_default="0"),
+    Column("retry_count", Integer, nullable=False, default=0, server_default="0"),
+    Column("due_at", String),
     Column("updated_at", String, nullable=False),
     Index("ix_batch_rows_status", "batch_id", "status"),
     Index("ix_batch_rows_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: One row for each row of a batch that ever failed: its last failure, and all of them in `history` ([{attempt,
+#: task_id, kind, stage, message, at}], the oldest first). Whether it still fails is told by its batch's row.
+failures = Table(
+    "failures",
+    metadata,
+    Column("failure_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("batch_id", String, nullable=False),
+    Column("collection_id", String, nullable=False),
+    Column("object_id", String, nullable=False),
+    Column("cause", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("stage", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("failed_at", String, nullable=False),
+    Column("history", JSON, nullable=False),
+    Index("ix_failures_batch", "batch_id", "collection_id", "object_id"),
+    Index("ix_failures_namespace", "namespace_id", "failed_at"),
     _in_namespace(),
 )
 
@@ -400,6 +449,22 @@ tasks = Table(
     Column("updated_at", String, nullable=False),
     Index("ix_tasks_list", "organization_id", "created_at"),
     Index("ix_tasks_namespace", "namespace_id"),
+)
+
+#: What happened to a batch, line by line, in the order in which it did; failed rows speak for themselves.
+batch_logs = Table(
+    "batch_logs",
+    metadata,
+    Column("line_id", Integer, primary_key=True, autoincrement=True),
+    Column("batch_id", String, nullable=False),
+    Column("namespace_id", String, nullable=False),
+    Column("tier_num", Integer),
+    Column("level", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Index("ix_batch_logs_batch", "batch_id", "line_id"),
+    Index("ix_batch_logs_namespace", "namespace_id"),
+    _in_namespace(),
 )
 
 retrievers = Table(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from tessera.causes import Cause, Stage
 from tessera.models.base import JsonObject, Model, PaginationResponse
 from tessera.models.tasks import TaskStatus
 
@@ -50,12 +51,16 @@ class RetryBatchRequest(Model):
 
     retry_mode: Literal["transient_only", "all"] = "transient_only"
     tier_nums: list[int] | None = Field(None, description="Every collection here is in tier 0.")
-    max_retry_count: int = Field(3, ge=1, le=10, description="Rows retried this often already stay failed.")
+    max_retry_count: int = Field(
+        3, ge=1, le=10, description="Rows that retries ran again this often already stay failed."
+    )
 
 
 class TierError(Model):
     error_type: Literal["dependency", "authentication", "validation", "runtime", "network", "resource"]
     message: str
+    stage: Stage
+    recovery_suggestion: str
     affected_count: int
 
 
@@ -80,6 +85,15 @@ class BatchProgress(Model):
     errors: int
 
 
+class FailedObject(Model):
+    """An object of which a row failed, in short."""
+
+    object_id: str
+    error: str
+    error_type: Literal["transient", "permanent", "resource"]
+    timestamp: str
+
+
 class BatchModel(Model):
     """A batch. COMPLETED means that its documents are durable and findable."""
 
@@ -101,6 +115,9 @@ class BatchModel(Model):
     progress: BatchProgress
     documents_written: int
     failed_object_count: int
+    failed_objects: list[FailedObject] = Field(
+        description="The first 100 rows that failed; failed-documents lists all."
+    )
     retry_count: int
     max_node_death_resubmits: int
     max_deploy_resubmits: int
@@ -125,15 +142,28 @@ class ListBatchesResponse(Model):
 
 
 class FailedRow(Model):
-    """A row that failed: what, why, how often it was tried, and whether a plain retry can help."""
+    """A row that failed: what, why, how often it was tried, and whether a plain retry can help.
 
+    `attempts` counts all tries, `retry_count` the retries that were asked for. `error_type` is ``transient`` where
+    a retry can help (`can_retry`), ``resource`` where something was too large or took too much. A row that
+    `is_parked` ended its worker each time: only retry_mode ``all`` or its `failure_id` tries it again.
+    """
+
+    failure_id: str
     object_id: str
     collection_id: str
     tier_num: int
-    error_type: Literal["transient", "permanent"]
+    error_type: Literal["transient", "permanent", "resource"]
+    cause: Cause
     error_kind: str
     error: str
+    next_step: str
+    stage: Stage
+    can_retry: bool
+    is_parked: bool
     attempts: int
+    retry_count: int
+    timestamp: str
     updated_at: str
 
 
@@ -154,3 +184,23 @@ class RetryBatchResponse(Model):
     retried_count: int
     skipped_count: int
     message: str
+
+
+class BatchLogLine(Model):
+    """One thing that happened to a batch, or one row of it that failed (with the ids of object and collection)."""
+
+    timestamp: str
+    level: Literal["info", "warning", "error"]
+    tier_num: int | None = Field(description="Tier that it is about; null for the whole batch.")
+    message: str
+    object_id: str | None = None
+    collection_id: str | None = None
+
+
+class BatchLogsResponse(Model):
+    """What happened to a batch, in the order of time; of failed rows the first hundred."""
+
+    batch_id: str
+    status: TaskStatus
+    logs: list[BatchLogLine]
+    total: int = Field(description="How many lines these are.")

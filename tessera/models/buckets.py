@@ -72,6 +72,23 @@ class BucketSchema(Model):
     properties: dict[str, SchemaField] = Field(max_length=1000)
 
 
+#: What an object whose unique key is taken, or is not, means.
+Policy = Literal["insert", "update", "upsert"]
+
+
+class UniqueKey(Model):
+    """Fields whose values together name one object of the bucket."""
+
+    fields: list[str] = Field(
+        min_length=1, max_length=16, description="Properties of the schema that hold single values."
+    )
+    default_policy: Policy | None = Field(
+        None,
+        description="For requests without ?policy=. insert: a taken key is a 409. update: a free one is a 404. "
+        "upsert: the object is made, or made equal to the request. Without any, each request must name one.",
+    )
+
+
 _NAME = AliasChoices("bucket_name", "name")
 _SCHEMA = AliasChoices("bucket_schema", "schema")
 
@@ -103,7 +120,9 @@ class BucketCreateRequest(Model):
     )
     description: str | None = Field(None, max_length=10_000)
     metadata: JsonObject | None = None
-    unique_key: JsonObject | None = Field(None, description="Not available in this version.")
+    unique_key: UniqueKey | None = Field(
+        None, description="Makes objects with equal values of these fields one object. Fixed at creation."
+    )
 
 
 class BucketPatchRequest(Model):
@@ -119,6 +138,9 @@ class BucketPatchRequest(Model):
         validation_alias=_SCHEMA,
         description="May add properties that are not required; the ones that exist stay as they are.",
     )
+    unique_key: UniqueKey | None = Field(
+        None, description="Changes default_policy; `fields` repeats those that the bucket has."
+    )
 
 
 class BucketUpdateRequest(BucketPatchRequest):
@@ -127,7 +149,7 @@ class BucketUpdateRequest(BucketPatchRequest):
 
 class BatchStatistics(Model):
     total: int = 0
-    active: int = Field(0, description="Submitted and not finished.")
+    active: int = Field(0, description="Not finished, drafts included.")
     completed: int = 0
     failed: int = 0
 
@@ -140,7 +162,7 @@ class BucketResponse(Model):
     namespace_id: str
     description: str | None
     bucket_schema: BucketSchema
-    unique_key: JsonObject | None
+    unique_key: UniqueKey | None
     metadata: JsonObject
     object_count: int
     total_size_bytes: int

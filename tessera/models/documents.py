@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 
 from tessera.models.base import JsonObject, Model, PaginationResponse
 from tessera.models.objects import ListSort
@@ -56,10 +56,16 @@ class DocumentResponse(Model):
     internal: InternalPayload = Field(alias="_internal")
 
 
+def _bare_field(value: Any) -> Any:
+    """Accept ``{"field": "metadata.category"}`` for its field, as elsewhere in the API."""
+    return value.get("field") if isinstance(value, dict) else value
+
+
 class ListDocumentsRequest(Model):
     """Which documents to list. `filters` is exact whether a field is indexed or not; an index makes it fast.
 
-    `select` names the fields to return beside the ids. Strings are compared without regard to case.
+    `select` names the fields to return beside the ids. Strings are compared without regard to case. `search` is a
+    text that any of a document's own fields contains. With `group_by` the answer has groups instead of documents.
     """
 
     model_config = ConfigDict(
@@ -76,8 +82,8 @@ class ListDocumentsRequest(Model):
 
     filters: JsonObject | None = None
     sort: ListSort | None = None
-    search: str | None = Field(None, max_length=1000, description="Not available in this version.")
-    group_by: str | None = Field(None, max_length=255, description="Not available in this version.")
+    search: str | None = Field(None, max_length=1000)
+    group_by: Annotated[str | None, BeforeValidator(_bare_field)] = Field(None, max_length=255)
     select: list[str] | None = Field(None, max_length=100)
     return_url: bool | None = False
     return_presigned_urls: bool | None = False
@@ -85,11 +91,23 @@ class ListDocumentsRequest(Model):
     return_vector_names: bool | list[str] | None = False
 
 
+class DocumentGroup(Model):
+    """All documents that share a value; `group_key` is null for those without one."""
+
+    group_key: Any = None
+    documents: list[DocumentResponse]
+    count: int
+
+
 class ListDocumentsResponse(Model):
-    results: list[DocumentResponse]
+    """Either `results` or, with `group_by`, `groups`: then `pagination` counts groups."""
+
+    results: list[DocumentResponse] | None = None
+    groups: list[DocumentGroup] | None = None
     pagination: PaginationResponse
     total_documents: int
     stats: JsonObject = Field(default_factory=dict)
+    group_by_field: str | None = None
 
 
 class BatchDeleteRequest(Model):
@@ -115,6 +133,78 @@ class BatchDeleteResponse(Model):
     deleted_count: int
     failed_count: int
     results: list[DeletedDocument]
+    message: str
+
+
+class BulkUpdateRequest(Model):
+    """One change for all documents that `filters` let through; for all of the collection without them.
+
+    A name in `update_data` replaces that field; a path with dots (``metadata.status``) sets one field inside and
+    keeps its neighbours.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "filters": {"field": "metadata.category", "value": "headphones"},
+                    "update_data": {"metadata.status": "reviewed"},
+                }
+            ]
+        }
+    )
+
+    filters: JsonObject | None = None
+    update_data: JsonObject = Field(min_length=1)
+
+
+class BulkUpdateResponse(Model):
+    updated_count: int
+    message: str
+
+
+class DocumentUpdate(Model):
+    """A change of one document, in the form that `BulkUpdateRequest` describes."""
+
+    document_id: str = Field(max_length=255)
+    update_data: JsonObject
+
+
+class BatchUpdateRequest(Model):
+    """A change for each named document, or `filters` with one `update_data` for all that they let through."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "updates": [
+                        {
+                            "document_id": "doc_6f1c2c7ac0e15ed3a9a2d3e0a7b8f1c4",
+                            "update_data": {"metadata.status": "reviewed"},
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
+    updates: list[DocumentUpdate] | None = Field(None, min_length=1, max_length=1000)
+    filters: JsonObject | None = None
+    update_data: JsonObject | None = Field(None, min_length=1)
+
+
+class UpdatedDocument(Model):
+    document_id: str
+    success: bool
+    error: str | None = None
+
+
+class BatchUpdateResponse(Model):
+    """`results` has one entry for each document that was named; a change by filters only counts."""
+
+    updated_count: int
+    failed_count: int
+    results: list[UpdatedDocument]
     message: str
 
 

@@ -174,6 +174,8 @@ class CreateObjectsBatchResponse(Model):
     total_requested: int
     succeeded_count: int
     failed_count: int
+    batch_id: str | None = Field(None, description="With auto_process: the batch that processes them.")
+    task_id: str | None = Field(None, description="With auto_process: its task.")
 
 
 class ListSort(Model):

@@ -85,8 +85,10 @@ class UploadResponse(Model):
     skip_duplicates: bool
     is_duplicate: bool
     duplicate_of_upload_id: str | None
-    skipped_unique_key: bool = False
-    existing_object_id: str | None = None
+    skipped_unique_key: bool = Field(
+        False, description="An object has the unique key already, and the bucket's policy is insert."
+    )
+    existing_object_id: str | None = Field(None, description="That object.")
     message: str | None
     created_at: str
     expires_at: str

@@ -51,11 +51,11 @@ def test_values_and_errors_come_back_under_their_numbers(runner: RayRunner, comp
 def test_a_crash_costs_one_item_and_time_runs_out_for_one_alone(runner: RayRunner, compute: Compute) -> None:
     (crashed,) = dict(runner.map(os._exit, [3], timeout_s=60, compute=compute)).values()
     assert isinstance(crashed, Failed)
-    assert (crashed.kind, crashed.crashed, crashed.retryable) == ("ours", True, True)
+    assert (crashed.kind, crashed.crashed, crashed.retryable) == ("crash", True, True)
     found = dict(runner.map(time.sleep, [0.0, 60.0, 0.1], timeout_s=2, compute=compute))
     late = found.pop(1)
     assert isinstance(late, Failed)
-    assert (late.kind, late.crashed, late.retryable) == ("limit", True, False)
+    assert (late.kind, late.crashed, late.retryable) == ("timeout", True, False)
     assert found == {0: None, 2: None}
 
 

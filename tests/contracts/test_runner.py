@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,10 @@ def touch_and_sleep(path: str) -> None:
     time.sleep(60)
 
 
+def use_memory(size_mib: int) -> int:
+    return len(bytearray(size_mib * 2**20))
+
+
 def bring_what_cannot_travel(_item: int) -> object:
     return lambda: None
 
@@ -63,7 +68,7 @@ def test_a_crash_costs_one_item(runner: LocalRunner) -> None:
     found = dict(runner.map(die_at_three, range(8), timeout_s=30))
     dead = found.pop(3)
     assert isinstance(dead, Failed)
-    assert (dead.kind, dead.crashed, dead.retryable) == ("ours", True, True)
+    assert (dead.kind, dead.crashed, dead.retryable) == ("crash", True, True)
     assert found == {n: n for n in range(8) if n != 3}
 
 
@@ -131,7 +136,7 @@ def test_time_runs_out_for_one_item_alone(runner: LocalRunner) -> None:
     found = dict(runner.map(sleep, [0.0, 60.0, 0.1], timeout_s=2))
     late = found.pop(1)
     assert isinstance(late, Failed)
-    assert (late.kind, late.crashed, late.retryable) == ("limit", True, False)
+    assert (late.kind, late.crashed, late.retryable) == ("timeout", True, False)
     assert found == {0: 0.0, 2: 0.1}
 
 
@@ -178,3 +183,17 @@ def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
     (after,) = dict(runner.map(double, [1], timeout_s=30)).values()
     assert isinstance(after, Failed)
     runner.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count what a process asks for")
+def test_an_item_that_wants_too_much_memory_costs_itself_alone() -> None:
+    """A picture that unfolds into gigabytes took the machine's memory, and the server with it."""
+    runner = LocalRunner(1, memory_mib=512)
+    try:
+        found = dict(runner.map(use_memory, [1, 4096, 2], timeout_s=60))
+    finally:
+        runner.close()
+    late = found.pop(1)
+    assert found == {0: 2**20, 2: 2 * 2**20}
+    assert (late.kind, late.crashed, late.retryable) == ("memory", True, True)
+    assert "worker_memory_mib" in late.message

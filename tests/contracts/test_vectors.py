@@ -18,8 +18,8 @@ import pytest
 from tessera import artifact
 from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.adapters.qdrant.server import ServerVectors
-from tessera.errors import BadRequestError
-from tessera.filters import And, Condition, Filter, Not, Or, matches
+from tessera.errors import BadRequestError, ValidationError
+from tessera.filters import And, Condition, Filter, Not, Or, matches, parse
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 from tessera.ports import DenseVector, Document, Entry, Page, Search, Vectors, View
 from tests import qdrant_rest
@@ -160,6 +160,27 @@ def test_a_new_view_is_empty_and_stands_at_zero(engine: Engine) -> None:
     assert (mark.view_id, mark.seq, mark.document_count) == (view.view_id, 0, 0)
     assert engine.vectors.page(view, Page(10)).hits == ()
     assert engine.vectors.search(view, [Search("text", vector(1), 5)]) == [[]]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_payload_alone_keeps_vectors_and_moves_every_shadow(log: Log, tmp_path: Path, large: bool) -> None:
+    """The engine raises when a payload comes for a point that is not there, and keeps half of such a write."""
+    log.index(index("name", "keyword"), index("year", "integer"))
+    log.upsert(*(document(number, name="Old", year=number) for number in range(3)))
+    late = [document(1, name="New", size=1), document(7, name="New")]
+    if large:
+        artifact.write(tmp_path / "a.arrow", late, {})
+        entry = log(kind="artifact", artifact_path=str(tmp_path / "a.arrow"), keeps_vectors=True)
+    else:
+        entry = log(upserts=tuple(late), keeps_vectors=True)
+    assert log.mark.document_count == 3
+    assert log.numbers(Condition("name", "eq", "new")) == {1}
+    assert log.numbers(Condition("name", "eq", "old")) == {0, 2}
+    assert log.numbers(Condition("year", "exists", True)) == {0, 2}
+    (hit,) = log.vectors.get(log.view, [document(1).document_id], with_vectors=True)
+    assert hit.payload == {"document_id": hit.document_id, "name": "New", "size": 1}
+    assert np.allclose(hit.vectors["text"], vector(1) / np.linalg.norm(vector(1)), atol=1e-6)
+    assert log.vectors.apply(log.view, [entry]).document_count == 3
 
 
 def test_counts_are_exact_whatever_is_repeated_or_missing(log: Log) -> None:
@@ -806,6 +827,84 @@ def test_filters_mean_what_the_reference_evaluator_says(log: Log, seed: int, odd
         filter = random_filter(rng)
         expected = {d.document_id for d in documents if matches(filter, d.payload, by_field)}
         assert log.found(filter) == expected, filter
+
+
+def spelled(rng: random.Random, condition: Condition, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Write a condition in one of the forms that the grammar has for it."""
+    plain = not isinstance(condition.value, list | dict)
+    if condition.operator == "eq" and plain and not condition.case_sensitive and rng.random() < 0.5:
+        return {condition.path: condition.value}
+    raw: dict[str, Any] = {"field": condition.path, "operator": condition.operator, "value": condition.value}
+    if rng.random() < 0.1 and plain:
+        name = f"x{len(inputs)}"
+        inputs[name] = condition.value
+        raw["value"] = {"type": "dynamic", "field": rng.choice([name, f"inputs.{name}"])}
+    if condition.operator == "eq" and rng.random() < 0.3:
+        del raw["operator"]
+    if condition.case_sensitive or rng.random() < 0.2:
+        raw["case_sensitive"] = condition.case_sensitive
+    return raw
+
+
+def random_request(rng: random.Random, inputs: dict[str, Any], depth: int = 0) -> Any:
+    """Draw a filter as a request writes it: every form of a node that the grammar has."""
+    if depth == 3 or rng.random() < 0.35:
+        return spelled(rng, random_condition(rng), inputs)
+
+    def several() -> list[Any]:
+        return [random_request(rng, inputs, depth + 1) for _ in range(rng.randrange(1, 4))]
+
+    roll = rng.random()
+    if roll < 0.1:
+        return several()
+    if roll < 0.2:
+        return {"NOT": random_request(rng, inputs, depth + 1)}
+    raw: dict[str, Any] = {}
+    if roll > 0.8:  # conditions beside a logical key
+        raw |= spelled(rng, random_condition(rng), inputs)
+    for key in rng.sample(["AND", "OR", "NOT"], rng.choice([1, 1, 1, 2, 3])):
+        raw[key] = several()
+    if rng.random() < 0.15 and "case_sensitive" not in raw:
+        raw["case_sensitive"] = rng.random() < 0.5
+    return raw
+
+
+@pytest.mark.parametrize(
+    "number", [150, pytest.param(10_000, marks=pytest.mark.slow)], ids=["a few", "ten thousand"]
+)
+def test_filters_drawn_from_the_grammar_are_answered_exactly(log: Log, number: int) -> None:
+    """Seeded. Each is parsed as a request's, over documents of which one is rewritten every 20 filters."""
+    rng = random.Random(f"grammar {number}")
+    indexes = [index(f"indexed {type}.{type}", type) for type in FIELD_TYPES]
+    by_field = {declared.field_name: declared for declared in indexes}
+    documents = {d.document_id: d for d in (random_document(rng, n, 0.05 * (n % 2)) for n in range(60))}
+    log.index(*indexes)
+    log.upsert(*documents.values())
+    answered = refused = found_some = 0
+    while answered < number:
+        inputs: dict[str, Any] = {}
+        raw = random_request(rng, inputs)
+        try:
+            filter = parse(raw, inputs=inputs)
+        except ValidationError:
+            refused += 1
+            continue
+        assert filter is not None
+        expected = {d.document_id for d in documents.values() if matches(filter, d.payload, by_field)}
+        hits = log.vectors.page(log.view, Page(100, filter)).hits
+        assert {hit.document_id for hit in hits} == expected, raw
+        assert log.vectors.count(log.view, filter) == len(expected), raw
+        answered += 1
+        found_some += 0 < len(expected) < len(documents)
+        if answered % 20 == 0:
+            fresh = random_document(rng, rng.randrange(60), 0.05 * (answered % 40 == 0))
+            documents[fresh.document_id] = fresh
+            log(upserts=(fresh,), keeps_vectors=True)
+    assert found_some > answered / 3, "most filters say something"
+    assert refused < answered / 2
+    print(
+        f"{answered} filters answered alike, {found_some} of them by some documents; {refused} were refused"
+    )
 
 
 LETTERS = "aAbBßéÉµſKİıΣσς日本語のाि्ี़क़हन0１²½Ⅷ_-'. \t\x1f\u00a0\u200b\u0301\u0345ﬁⓐ🦊"

@@ -241,7 +241,7 @@ def test_lists_by_status_and_collection(loop: Loop, bucket: str) -> None:
     assert listed({"collection_id": "col_other"}) == []
     assert "status" in loop.refused(422, "POST", f"/buckets/{bucket}/batches/list", {"status": "RUNNING"})
     counts = loop.get(f"/buckets/{bucket}")["batch_stats"]
-    assert counts == {"total": 2, "active": 0, "completed": 1, "failed": 0}
+    assert counts == {"total": 2, "active": 1, "completed": 1, "failed": 0}, "a draft is not finished"
 
 
 def test_a_repeated_create_makes_one_batch(loop: Loop, bucket: str) -> None:
@@ -266,3 +266,30 @@ def test_another_namespace_sees_nothing(loop: Loop, bucket: str, namespace: Call
         other.send(method, f"{path}{suffix}", status=404)
     elsewhere = path.replace(bucket, loop.bucket())
     loop.get(elsewhere, status=404)
+
+
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/logs", 200)
+def test_the_log_of_a_batch_tells_what_happened(loop: Loop) -> None:
+    bucket = loop.bucket()
+    loop.collection(bucket)
+    loop.collection(bucket, {**TEXT, "input_mappings": {"text": "metadata.words"}})
+    good, bad = (loop.object(bucket, {"metadata": {"words": words}}) for words in ("some words", ""))
+    batch = loop.run(bucket, [good, bad])
+    path = f"/buckets/{bucket}/batches/{batch['batch_id']}"
+    told = loop.get(f"{path}/logs")
+    assert (told["batch_id"], told["status"]) == (batch["batch_id"], batch["status"])
+    assert told["total"] == len(told["logs"])
+    moments = [line["timestamp"] for line in told["logs"]]
+    assert moments == sorted(moments)
+    first, *_, last = told["logs"]
+    assert "Submitted with 4 row(s)" in first["message"] and batch["task_id"] in first["message"]
+    assert any("Attempt 1 begins: 2 collection(s)" in line["message"] for line in told["logs"])
+    assert last["message"].startswith(f"{batch['status']}: ")
+    failed = [line for line in told["logs"] if line["level"] == "error" and line["object_id"] == bad]
+    rows = [row for row in loop.get(f"{path}/failed-documents")["results"] if row["object_id"] == bad]
+    assert [line["message"] for line in failed] == [f"{row['error_kind']}: {row['error']}" for row in rows]
+    assert len(failed) == 1
+    assert loop.get(f"{path}/logs?tier_num=0")["total"] == told["total"]
+    assert "tier_num" in loop.refused(422, "GET", f"{path}/logs?tier_num=-1")
+    loop.delete(path)
+    loop.get(f"{path}/logs", status=404)

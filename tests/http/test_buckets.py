@@ -66,7 +66,40 @@ def test_all_types_of_a_schema_are_known_and_no_other(loop: Loop) -> None:
         ),
         (
             {"name": "x", "schema": {"properties": {"n": {"type": "string", "enum": ["a"], "default": "b"}}}},
-            "enum",
+            "must be one of 'a'",
+        ),
+        ({"name": "x", "schema": {"properties": {"n": {"type": "string", "enum": []}}}}, "is empty"),
+        ({"name": "x", "schema": {"properties": {"n": {"type": "integer", "enum": [1, "2"]}}}}, "not '2'"),
+        (
+            {"name": "x", "schema": {"properties": {"n": {"type": "string", "items": {"type": "string"}}}}},
+            "only an array has items",
+        ),
+        (
+            {
+                "name": "x",
+                "schema": {
+                    "properties": {
+                        "n": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "properties": {"k": {"type": "integer", "default": 1.5}},
+                            },
+                        }
+                    }
+                },
+            },
+            "'n[].k' must be a whole number",
+        ),
+        (
+            {"name": "x", "schema": NOTE, "unique_key": {"fields": ["note"]}},
+            "'note' is text, no single value. Properties that can be in the key: none",
+        ),
+        ({"name": "x", "schema": NOTE, "unique_key": {"fields": ["sku"]}}, "'sku' is no property"),
+        ({"name": "x", "schema": NOTE, "unique_key": {"fields": []}}, "at least 1"),
+        (
+            {"name": "x", "schema": NOTE, "unique_key": {"fields": ["a"], "default_policy": "merge"}},
+            "'upsert'",
         ),
     ],
 )
@@ -80,13 +113,6 @@ def test_all_problems_come_together(loop: Loop) -> None:
     assert "slash" in said
     assert "'a.b'" in said
     assert "'status'" in said
-
-
-def test_a_unique_key_is_refused_rather_than_ignored(loop: Loop) -> None:
-    said = loop.refused(
-        400, "POST", "/buckets", {"name": "x", "schema": NOTE, "unique_key": {"fields": ["a"]}}
-    )
-    assert "skip_duplicates" in said
 
 
 def test_a_name_is_taken_once_in_a_namespace(loop: Loop, namespace: Callable[..., Any]) -> None:
@@ -176,6 +202,11 @@ def test_a_schema_only_grows(loop: Loop) -> None:
     assert "keeps its own" in loop.refused(400, "PATCH", path, {"bucket_schema": {"properties": {}}})
     narrowed = {"properties": {**grown["properties"], "year": {"type": "string"}}}
     assert "integer" in loop.refused(400, "PATCH", path, {"bucket_schema": narrowed})
+    nested = {"properties": {**grown["properties"], "tags": {"type": "array", "items": {"type": "string"}}}}
+    loop.patch(path, {"bucket_schema": nested})
+    inner = {**nested["properties"], "tags": {"type": "array", "items": {"type": "integer"}}}
+    assert "items" in loop.refused(400, "PATCH", path, {"bucket_schema": {"properties": inner}})
+    grown = nested
     demanding = {"properties": {**grown["properties"], "page": {"type": "integer", "required": True}}}
     assert "cannot be required" in loop.refused(400, "PATCH", path, {"bucket_schema": demanding})
 

@@ -83,6 +83,8 @@ def still_shop(client: httpx.Client) -> Iterator[Shop]:
     client.delete(f"/v1/namespaces/{shop.loop.namespace_id}")
 
 
+@pytest.mark.operation("GET", "/v1/collections/{collection_identifier}/documents/{document_id}", 200)
+@pytest.mark.operation("GET", "/v1/documents/{document_id}", 200)
 def test_a_document_in_the_shape_of_the_api(loop: Loop) -> None:
     shop = Shop(loop, TEXT)
     document = next(
@@ -185,6 +187,8 @@ def test_sorts_put_missing_values_last(still_shop: Shop) -> None:
     assert still_shop.rows(sort={"field": "year", "direction": "desc"}) == [2, 0, 1, 3]
 
 
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/documents/list", 200)
+@pytest.mark.operation("GET", "/v1/collections/{collection_identifier}/documents", 200)
 def test_both_paginations_show_each_document_once(shop: Shop) -> None:
     loop, path = shop.loop, f"/collections/{shop.collection}/documents/list"
     for body in ({}, {"sort": {"field": "year"}}, {"filters": {"field": "category", "operator": "exists"}}):
@@ -235,10 +239,58 @@ def test_select_keeps_what_it_names(still_shop: Shop) -> None:
     assert document["root_object_id"] == still_shop.object_ids[0]
 
 
-def test_what_this_version_lacks_is_refused(still_shop: Shop) -> None:
-    path = f"/collections/{still_shop.collection}/documents/list"
-    assert "feature_search" in still_shop.loop.refused(400, "POST", path, {"search": "lamp"})
-    assert "not available" in still_shop.loop.refused(400, "POST", path, {"group_by": "category"})
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"search": "LAMP"}, [0, 2]),
+        ({"search": "rass"}, [0, 3]),
+        ({"search": "HAIR"}, [1]),
+        ({"search": "brass", "filters": {"category": "tables"}}, [3]),
+        ({"search": "brass", "sort": {"field": "year", "direction": "desc"}}, [0, 3]),
+        ({"search": "col_"}, []),
+        ({"search": "int_"}, []),
+    ],
+)
+def test_search_looks_into_every_text_of_the_users(
+    still_shop: Shop, body: dict[str, Any], expected: list[int]
+) -> None:
+    assert sorted(still_shop.rows(**body)) == expected
+
+
+def test_groups_share_a_value_and_are_paged(still_shop: Shop) -> None:
+    loop, path = still_shop.loop, f"/collections/{still_shop.collection}/documents/list"
+
+    def groups(**body: Any) -> tuple[list[tuple[Any, list[int]]], Any]:
+        answer = loop.post(path, body)
+        assert answer["results"] is None
+        assert all(len(group["documents"]) == group["count"] for group in answer["groups"])
+        numbers = [
+            (
+                group["group_key"],
+                [still_shop.object_ids.index(item["root_object_id"]) for item in group["documents"]],
+            )
+            for group in answer["groups"]
+        ]
+        return numbers, answer
+
+    by_tag, answer = groups(group_by="metadata.tags", sort={"field": "year"})
+    assert by_tag == [("brass", [0, 3]), ("green", [0]), ("oak", [3]), ("steel", [2]), (None, [1])]
+    assert (answer["pagination"]["total"], answer["total_documents"]) == (5, 4)
+    assert answer["group_by_field"] == "metadata.tags"
+    by_year, _ = groups(group_by={"field": "year"}, filters={"category": "lamps"}, select=["year"])
+    assert by_year == [(2001, [0]), (2005, [2])]
+    seen: list[Any] = []
+    cursor: str | None = None
+    while True:
+        some, answer = groups(group_by="metadata.tags", limit=2, **({"cursor": cursor} if cursor else {}))
+        seen += [key for key, _ in some]
+        if (cursor := answer["pagination"]["next_cursor"]) is None:
+            break
+        assert answer["pagination"]["total_pages"] == 3
+    assert seen == ["brass", "green", "oak", "steel", None]
+    assert [key for key, _ in groups(group_by="metadata.tags", limit=2, offset=2)[0]] == ["oak", "steel"]
+    for refused in ("internal_id", "a..b"):
+        assert "is not a field" in loop.refused(422, "POST", path, {"group_by": refused})
 
 
 def test_files_of_a_document_come_as_signed_links(loop: Loop) -> None:
@@ -273,6 +325,7 @@ def test_files_of_a_document_come_as_signed_links(loop: Loop) -> None:
     assert all(httpx.get(url).content == red for url in urls)
 
 
+@pytest.mark.operation("DELETE", "/v1/collections/{collection_identifier}/documents/{document_id}", 200)
 def test_a_deleted_document_is_found_nowhere(shop: Shop) -> None:
     loop = shop.loop
     document = loop.documents(shop.collection, filters={"year": 1999})[0]
@@ -292,6 +345,7 @@ def test_a_deleted_document_is_found_nowhere(shop: Shop) -> None:
     )
 
 
+@pytest.mark.operation("DELETE", "/v1/collections/{collection_identifier}/documents/batch", 200)
 def test_many_are_deleted_by_id_or_by_filter(shop: Shop) -> None:
     loop, path = shop.loop, f"/collections/{shop.collection}/documents/batch"
     ids = [item["document_id"] for item in loop.documents(shop.collection, sort={"field": "year"})]

@@ -68,7 +68,9 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     bucket = loop.bucket(bucket_name=f"{word}-bucket", description=word)
     object_id = loop.note(bucket, f"The {word} sings.", metadata={"word": word})
     collection = loop.collection(bucket, TEXT, collection_name=f"{word}-collection", description=word)
-    batch = loop.run(bucket, [object_id])
+    speechless = loop.object(bucket, {"metadata": {"word": word}})
+    batch = loop.run(bucket, [object_id, speechless])
+    (failure,) = loop.get("/failures")["results"]
     upload = loop.post(f"/buckets/{bucket}/uploads", {**UPLOAD, "metadata": {"word": word}})
     documents = loop.documents(collection)
     retriever = loop.post(
@@ -90,6 +92,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "collection_name": f"{word}-collection",
         "upload_id": upload["upload_id"],
         "batch_id": batch["batch_id"],
+        "failure_id": failure["failure_id"],
         "task_id": batch["task_id"],
         "document_id": documents[0]["document_id"],
         "retriever_id": retriever["retriever_id"],
@@ -206,6 +209,7 @@ PARAMETERS = {
     "collection_identifier": ("collection_id", "collection_name"),
     "upload_id": ("upload_id",),
     "batch_id": ("batch_id",),
+    "failure_id": ("failure_id",),
     "task_id": ("task_id",),
     "document_id": ("document_id",),
     "retriever_id": ("retriever_id", "retriever_name"),

@@ -59,6 +59,7 @@ def nearest(loop: Loop, retriever_id: str, number: int) -> list[str]:
     return [item["document_id"] for item in found["documents"]]
 
 
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/documents", 200)
 def test_one_document_is_found_by_its_vector(loop: Loop, collection: str) -> None:
     made = loop.post(
         f"/collections/{collection}/documents",

@@ -470,6 +470,7 @@ def test_hits_unlike_each_other_come_first_by_their_stored_vectors(place: Place)
     assert TEXT_URI in place.refused(400, "POST", "/retrievers/execute", wrong)
 
 
+@pytest.mark.operation("POST", "/v1/documents/search", 200)
 def test_documents_are_searched_without_a_retriever(place: Place) -> None:
     sent = {"query": "something to eat", "collection_ids": [place.texts], "page_size": 2}
     answer = place.post("/documents/search", sent)

@@ -177,7 +177,7 @@ def test_what_may_pass_is_tried_again(loop: Loop, site: Site) -> None:
     missing = page(site, b"", 404)
     other = loop.object(bucket, note(missing))
     batch = loop.run(bucket, [other])
-    assert (batch["status"], batch["error_summary"]) == ("FAILED", {"fetch_bad_status": 1})
+    assert (batch["status"], batch["error_summary"]) == ("FAILED", {"unreachable": 1})
     site.serve(missing.removeprefix(site.url("")), b"found later")
     retry = f"/buckets/{bucket}/batches/{batch['batch_id']}/retry"
     loop.refused(409, "POST", retry, {"retry_mode": "transient_only"})

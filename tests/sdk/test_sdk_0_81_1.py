@@ -9,7 +9,9 @@ import pytest
 CLIENT = "0.81.1"
 SCENARIOS = (
     "scenarios_typed.py",
+    "scenarios_documents.py",
     "scenarios_organizations.py",
+    "scenarios_failures.py",
     "scenarios_webhooks.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",

@@ -10,6 +10,8 @@ CLIENT = "1.3.783"
 SCENARIOS = (
     "scenarios_typed.py",
     "scenarios_organizations.py",
+    "scenarios_failures.py",
+    "scenarios_documents.py",
     "scenarios_webhooks.py",
     "scenarios_high_level.py",
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -188,6 +190,39 @@ def test_files_that_are_something_else(
     with pytest.raises(BadContent) as error:
         identify(file, kind, declared)
     assert said in error.value.message
+
+
+def test_a_list_that_only_zip64_says_is_long_is_not_read(tmp_path: Path) -> None:
+    """The library believed ZIP64 over the plain record, and read a gigabyte of zeros for a list."""
+    plain = archive("xl/workbook.xml")
+    end = plain.index(b"PK\x05\x06")
+    gap = 2**30
+    file = tmp_path / "file"
+    with file.open("wb") as out:
+        out.write(plain[:4])
+        out.seek(gap)
+        record = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, gap - 4, 4)
+        locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, gap, 1)
+        out.write(record + locator + plain[end:])
+    tracemalloc.start()
+    try:
+        assert sniff_file(file) == "application/zip"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_workbook_with_zip64_records_is_one(tmp_path: Path) -> None:
+    plain = archive("[Content_Types].xml", "xl/workbook.xml")
+    end = plain.index(b"PK\x05\x06")
+    at = int.from_bytes(plain[end + 16 : end + 20], "little")
+    record = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 2, 2, end - at, at)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
+    file = tmp_path / "file"
+    file.write_bytes(plain[:end] + record + locator + plain[end:])
+    assert sniff_file(file) == XLSX
+    with zipfile.ZipFile(file) as whole:
+        assert len(whole.namelist()) == 2, "it is a good one"
 
 
 def test_a_workbook_whose_list_would_fill_the_memory_is_none(tmp_path: Path) -> None:

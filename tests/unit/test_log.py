@@ -134,3 +134,48 @@ def test_vectors_that_no_view_could_hold_are_refused(name: str, vector: list[flo
     with pytest.raises(ValidationError, match=word) as caught:
         log.check_documents([bad], {"v": DenseVector("v", 2)})
     assert caught.value.problems[0].location == ("documents", "doc_x", "vectors", name)
+
+
+def test_a_payload_that_comes_alone_leaves_the_vectors_and_makes_no_document(
+    db: Database, tmp_path: Path
+) -> None:
+    """A patch of a document that a later entry of the log had deleted brought it back, without vectors."""
+    artifact.write(tmp_path / "a.arrow", [document(1, t="new"), document(9, t="absent")], {})
+    with db.write() as connection:
+        log.append_edit(connection, NAMESPACE, upserts=[document(1), document(2), document(3), document(4)])
+        log.append_edit(connection, NAMESPACE, upserts=[document(2, t="kept")], keeps_vectors=True)
+        log.append_edit(connection, NAMESPACE, deletes=["doc_3"])
+        log.append_edit(
+            connection, NAMESPACE, upserts=[document(3, t="late"), document(4, t="old")], keeps_vectors=True
+        )
+        log.append_artifact(connection, NAMESPACE, "a.arrow", keeps_vectors=True)
+        log.append_edit(connection, NAMESPACE, upserts=[document(4, t="whole")])
+    entries = read_all(db, tmp_path)
+    expected = {"doc_1": "new", "doc_2": "kept", "doc_4": "whole"}
+    for state in (
+        log.fold(entries),
+        *(log.fold(entries[cut:], log.fold(entries[:cut])) for cut in range(7)),
+        log.fold(entries, log.fold(entries)),
+    ):
+        assert {name: d.payload["t"] for name, d in state.documents.items()} == expected
+        assert {name: d.vectors["v"][0] for name, d in state.documents.items()} == {
+            name: float(name[-1]) for name in expected
+        }
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "expected"), [(0, 2, False), (1, 3, True), (2, 4, True), (3, 5, True), (4, 6, False)]
+)
+def test_what_was_decided_in_between_is_seen(
+    db: Database, tmp_path: Path, after: int, before: int, expected: bool
+) -> None:
+    artifact.write(tmp_path / "a.arrow", [document(1)], {"v": 4})
+    with db.write() as connection:
+        log.append_indexes(connection, NAMESPACE, [])
+        log.append_edit(connection, NAMESPACE, upserts=[document(1)])
+        log.append_artifact(connection, NAMESPACE, "a.arrow")
+        log.append_edit(connection, NAMESPACE, deletes=["doc_1"])
+        log.append_edit(connection, NAMESPACE, upserts=[document(2)])
+        asked = {"document_ids": {"doc_1"}, "after": after, "before": before}
+        seen = log.touched(connection, NAMESPACE, **asked, local_path=lambda key: tmp_path / key)  # type: ignore[arg-type]
+    assert seen is expected

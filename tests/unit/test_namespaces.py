@@ -85,6 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
         vectors,
         views,
         runner,
+        runner,
         registry,
         Bell(),
         Fetcher(max_bytes=2**20),

@@ -29,7 +29,7 @@ import time
 import uuid
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -178,6 +178,11 @@ class EdgeEngine:
     def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
         with _edge_call():
             self._shard.update(qdrant_edge.UpdateOperation.set_payload(list(point_ids), payload, key))
+
+    def overwrite_payloads(self, payloads: Mapping[str, Payload]) -> None:
+        with _edge_call():
+            for point_id, payload in payloads.items():
+                self._shard.update(qdrant_edge.UpdateOperation.overwrite_payload([point_id], payload))
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool

@@ -11,7 +11,7 @@ import contextlib
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -404,6 +404,15 @@ class ServerEngine:
     def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
         with self._calling(ours=True):
             self._client.set_payload(self._name, payload, list(point_ids), key=key, wait=True)
+
+    def overwrite_payloads(self, payloads: Mapping[str, Payload]) -> None:
+        m = self._m
+        operations = [
+            m.OverwritePayloadOperation(overwrite_payload=m.SetPayload(payload=payload, points=[point_id]))
+            for point_id, payload in payloads.items()
+        ]
+        with self._calling(ours=True):
+            self._client.batch_update_points(self._name, operations, wait=True)
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool

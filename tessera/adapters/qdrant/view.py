@@ -14,7 +14,7 @@ import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -37,7 +37,7 @@ from tessera.adapters.qdrant.translate import (
     shadow_path,
 )
 from tessera.errors import BadRequestError, QdrantError
-from tessera.filters import And, Condition, Filter, Test, predicate, values_at
+from tessera.filters import SEARCH, And, Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
 
@@ -119,6 +119,9 @@ class Engine(Protocol):
 
     def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
         """Merge `payload` into the object at `key` of existing points."""
+
+    def overwrite_payloads(self, payloads: Mapping[str, Payload]) -> None:
+        """Replace the payloads of existing points, by point id; their vectors stay."""
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -406,8 +409,9 @@ class LiveView:
             else:
                 yield from self._change_indexes(entry.indexes)
                 self.standing.behind = False
+        write = self._rewrite if entry.keeps_vectors else self._upsert
         for start in range(0, len(entry.upserts), WRITE_SLICE):
-            self._upsert(entry.upserts[start : start + WRITE_SLICE])
+            write(entry.upserts[start : start + WRITE_SLICE])
             yield
         if entry.artifact_path is not None:
             from tessera import artifact  # its libraries are slow to load, and many views never need them
@@ -415,7 +419,7 @@ class LiveView:
             written: dict[str, None] = {}
             for documents in artifact.read(entry.artifact_path):
                 for start in range(0, len(documents), WRITE_SLICE):
-                    written |= dict.fromkeys(self._upsert(documents[start : start + WRITE_SLICE]))
+                    written |= dict.fromkeys(write(documents[start : start + WRITE_SLICE]))
                     yield
             self._count_back(entry, list(written))
 
@@ -453,26 +457,42 @@ class LiveView:
         """Write `documents`, at most a slice of them, and return their point ids."""
         points: dict[str, Point] = {}
         for document in documents:
-            payload = document.payload
-            if payload.get("document_id") != document.document_id:
-                payload = {**payload, "document_id": document.document_id}
-            self._note_collection(payload.get("collection_id"))
-            shadows: dict[str, Shadow] = {}
-            for indexed in self._fields:
-                folded, regular = indexed.look(payload)
-                if folded is not None:
-                    shadows[indexed.name] = folded
-                if not regular:
-                    self.standing.irregular.add(indexed.name)
             point_id = self._point_id(document.document_id)
             vectors = {name: np.asarray(vector).tolist() for name, vector in document.vectors.items()}
-            points[point_id] = Point(point_id, vectors, hide(payload, shadows))
+            points[point_id] = Point(point_id, vectors, self._stored(document))
         existing = self._existing(list(points))
         self.engine.upsert(list(points.values()))
         failpoints.reach("apply.slice")
         self.standing.document_count += len(points) - existing
         self.standing.tail += len(points)
         return list(points)
+
+    def _rewrite(self, documents: Sequence[Document]) -> list[str]:
+        """Replace the payloads of those of `documents` that exist, and return the point ids of these."""
+        payloads = {self._point_id(document.document_id): self._stored(document) for document in documents}
+        found = self.engine.retrieve(list(payloads), with_payload=False, with_vectors=False)
+        existing = {record.point_id for record in found}
+        if existing:
+            self.engine.overwrite_payloads({i: payload for i, payload in payloads.items() if i in existing})
+            failpoints.reach("apply.slice")
+        # The engine takes them out of its graphs: a point with an indexed field is moved when it changes.
+        self.standing.tail += len(existing)
+        return sorted(existing)
+
+    def _stored(self, document: Document) -> Payload:
+        """Return the payload of `document` as it is stored, and note what the indexes do not see of it."""
+        payload = document.payload
+        if payload.get("document_id") != document.document_id:
+            payload = {**payload, "document_id": document.document_id}
+        self._note_collection(payload.get("collection_id"))
+        shadows: dict[str, Shadow] = {}
+        for indexed in self._fields:
+            folded, regular = indexed.look(payload)
+            if folded is not None:
+                shadows[indexed.name] = folded
+            if not regular:
+                self.standing.irregular.add(indexed.name)
+        return hide(payload, shadows)
 
     def _is_costly(self, wanted: Sequence[PayloadIndex]) -> bool:
         """Say whether `wanted` asks for an index over documents that exist; the engine makes it in one go."""
@@ -561,7 +581,11 @@ class LiveView:
 
     def page(self, page: Page) -> Steps[PageResult]:
         """List documents by point id, or sorted."""
-        return self._steady(lambda: self._page(page))
+        found = yield from self._steady(lambda: self._page(page))
+        if page.fields is None:
+            return found
+        wanted = {"document_id", "collection_id", *page.fields}
+        return replace(found, hits=tuple(_with_fields(hit, wanted) for hit in found.hits))
 
     def count(self, filter: Filter | None) -> Steps[int]:
         """Count the documents that `filter` lets through."""
@@ -858,6 +882,10 @@ class LiveView:
         return Hit(payload["document_id"], payload, record.score, vectors)
 
 
+def _with_fields(hit: Hit, wanted: set[str]) -> Hit:
+    return replace(hit, payload={name: value for name, value in hit.payload.items() if name in wanted})
+
+
 def _definition(index: PayloadIndex) -> tuple[IndexType, bytes]:
     return index.type, orjson.dumps(index.field_schema, option=orjson.OPT_SORT_KEYS)
 
@@ -882,7 +910,9 @@ def _remedy(residual: Filter, indexes: Mapping[str, PayloadIndex], irregular: se
     advice: list[str] = []
     for condition in _conditions(residual):
         path = condition.path
-        if path in irregular:
+        if condition.operator == SEARCH:
+            text = "search looks into every document; a retriever with feature_search finds by meaning among many"
+        elif path in irregular:
             text = f"{path!r} holds values that its {indexes[path].type} index does not see"
         elif path in indexes:
             text = f"the {indexes[path].type} index on {path!r} cannot answer {condition.operator!r}"
