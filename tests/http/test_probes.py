@@ -206,6 +206,7 @@ PARAMETERS = {
     "namespace_id": ("namespace_id", "namespace_name"),
     "bucket_identifier": ("bucket_id", "bucket_name"),
     "object_identifier": ("object_id",),
+    "object_id": ("object_id",),
     "collection_identifier": ("collection_id", "collection_name"),
     "upload_id": ("upload_id",),
     "batch_id": ("batch_id",),
