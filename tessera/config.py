@@ -92,6 +92,13 @@ class Settings(BaseModel):
         100_000, ge=1, description="Most documents a filter or sort without an index may read."
     )
 
+    result_cache_mib: int = Field(
+        64, ge=0, description="Results of retrievers with a cache_config that are kept in memory, in MiB."
+    )
+    execution_log_days: float = Field(
+        7, gt=0, description="How long the statistics of a retriever's executions can be read."
+    )
+
     workers: int = Field(
         default_factory=lambda: max(1, min(4, (os.cpu_count() or 2) - 1)),
         ge=1,

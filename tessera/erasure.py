@@ -154,6 +154,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     except QdrantError as error:
         # The log has the deletion, and a view answers nothing before it has the log.
         logger.warning("deletion %d of %s waits for its view: %s", seq, namespace_id, error.message)
+    wh.results.forget(namespace_id)
     wh.jobs.wake()
     return answer
 

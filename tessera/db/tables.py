@@ -483,6 +483,30 @@ retrievers = Table(
     _in_namespace(),
 )
 
+#: Executions of stored retrievers, kept for a while: what each took, never what it found.
+executions = Table(
+    "executions",
+    metadata,
+    Column("execution_id", String, primary_key=True),
+    Column("retriever_id", String, nullable=False),
+    #: completed or failed
+    Column("status", String, nullable=False),
+    #: {stages: {name: {input_count, output_count, duration_ms, …}}, total_time_ms, credits_used}
+    Column("statistics", JSON, nullable=False),
+    Column("pagination", JSON),
+    Column("error", String),
+    Column("total_stages", Integer, nullable=False),
+    Column("total_returned", Integer, nullable=False),
+    Column("cache_hit", Boolean, nullable=False),
+    Column("inputs_hash", String, nullable=False),
+    Column("duration_ms", Float, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("completed_at", String, nullable=False),
+    Index("ix_executions_list", "retriever_id", "created_at"),
+    Index("ix_executions_age", "created_at"),
+    ForeignKeyConstraint(["retriever_id"], ["retrievers.retriever_id"], ondelete="CASCADE"),
+)
+
 #: Namespaces that are being removed: what is still to be wiped, so that a kill in the middle is resumed.
 purges = Table(
     "purges",
