@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, limits, listing, names, namespaces, schemas, unique_keys
+from tessera import audit, limits, listing, names, namespaces, schemas, tiers, unique_keys
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import (
@@ -44,7 +44,7 @@ from tessera.models.buckets import (
     ListBucketsResponse,
     UniqueKey,
 )
-from tessera.models.tasks import TaskType
+from tessera.models.tasks import TaskStatus, TaskType
 from tessera.pagination import PageRequest
 
 #: Words that routes below ``/v1/buckets/`` take.
@@ -223,12 +223,16 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             sa.select(sa.func.count()).select_from(objects).where(objects.c.bucket_id == bucket_id)
         ).scalar_one()
         own_batches = sa.select(batches.c.batch_id).where(batches.c.bucket_id == bucket_id)
-        unfinished = sa.select(batches.c.task_id).where(
+        unfinished = sa.select(batches).where(
             batches.c.bucket_id == bucket_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"])
         )
-        connection.execute(
-            sa.update(tasks).where(tasks.c.task_id.in_(unfinished)).values(status="CANCELED", updated_at=at)
-        )
+        for batch in connection.execute(unfinished).mappings().all():
+            tiers.end_open(connection, batch, TaskStatus.CANCELED)
+            connection.execute(
+                sa.update(tasks)
+                .where(tasks.c.task_id == batch["task_id"])
+                .values(status="CANCELED", updated_at=at)
+            )
         for table in (batch_rows, failures, batch_logs):
             connection.execute(sa.delete(table).where(table.c.batch_id.in_(own_batches)))
         connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from tessera import (
     buckets,
     content,
+    derivation,
     events,
     failpoints,
     idempotency,
@@ -595,7 +596,7 @@ def _change(
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, object_id: str) -> None:
-    """Delete an object and its documents. Durable, and no longer findable, when it returns.
+    """Delete an object, its documents and what was derived from them. Durable, and no longer findable, when it returns.
 
     What a batch under way still makes of it is dropped. Its files stay until the namespace is deleted,
     because other objects may hold the same content.
@@ -604,6 +605,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
     with wh.db.write() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
         namespace_id = place["namespace_id"]
+        log.hold(connection, namespace_id)
         row = _row(connection, place, object_id)
         of_object = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id == row["object_id"])
         documents = [
@@ -612,6 +614,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
             for document_id in ids
         ]
         connection.execute(sa.delete(sources).where(of_object))
+        documents += derivation.forget(connection, namespace_id, documents)
         connection.execute(
             sa.update(batch_rows)
             .where(

@@ -12,6 +12,7 @@ SCENARIOS = (
     "scenarios_documents.py",
     "scenarios_organizations.py",
     "scenarios_failures.py",
+    "scenarios_pipelines.py",
     "scenarios_webhooks.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",

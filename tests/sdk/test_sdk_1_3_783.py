@@ -11,6 +11,7 @@ SCENARIOS = (
     "scenarios_typed.py",
     "scenarios_organizations.py",
     "scenarios_failures.py",
+    "scenarios_pipelines.py",
     "scenarios_documents.py",
     "scenarios_webhooks.py",
     "scenarios_high_level.py",
