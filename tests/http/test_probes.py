@@ -82,6 +82,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
             "stages": [{"stage_name": "limit", "parameters": {"limit": 3}}],
         },
     )
+    execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
     return {
         "namespace_id": namespace["namespace_id"],
         "namespace_name": name,
@@ -97,6 +98,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "document_id": documents[0]["document_id"],
         "retriever_id": retriever["retriever_id"],
         "retriever_name": f"{word}-retriever",
+        "execution_id": execution["execution_id"],
     }
 
 
@@ -214,6 +216,7 @@ PARAMETERS = {
     "task_id": ("task_id",),
     "document_id": ("document_id",),
     "retriever_id": ("retriever_id", "retriever_name"),
+    "execution_id": ("execution_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -279,7 +282,7 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
     if last in ("documents", "upsert"):
         document = {"document_id": value["document_id"]}
         return document if last == "documents" else {**value, "documents": [document]}
-    if last in ("list", "execute", "submit", "cancel", "retry", "trigger", "rotate", "confirm", "redeliver"):
+    if last in ("list", "execute", "submit", "cancel", "retry", "trigger", "rotate", "confirm", "redeliver", "explain"):
         return {}
     if "secret_name" in template:
         return {"secret_value": "x"}
