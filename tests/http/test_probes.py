@@ -282,7 +282,18 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
     if last in ("documents", "upsert"):
         document = {"document_id": value["document_id"]}
         return document if last == "documents" else {**value, "documents": [document]}
-    if last in ("list", "execute", "submit", "cancel", "retry", "trigger", "rotate", "confirm", "redeliver", "explain"):
+    if last in (
+        "list",
+        "execute",
+        "submit",
+        "cancel",
+        "retry",
+        "trigger",
+        "rotate",
+        "confirm",
+        "redeliver",
+        "explain",
+    ):
         return {}
     if "secret_name" in template:
         return {"secret_value": "x"}

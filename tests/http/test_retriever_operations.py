@@ -89,6 +89,23 @@ def ids(answer: Any) -> list[str]:
     return [item["document_id"] for item in answer["documents"]]
 
 
+@pytest.mark.operation("POST", "/v1/retrievers", 200)
+@pytest.mark.operation("POST", "/v1/retrievers/list", 200)
+@pytest.mark.operation("GET", "/v1/retrievers", 200)
+@pytest.mark.operation("GET", "/v1/retrievers/stages", 200)
+@pytest.mark.operation("GET", "/v1/retrievers/{retriever_id}", 200)
+@pytest.mark.operation("DELETE", "/v1/retrievers/{retriever_id}", 200)
+def test_a_retriever_from_create_to_delete(shelf: Shelf) -> None:
+    assert {"feature_search", "attribute_filter"} <= {s["stage_id"] for s in shelf.get("/retrievers/stages")}
+    retriever = shelf.retriever(FILTER)
+    read = shelf.get(f"/retrievers/{retriever}")
+    assert shelf.get(f"/retrievers/{read['retriever_name']}") == read
+    assert read in shelf.post("/retrievers/list", {"limit": 1000})["results"]
+    assert read in shelf.get("/retrievers?limit=1000")["results"]
+    assert shelf.delete(f"/retrievers/{retriever}")["success"] is True
+    shelf.refused(404, "GET", f"/retrievers/{retriever}")
+
+
 # --- clone, patch ----------------------------------------------------------------------------------------
 
 

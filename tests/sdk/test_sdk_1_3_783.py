@@ -14,6 +14,7 @@ SCENARIOS = (
     "scenarios_pipelines.py",
     "scenarios_documents.py",
     "scenarios_webhooks.py",
+    "scenarios_retrievers.py",
     "scenarios_high_level.py",
 )
 
