@@ -21,6 +21,7 @@ from tessera import (
     filters,
     limits,
     listing,
+    locators,
     log,
     names,
     namespaces,
@@ -65,6 +66,7 @@ from tessera.models.collections import (
 from tessera.models.tasks import GenericDeleteResponse
 from tessera.pagination import PageRequest
 from tessera.plan import PROTECTED_FIELDS, effective_indexes, stored_indexes
+from tessera.ports import SparseText
 from tessera.registry import Registry
 from tessera.validation import schema_problems
 
@@ -847,7 +849,8 @@ def _passthrough(
         target = item.target_path or path.rsplit(".", 1)[-1]
         root = target.split(".")[0]
         ours = root in _SYSTEM_FIELDS or root.startswith("_")
-        written = "the system" if ours else "the extractor" if root in outputs.fields else None
+        made = root in outputs.fields or (root == locators.FIELD and bool(outputs.fields))
+        written = "the system" if ours else "the extractor" if made else None
         if written and item.target_path is None and path.split(".")[0] != root:
             target, written = path, None
         if written or not all(target.split(".")) or "[" in target:
@@ -896,6 +899,9 @@ def _output_schema(
         )
     for name, output in outputs.fields.items():
         properties[name] = {"type": output.type, "description": output.description}
+    if outputs.fields:
+        where = "Where in its source the document lies: a time, a page, a range of characters or a region."
+        properties[locators.FIELD] = {"type": "object", "description": where}
     return {"properties": properties}
 
 
@@ -995,7 +1001,7 @@ def vector_indexes(
         ),
         f"{name}@{version}",
     )
-    return [
+    dense = [
         CollectionVectorIndex(
             name=vector.name,
             feature_uri=f"mixpeek://{spelled}/{vector.inference_name}",
@@ -1012,6 +1018,27 @@ def vector_indexes(
         )
         for vector in outputs.vectors
     ]
+    kept = {words.name for words in SparseText.all_of(place["sparse_vectors"])}
+    sparse = [
+        CollectionVectorIndex(
+            name=words.name,
+            feature_uri=f"mixpeek://{spelled}/{words.inference_name}",
+            description=words.description,
+            index=VectorIndex(
+                name=words.name,
+                description=words.description,
+                dimensions=None,
+                type="sparse",
+                distance="dot",
+                supported_inputs=["text"],
+                inference_name=words.inference_name,
+                inference_service_id=f"qdrant/{words.inference_name}",
+            ),
+        )
+        for words in outputs.sparse
+        if words.name in kept
+    ]
+    return [*dense, *sparse]
 
 
 def _long(vector: VectorOutput) -> str:

@@ -96,6 +96,10 @@ class Superseded(Exception):
     """The batch was cancelled, retried or deleted while we worked on it; nothing of ours counts any more."""
 
 
+class _Outdated(Exception):
+    """What users changed by hand of the documents is not what an artifact holds of it."""
+
+
 class _CollectionGone(Exception):
     """The collection was deleted while we worked for it; the batch goes on with its other collections."""
 
@@ -1107,12 +1111,17 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
     edits: Mapping[str, document_edits.Changes] = {}
     failpoints.reach("batch.commit")
     for _ in range(5):
-        with wh.db.write() as connection:
+        with contextlib.suppress(_Outdated), wh.db.write() as connection:
             late = _check(wh, connection, attempt, chunk)
             by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
             if by_hand == edits and not any(r.object_id in late and r.document_ids for r in kept.rows):
                 seq = _append(connection, wh, attempt, chunk, kept, rows, late, plan_hash)
-                break
+                # Who changes a document from here on comes behind us in the log, and sees us there; on PostgreSQL
+                # somebody may have come in between.
+                by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
+                if by_hand == edits:
+                    break
+                raise _Outdated
         kept, edits = _rewritten(wh, chunk, result, kept, late, by_hand), by_hand
     else:
         raise Superseded

@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -51,7 +51,7 @@ from tessera.models.documents import (
     UpsertDocumentsResponse,
 )
 from tessera.plan import PROTECTED_FIELDS
-from tessera.ports import DenseVector, Document, Vector
+from tessera.ports import DenseVector, Document, SparseText, Vector
 
 #: Longest id that a user may choose, in characters.
 MAX_ID_CHARS = 255
@@ -156,6 +156,7 @@ def upsert(
     place = _find_place(wh, principal, namespace, request.collection_id)
     sent = [_sent(document, number) for number, document in enumerate(request.documents)]
     _check_ids(sent)
+    has_words = _finds_words(place)
     key = request.options.idempotency_key if request.options else None
     once = idempotency.once(
         principal,
@@ -168,7 +169,11 @@ def upsert(
         inserted=len(stored),
         document_ids=[document.document_id for document in stored],
         dropped_payload_fields={item.document_id: item.dropped for item in sent if item.dropped},
-        unsearchable_document_ids=[document.document_id for document in stored if not document.vectors],
+        unsearchable_document_ids=[
+            document.document_id
+            for document in stored
+            if not (document.vectors or has_words(document.payload))
+        ],
     )
 
 
@@ -213,6 +218,12 @@ def _find_place(wh: Warehouse, principal: Principal, namespace: str, collection:
             for spelling in (index.feature_uri.rpartition("/")[2], index.feature_uri, index.name):
                 spellings[spelling] = index.name
     return _Place(row, found, vectors, spellings)
+
+
+def _finds_words(place: _Place) -> Callable[[Mapping[str, Any]], bool]:
+    """Return the test whether the namespace's keyword index has anything to find a payload by."""
+    names = [name for index in SparseText.all_of(place.namespace["sparse_vectors"]) for name in index.fields]
+    return lambda payload: any(isinstance(payload.get(name), str | list) and payload[name] for name in names)
 
 
 def _made(place: _Place, sent: Sequence[_Sent], internal_id: str) -> list[Document]:

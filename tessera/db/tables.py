@@ -168,6 +168,8 @@ namespaces = Table(
     Column("added_indexes", JSON, nullable=False),
     #: What the plan decided for the view: [{name, dimensions, distance}]
     Column("vectors", JSON, nullable=False),
+    #: The keyword indexes of the view: [{name, fields}]; null: none.
+    Column("sparse_vectors", JSON),
     #: {vector name: inference name or model id}
     Column("vector_inference_map", JSON, nullable=False),
     Column("infrastructure", JSON, nullable=False),

@@ -195,12 +195,12 @@ class FeatureExtractorAnswer(Model):
 
 
 class VectorIndex(Model):
-    """A vector of the collection's documents."""
+    """A vector of the collection's documents, or the index of their words, which has no `dimensions`."""
 
     name: str
     description: str
-    dimensions: int
-    type: Literal["dense"] = "dense"
+    dimensions: int | None
+    type: Literal["dense", "sparse"] = "dense"
     distance: str
     datatype: Literal["float32"] = "float32"
     supported_inputs: list[str]

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010_v0.4.0"
-down_revision = "0012_v0.4.0"
+down_revision = "0013_v0.4.0"
 branch_labels = None
 depends_on = None
 
