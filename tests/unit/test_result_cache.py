@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,16 +93,15 @@ def test_a_namespace_is_forgotten_whole() -> None:
 class Place:
     """A namespace with one collection, and a retriever over it whose results may be kept."""
 
-    def __init__(self, wh: Warehouse) -> None:
+    def __init__(self, wh: Warehouse, name: str) -> None:
         self.wh = wh
-        organizations.bootstrap(wh.db, KEY)
         keys = organizations.Keys(wh.db)
         self.me: Principal = keys.check(KEY)
         keys.close()
         made = namespaces.create(
             wh,
             self.me,
-            {"namespace_name": "one", "feature_extractors": [PASSTHROUGH]},
+            {"namespace_name": name, "feature_extractors": [PASSTHROUGH]},
         )
         self.namespace: str = made["namespace_id"]
         bucket = buckets.create(
@@ -147,11 +145,19 @@ class Place:
         return done.cache_status, [item["n"] for item in done.body["documents"]]
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    wh = open_warehouse(Settings(data=tmp_path / "data", offline=True), run_jobs=False)
-    yield Place(wh)
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    settings = Settings(data=tmp_path_factory.mktemp("results") / "data", offline=True)
+    wh = open_warehouse(settings, run_jobs=False)
+    organizations.bootstrap(wh.db, KEY)
+    yield wh
     close_warehouse(wh)
+
+
+@pytest.fixture
+def place(warehouse: Warehouse, request: pytest.FixtureRequest) -> Place:
+    """A namespace of the test's own."""
+    return Place(warehouse, str(request.node.name)[:60])
 
 
 def between(place: Place, monkeypatch: pytest.MonkeyPatch, what: Callable[[], None]) -> None:
@@ -217,7 +223,7 @@ def test_erasing_forgets_at_once(place: Place) -> None:
     assert place.ask()[0] == "HIT"
     request = EraseRequest.model_validate({"document_ids": ["a"]})
     erasure.request(place.wh, place.me, place.namespace, request)
-    assert not place.wh.results._entries
+    assert not [name for name, _ in place.wh.results._entries if name == place.namespace]
 
 
 def test_a_document_read_by_a_cached_result_cannot_be_changed_by_its_reader(place: Place) -> None:
