@@ -15,6 +15,8 @@ from bench import (
     p3_execute,
     p6_ready_vectors,
     p7_search_while_writing,
+    p8_hybrid,
+    p10_video,
     p11_get_namespace,
     p12_start,
 )
@@ -25,6 +27,8 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "p3": p3_execute.main,
     "p6": p6_ready_vectors.main,
     "p7": p7_search_while_writing.main,
+    "p8": p8_hybrid.main,
+    "p10": p10_video.main,
     "p11": p11_get_namespace.main,
     "p12": p12_start.main,
     "hot_path": hot_path.main,

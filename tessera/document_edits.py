@@ -21,7 +21,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, collections, documents, links, log, namespaces, ready_documents
+from tessera import artifact, collections, derivation, documents, links, log, namespaces, ready_documents
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import document_edits, sources
@@ -583,7 +583,7 @@ def _write(
 def _extracted(connection: Connection, collection_id: str, hits: Sequence[Hit]) -> dict[str, str]:
     """Return the source of each document that was extracted from one; what was sent ready-made has none."""
     named = dict(map(documents.with_source, hits))
-    ready = {documents.own_source(document_id): document_id for document_id in named}
+    ready = {derivation.own_source(document_id): document_id for document_id in named}
     existing: set[str] = set()
     wanted = sorted({*named.values(), *ready})
     for start in range(0, len(wanted), _IDS):

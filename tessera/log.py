@@ -38,6 +38,17 @@ class Folded(Exception):
     """What a reader would need next was folded into a checkpoint; it must begin again, with an empty view."""
 
 
+def hold(connection: Connection, namespace_id: str) -> None:
+    """Let nobody else append until this transaction ends: what it has read of the log and of sources stays so.
+
+    To be called before any source is written, so that no two transactions wait for each other. SQLite has one writer
+    anyway.
+    """
+    if connection.dialect.name != "sqlite":
+        this = namespaces.c.namespace_id == namespace_id
+        connection.execute(sa.select(namespaces.c.head).where(this).with_for_update())
+
+
 def append_indexes(connection: Connection, namespace_id: str, indexes: Sequence[PayloadIndex]) -> int:
     """Append the complete index set that holds from now on; return the entry's number."""
     return _append(connection, namespace_id, "indexes", indexes_body(indexes), None)
@@ -164,6 +175,42 @@ def read(
     if rows and 0 < after < rows[0].checkpoint:
         raise Folded(f"entry {after} lies before the checkpoint at {rows[0].checkpoint}")
     return [entry_of(row, local_path) for row in rows]
+
+
+def changed_since(
+    connection: Connection,
+    namespace_id: str,
+    *,
+    after: int,
+    local_path: Callable[[str], Path],
+    but_for: str,
+) -> tuple[set[str], int]:
+    """Return the documents that entries above `after` write or delete, and the number of the last of them.
+
+    Artifacts whose key begins with `but_for` are not looked into. Raises `Folded` when there is no telling:
+    entries above `after` were folded into a checkpoint.
+    """
+    checkpoint = connection.execute(
+        sa.select(namespaces.c.checkpoint_seq).where(namespaces.c.namespace_id == namespace_id)
+    ).scalar()
+    if checkpoint is not None and checkpoint > after:
+        raise Folded(f"entry {after} lies before the checkpoint at {checkpoint}")
+    changed: set[str] = set()
+    last = after
+    for row in connection.execute(
+        sa.select(log_entries)
+        .where(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
+        .order_by(log_entries.c.seq)
+    ):
+        last = row.seq
+        if row.kind == "indexes":
+            continue
+        value = orjson.loads(row.body)
+        changed.update(value["deletes"])
+        changed.update(item["document_id"] for item in value.get("upserts", ()))
+        if row.artifact_key is not None and not row.artifact_key.startswith(but_for):
+            changed |= artifact.document_ids(local_path(row.artifact_key))
+    return changed, last
 
 
 def last_indexes(connection: Connection, namespace_id: str, up_to: int) -> tuple[PayloadIndex, ...] | None:

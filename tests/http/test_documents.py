@@ -97,12 +97,11 @@ def test_a_document_in_the_shape_of_the_api(loop: Loop) -> None:
     assert document["source_object_id"] == shop.object_ids[0]
     internal = document["_internal"]
     assert internal["namespace_id"] == loop.namespace_id
-    assert internal["lineage"] == {
-        "root_object_id": shop.object_ids[0],
-        "root_bucket_id": shop.bucket,
-        "source_type": "bucket",
-        "source_object_id": shop.object_ids[0],
-    }
+    lineage = internal["lineage"]
+    assert (lineage["root_object_id"], lineage["root_bucket_id"]) == (shop.object_ids[0], shop.bucket)
+    assert (lineage["source_type"], lineage["source_object_id"]) == ("bucket", shop.object_ids[0])
+    assert lineage["path"] == f"{shop.bucket}/{shop.collection}"
+    assert [step["document_id"] for step in lineage["chain"]] == [document["document_id"]]
     assert internal["created_at"].endswith("Z")
     text = loop.client.post(
         f"/v1/collections/{shop.collection}/documents/list", json={}, headers=loop.headers

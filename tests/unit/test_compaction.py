@@ -476,9 +476,9 @@ def test_a_second_server_does_not_take_a_log_that_the_first_has_folded_for_damag
         for number in range(10):
             edit(one, document(number, "new"))
         one.views.apply(NAMESPACE)
-        one.views._flush_dirty(5)
+        one.views._flush_dirty()
         other.views._dirty.add(NAMESPACE)
-        other.views._flush_dirty(5)
+        other.views._flush_dirty()
         make_durable(one)
         assert compaction.fold(one, NAMESPACE)
         other.views.apply(NAMESPACE, edit(other, document(20)))
