@@ -493,9 +493,10 @@ def _chosen_sources(connection: Connection, row: RowMapping, request: TriggerCol
     if not asked:
         return own
     find, key = (collections.find, "collection_id") if is_fed else (buckets.find, "bucket_id")
-    found = [find(connection, row["namespace_id"], identifier)[key] for identifier in dict.fromkeys(asked)]
-    for identifier, source_id in zip(asked, found, strict=False):
-        if source_id not in own:
+    found: list[str] = []
+    for identifier in asked:
+        found.append(find(connection, row["namespace_id"], identifier)[key])
+        if found[-1] not in own:
             raise BadRequestError(
                 f"{quote(identifier)} is not one of what collection {quote(row['collection_name'])} reads, which is: "
                 f"{', '.join(own)}."

@@ -154,6 +154,8 @@ class _Pace:
     wary_chunks: int = 0
     #: What has changed under the documents that are being processed.
     watch: _Watch = field(default_factory=lambda: _Watch(0))
+    #: Of the tier that runs; `meter` is that of the whole batch.
+    tier_meter: Meter = field(default_factory=Meter)
     #: How often each source had to be read again.
     rereads: Counter[str] = field(default_factory=Counter)
 
@@ -482,6 +484,7 @@ def _run_tier(wh: Warehouse, attempt: _Attempt, number: int, stop: Stop) -> None
             "completed_at": None,
         }
         tier = _write_tier(wh, attempt, tier.model_copy(update=begun))
+    attempt.pace.tier_meter = Meter()
     if not tier.is_planned:
         _plan_tier(wh, attempt, tier, stop)
         if stop.is_set():
@@ -577,7 +580,7 @@ def _end_tier(wh: Warehouse, attempt: _Attempt, tier: Tier) -> None:
         counts = _counts(connection, mine)
         status, error = _outcome(connection, mine, counts)
     ended = tier.model_copy(update={"status": status, "completed_at": now()})
-    _write_tier(wh, attempt, ended, error=error, told={"stage": "done", **_told(counts)})
+    _write_tier(wh, attempt, ended, error=error, counts=counts)
 
 
 def _write_tier(
@@ -586,9 +589,12 @@ def _write_tier(
     tier: Tier,
     *,
     error: str | None = None,
-    told: Mapping[str, Any] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> Tier:
-    """Write a tier into its batch, and its status into its task unless that is the batch's; return it."""
+    """Write a tier into its batch, and its status into its task and the log unless it is the only one; return it.
+
+    `counts` are those of its rows, when it has ended.
+    """
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
         written = [tier if known.tier_num == tier.tier_num else known for known in attempt.tiers]
@@ -600,14 +606,40 @@ def _write_tier(
         if tier.task_id is not None and tier.task_id != attempt.task_id:
             this = tasks.c.task_id == tier.task_id
             known = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar() or {}
-            extra = {**known, "stage": "extract", **(told or {}), **_links(attempt.compute)}
+            told = {"stage": "extract"} if counts is None else {"stage": "done", **_told(counts)}
+            extra = {**known, **told, **_links(attempt.compute)}
             connection.execute(
                 sa.update(tasks)
                 .where(this)
                 .values(status=tier.status, error=error, additional_data=extra, updated_at=now())
             )
+            _log_tier(connection, attempt, tier, counts)
     attempt.tiers[tier.tier_num] = tier
     return tier
+
+
+def _log_tier(
+    connection: Connection, attempt: _Attempt, tier: Tier, counts: Mapping[str, int] | None
+) -> None:
+    """Add to the batch's log that a tier begins, has its rows, or has ended with so many of each status."""
+    if counts is not None:
+        done, failed = counts.get("COMPLETED", 0), counts.get("FAILED", 0)
+        message = (
+            f"Tier {tier.tier_num} {tier.status}: {done} row(s) done, {failed} failed, "
+            f"{counts.get('SKIPPED', 0)} skipped."
+        )
+    else:
+        what = "has its rows" if tier.is_planned else f"begins: {len(tier.collection_ids)} collection(s)"
+        message, failed = f"Tier {tier.tier_num} {what}.", 0
+    level: batch_logs.Level = "warning" if failed else "info"
+    batch_logs.write(
+        connection,
+        attempt.batch_id,
+        attempt.namespace_id,
+        message,
+        level=level,
+        tier_num=tier.tier_num,
+    )
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -1515,7 +1547,9 @@ def _record_progress(
     if not attempt.task_id or (counts is None and started < attempt.pace.due_s):
         return
     if counts is None:
-        counts = _counts(connection, batch_rows.c.batch_id == attempt.batch_id)
+        by_collection = _counts_by_collection(connection, attempt.batch_id)
+        counts = sum(by_collection.values(), Counter())
+        _record_tier_progress(connection, attempt, stage, by_collection)
         counted = time.monotonic()
         attempt.pace.due_s = counted + max(PROGRESS_INTERVAL_S, 100 * (counted - started))
     told = _told(counts)
@@ -1532,6 +1566,36 @@ def _record_progress(
             },
             updated_at=now(),
         )
+    )
+
+
+def _counts_by_collection(connection: Connection, batch_id: str) -> dict[str, Counter[str]]:
+    """Return how many rows of each collection there are by status."""
+    found: dict[str, Counter[str]] = {}
+    for collection_id, status, count in connection.execute(
+        sa.select(batch_rows.c.collection_id, batch_rows.c.status, sa.func.count())
+        .where(batch_rows.c.batch_id == batch_id)
+        .group_by(batch_rows.c.collection_id, batch_rows.c.status)
+    ):
+        found.setdefault(collection_id, Counter())[status] = count
+    return found
+
+
+def _record_tier_progress(
+    connection: Connection, attempt: _Attempt, stage: str, by_collection: Mapping[str, Counter[str]]
+) -> None:
+    """Write how far the tier that runs is into its own task, if it has one."""
+    tier = next((tier for tier in attempt.tiers if tier.status == TaskStatus.IN_PROGRESS), None)
+    if tier is None or tier.task_id in (None, attempt.task_id):
+        return
+    told = _told(sum((by_collection.get(c, Counter()) for c in tier.collection_ids), Counter()))
+    rates = attempt.pace.tier_meter.read(time.monotonic(), done=told["done"], total=told["total"])
+    this = tasks.c.task_id == tier.task_id
+    known = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar() or {}
+    connection.execute(
+        sa.update(tasks)
+        .where(this)
+        .values(additional_data={**known, "stage": stage, **told, **rates}, updated_at=now())
     )
 
 
