@@ -208,13 +208,14 @@ class Views:
                     if self._wants_build(state):
                         self.request_build(namespace_id)
                     return state.mark
-                except QdrantError:
-                    state.behind = True
-                    raise
                 except ViewLost:
                     state.ready = False
                 except ViewDamaged as damage:
                     self._set_aside(namespace_id, state, damage)
+                except Exception:
+                    # Whoever failed, the engine or the database: the log may hold what the view does not.
+                    state.behind = True
+                    raise
             raise QdrantError(
                 "The namespace's index could not be brought up to date; try again.", retry_after_s=2
             )
