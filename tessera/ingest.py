@@ -321,12 +321,21 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
     if attempt.number > 1:
         _sweep(wh, attempt)
-    where = "on a Ray cluster" if compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    return attempt if _log_begin(wh, attempt) else None
+
+
+def _log_begin(wh: Warehouse, attempt: _Attempt) -> bool:
+    """Write into the batch's log that an attempt begins; False when the batch was cancelled or deleted by now."""
+    where = "on a Ray cluster" if attempt.compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    count = sum(len(tier.collection_ids) for tier in attempt.tiers)
+    message = f"Attempt {attempt.number} begins: {count} collection(s), extracted {where}."
     with wh.db.write() as connection:
-        count = sum(len(tier.collection_ids) for tier in attempt.tiers)
-        message = f"Attempt {attempt.number} begins: {count} collection(s), extracted {where}."
+        try:
+            _check_attempt(connection, attempt)
+        except Superseded:
+            return False
         batch_logs.write(connection, attempt.batch_id, attempt.namespace_id, message)
-    return attempt
+    return True
 
 
 def _compute(
