@@ -19,7 +19,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tessera import content, exif
+from tessera import alarms, content, exif
 from tessera.errors import BadSample
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ MAX_DURATION_S = 12 * 3600.0
 #: Largest subtitle file, and most subtitles of one video.
 MAX_SUBTITLE_BYTES = 8 * 2**20
 MAX_CUES = 100_000
+#: Longest time to decode one picture.
+PICTURE_S = 60.0
 #: Pictures and frames are handed on with at most this many pixels a side: models look at fewer.
 WORKING_SIDE = 768
 #: Longer side and quality of a thumbnail.
@@ -110,7 +112,7 @@ def open_picture(path: Path) -> Picture:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with decoding("picture"), warnings.catch_warnings():
+    with alarms.within(PICTURE_S), decoding("picture"), warnings.catch_warnings():
         # Pillow warns of what is odd in a file, and of large pictures; the bound below is ours.
         warnings.simplefilter("ignore")
         try:

@@ -250,18 +250,28 @@ def test_a_view_without_vectors_lists_and_filters(engine: Engine) -> None:
     engine.vectors.drop(bare)
 
 
-def test_payloads_come_back_as_they_went_in(log: Log) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_payloads_come_back_as_they_went_in(log: Log, when: str) -> None:
+    """An index made later is made of what documents hold already, and changes nothing of them."""
     odd = {
         "a b": 1, "dotted.key": {"x/y": [1, 2.5, None, True, "ä", {"z": []}]}, "empty": {}, "list": [],
         "null": None, "big": 2**53 + 1, "negative": -(2**63), "float": 1.0, "text": "\u0000\U0001f600",
-        "_s": {"a b": "the user's own", " ": 2},
+        "_s": {"a b": "the user's own", " ": 2}, " ": '{"document_id": "another"}',
     }  # fmt: skip
-    log.index(index("a b", "integer"), index("text", "keyword"), index("_s.a b", "keyword"))
+    indexes = index("a b", "integer"), index("text", "keyword"), index("_s.a b", "keyword")
+    if when == "before":
+        log.index(*indexes)
     log.upsert(document(1, **odd), document(2))
+    if when == "after":
+        log.index(*indexes)
     (hit,) = log.vectors.get(log.view, [document(1).document_id])
     assert hit.payload == {"document_id": document(1).document_id, **odd}
     assert isinstance(hit.payload["float"], float)
     assert log.numbers(Condition("_s.a b", "eq", "THE USER'S OWN")) == {1}
+    assert log.numbers(And((Condition("a b", "gte", 1), Condition("text", "eq", odd["text"])))) == {1}
+    assert [(report.field_name, report.points) for report in log.vectors.indexes(log.view)] == [
+        ("a b", 1), ("text", 1), ("_s.a b", 1),
+    ]  # fmt: skip
     for listed in log.vectors.page(log.view, Page(5)).hits:
         assert ("_s" in listed.payload) == (listed.document_id == document(1).document_id)
 

@@ -250,6 +250,8 @@ class _Open:
 class ServerEngine:
     """One collection on a server, as `tessera.adapters.qdrant.view` wants an engine."""
 
+    write_slice = 100
+
     def __init__(self, client: QdrantClient, view: View) -> None:
         from qdrant_client import models
 
@@ -405,7 +407,7 @@ class ServerEngine:
         with self._calling(ours=True):
             self._client.delete(self._name, self._m.PointIdsList(points=list(point_ids)), wait=True)
 
-    def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
+    def set_payload(self, point_ids: Sequence[str], key: str | None, payload: Payload) -> None:
         with self._calling(ours=True):
             self._client.set_payload(self._name, payload, list(point_ids), key=key, wait=True)
 
@@ -479,6 +481,9 @@ class ServerEngine:
                 self._name, list(point_ids), with_payload=with_payload, with_vectors=with_vectors
             )
         return list(map(_record, found))
+
+    def existing(self, point_ids: Sequence[str]) -> int:
+        return len(self.retrieve(point_ids, with_payload=False, with_vectors=False))
 
     # --- payload indexes ---------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ SHADOW_KEY = "_s"
 #: Fields of every document that hold ids of ours, lower case as they are: a copy would only cost time. A value
 #: that is not lower case counts as one that the index does not see.
 FOLDED_FIELDS = frozenset({"internal_id", "collection_id"})
+#: Root key under which a packed point holds its whole document as JSON; as below, no field is called that.
+PACKED_KEY = " "
 #: A document's own field of that name is kept under this key of it: no field name is a single blank.
 DISPLACED_KEY = " "
 #: Whole numbers beyond this are not exact as float64, in which the engine compares ranges.
