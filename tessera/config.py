@@ -337,6 +337,17 @@ def load(
     return Configuration(settings, origins)
 
 
+def client_variables() -> tuple[str | None, str | None]:
+    """Return ``TESSERA_URL`` and ``TESSERA_API_KEY``: the server that commands ask, and the key that they send."""
+    url, key = (os.environ.get(name, "").strip() or None for name in ("TESSERA_URL", "TESSERA_API_KEY"))
+    return url, key
+
+
+def wants_colour() -> bool:
+    """Whether a terminal may be given colours: ``NO_COLOR`` (no-color.org) is not set, and it can show them."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def failpoint() -> tuple[str, int, str] | None:
     """Return the (name, count, whom) of ``TESSERA_TEST_FAILPOINT``, see ``failpoints.py``."""
     name, _, rest = os.environ.get("TESSERA_TEST_FAILPOINT", "").partition(":")

@@ -21,7 +21,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, collections, documents, links, log, namespaces, ready_documents
+from tessera import artifact, collections, derivation, documents, links, log, namespaces, ready_documents
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import document_edits, sources
@@ -40,6 +40,10 @@ from tessera.ports import Document, Hit, Payload
 
 #: Root fields that the system writes; the user's own names are all others.
 SYSTEM_FIELDS = ready_documents.RESERVED_FIELDS
+#: Most fields in one change.
+MAX_CHANGES = 1000
+#: Objects and lists inside each other, path and value together; engines read no more than about a hundred.
+MAX_DEPTH = 48
 #: An edit is made anew so often when others decide about the same documents in between.
 _TRIES = 30
 #: Ids in one statement; SQLite bounds the number of parameters.
@@ -239,39 +243,56 @@ def read_changes(
     What is wrong joins `problems`, or is raised as one `ValidationError` without them.
     """
     found: list[Problem] = [] if problems is None else problems
-    for path in given:
-        root = path.partition(".")[0]
-        if root in SYSTEM_FIELDS:
-            found.append(
-                Problem(
-                    (*location, path),
-                    f"{quote(path)} belongs to the system and cannot be changed. Leave it out; fields of your own "
-                    "have other names, or stand below metadata.",
-                    "system_field",
-                )
+    if len(given) > MAX_CHANGES:
+        found.append(
+            Problem(
+                location, f"One change has at most {MAX_CHANGES:,} fields, not {len(given):,}.", "too_long"
             )
-        elif not is_path(path):
-            found.append(
-                Problem(
-                    (*location, path),
-                    f"{quote(path)} is not a field: a path is names with dots between them, at most {MAX_PATH_CHARS} "
-                    "characters, without empty parts and without [].",
-                    "field",
-                )
-            )
-    for path in given:
-        above = next((other for other in given if path.startswith(f"{other}.")), None)
-        if above is not None:
-            found.append(
-                Problem(
-                    (*location, path),
-                    f"{quote(path)} lies inside {quote(above)}, which is changed as well; send it in there.",
-                    "conflict",
-                )
-            )
+        )
+        given = {}
+    for path, value in given.items():
+        problem = _change_problem(given, path, value)
+        if problem is not None:
+            found.append(Problem((*location, path), problem[1], problem[0]))
     if problems is None:
         raise_problems(found)
     return {path: _stored(wh, namespace_id, value) for path, value in given.items()}
+
+
+def _change_problem(given: JsonObject, path: str, value: Any) -> tuple[str, str] | None:
+    """Return (kind, message) of what is wrong with one field of a change, or None."""
+    if path.partition(".")[0] in SYSTEM_FIELDS:
+        return "system_field", (
+            f"{quote(path)} belongs to the system and cannot be changed. Leave it out; fields of your own have other "
+            "names, or stand below metadata."
+        )
+    if not is_path(path):
+        return "field", (
+            f"{quote(path)} is not a field: a path is names with dots between them, at most {MAX_PATH_CHARS} "
+            "characters, without empty parts and without []."
+        )
+    if path.count(".") + _depth(value) > MAX_DEPTH:
+        return "too_deep", f"{quote(path)} would nest deeper than {MAX_DEPTH} levels."
+    above = next((prefix for prefix in _above(path) if prefix in given), None)
+    if above is not None:
+        return (
+            "conflict",
+            f"{quote(path)} lies inside {quote(above)}, which is changed as well; send it in there.",
+        )
+    return None
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the paths that lead to what `path` lies in, the innermost first."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
 
 
 def _stored(wh: Warehouse, namespace_id: str, value: Any) -> Any:
@@ -318,11 +339,11 @@ def with_changes(payload: Payload, changes: Changes, *, by_force: bool = False) 
 
 def merged(edits: Changes, changes: Changes) -> dict[str, Any]:
     """Return what was changed by hand in all, when `changes` come after `edits`."""
-    result = dict(edits)
+    result = {
+        path: value for path, value in edits.items() if not any(above in changes for above in _above(path))
+    }
     for path, value in changes.items():
-        for below in [known for known in result if known.startswith(f"{path}.")]:
-            del result[below]
-        above = next((known for known in result if path.startswith(f"{known}.")), None)
+        above = next((known for known in _above(path) if known in result), None)
         if above is None:
             result[path] = value
         else:
@@ -416,16 +437,17 @@ def _edit(
 ) -> _Made:
     """Log what becomes of the documents that exist, at most an artifact's worth, and make it findable."""
     for _ in range(_TRIES):
-        read_at = wh.views.apply(namespace_id).seq
-        hits = [
-            hit
-            for hit in wh.views.get(namespace_id, list(edits))
-            if hit.payload.get("collection_id") == collection_id
-        ]
-        try:
-            made, seq = _log(wh, principal, namespace_id, collection_id, edits, hits, read_at)
-        except (_Overtaken, log.Folded):
-            continue
+        with wh.views.editing(namespace_id):
+            read_at = wh.views.apply(namespace_id).seq
+            hits = [
+                hit
+                for hit in wh.views.get(namespace_id, list(edits))
+                if hit.payload.get("collection_id") == collection_id
+            ]
+            try:
+                made, seq = _log(wh, principal, namespace_id, collection_id, edits, hits, read_at)
+            except (_Overtaken, log.Folded):
+                continue
         if seq is not None:
             wh.views.apply(namespace_id, seq)
         return made
@@ -465,6 +487,13 @@ def _log(
             continue
         if not _is_same(payload, hit.payload):
             payload["updated_at"] = now()
+            if (size := len(orjson.dumps(payload))) > wh.settings.max_body_bytes:
+                made.refused[hit.document_id] = (
+                    f"With this change the document would have {size:,} bytes, more than "
+                    f"{wh.settings.max_body_bytes:,} (setting max_body_bytes)."
+                )
+                noted.pop(hit.document_id, None)
+                continue
             changed.append(Document(hit.document_id, payload))
         made.payloads[hit.document_id] = payload
     noted = {name: fields for name, fields in noted.items() if not _is_same(fields, known.get(name, {}))}
@@ -475,6 +504,7 @@ def _log(
     try:
         with wh.db.write() as connection:
             namespaces.resolve(connection, principal, namespace_id)
+            _note(connection, namespace_id, collection_id, extracted, noted)
             first, last = _append(wh, connection, namespace_id, changed, keys)
             if log.touched(
                 connection,
@@ -485,9 +515,9 @@ def _log(
                 local_path=wh.blobs.path,
             ):
                 raise _Overtaken
-            # Behind that check: the sources that it refers to are still there.
-            _note(connection, namespace_id, collection_id, extracted, noted)
         is_logged = True
+    except sa.exc.IntegrityError as error:
+        raise _Overtaken from error  # a source that it refers to is gone: so are its documents
     finally:
         if not is_logged:
             for key in keys:
@@ -538,7 +568,7 @@ def _write(
 def _extracted(connection: Connection, collection_id: str, hits: Sequence[Hit]) -> dict[str, str]:
     """Return the source of each document that was extracted from one; what was sent ready-made has none."""
     named = dict(map(documents.with_source, hits))
-    ready = {documents.own_source(document_id): document_id for document_id in named}
+    ready = {derivation.own_source(document_id): document_id for document_id in named}
     existing: set[str] = set()
     wanted = sorted({*named.values(), *ready})
     for start in range(0, len(wanted), _IDS):

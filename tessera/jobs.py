@@ -21,7 +21,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import compaction, erasure, ingest, namespaces, uploads
+from tessera import compaction, erasure, exports, ingest, namespaces, uploads
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batches, erasures, purges
@@ -201,6 +201,7 @@ class Jobs:
             self._start_purge(view_id, partial(namespaces.drop_doomed, wh, view_id))
         if time.monotonic() >= self._next_sweep:
             uploads.sweep(wh)
+            exports.sweep(wh)
             self._next_sweep = time.monotonic() + SWEEP_S
         if self._slots is None:
             # Where no other database is named, the server is the only one: it holds the data directory.

@@ -36,8 +36,8 @@ from tessera.errors import (
     raise_problems,
 )
 from tessera.extraction import configured
-from tessera.extractors.base import BadSample
-from tessera.filters import And, Condition, Filter, parse
+from tessera.extractors.base import BadSample, SparseOutput, VectorOutput
+from tessera.filters import And, Condition, Filter, parse, values_at
 from tessera.ids import new_id
 from tessera.models import PayloadIndex
 from tessera.models.retrievers import (
@@ -50,7 +50,7 @@ from tessera.models.retrievers import (
 )
 from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import HIDDEN_FIELDS, Failed, Hit, Page, Vector
+from tessera.ports import HIDDEN_FIELDS, Failed, Hit, Page, SparseText, Vector
 from tessera.registry import Registry
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 from tessera.validation import schema_problems
@@ -65,8 +65,15 @@ _STAGE_KEYS = frozenset(
 
 #: A picture in a query, decoded, may not be larger than this.
 MAX_QUERY_IMAGE_BYTES = 16 * 2**20
+#: A text in a query that comes as content, likewise.
+MAX_QUERY_TEXT_BYTES = 2**20
 #: Longest time to decode a query image.
 QUERY_IMAGE_TIMEOUT_S = 20.0
+#: What a search by words is answered where there is nothing to search.
+_NO_WORDS = (
+    "This namespace has no keyword index: none of its extractors writes texts. Search by a vector, or create a "
+    "namespace with one that does, for example text_extractor."
+)
 
 
 # --- stages, normalised --------------------------------------------------------------------------------
@@ -536,6 +543,7 @@ def _context(
         search=lambda searches: wh.views.search(namespace_id, searches),
         page=lambda page: wh.views.page(namespace_id, page),
         embed=lambda uri, query: _embed(wh, plan, uri, query),
+        words=lambda query: _words(wh, plan, query),
         text_features=lambda: _text_features(wh, plan.place),
         collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
         vectors=lambda document_ids, uri: _vectors(wh, plan, document_ids, uri),
@@ -674,6 +682,8 @@ def _cut(wh: Warehouse, request: ExecuteRequest, asked: Callable[[], str]) -> tu
 
 def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVector:
     vector, extractor = _vector_of(wh, plan.place, uri)
+    if isinstance(vector, SparseOutput):
+        return _words(wh, plan, query)
     if query.kind == "vector":
         if query.value.shape != (vector.dimensions,):
             raise BadRequestError(
@@ -681,16 +691,13 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
             )
         return QueryVector(vector.name, query.value)
     if query.kind == "document":
-        found = wh.views.get(plan.place["namespace_id"], [str(query.value)], True)
-        # A document of a collection that this retriever does not read must look like one that does not exist.
-        if not found or found[0].payload.get("collection_id") not in plan.collection_ids:
-            raise NotFoundError("document", str(query.value))
-        stored = found[0].vectors.get(vector.name)
+        stored = _query_document(wh, plan, query.value).vectors.get(vector.name)
         if stored is None:
             raise BadRequestError(
                 f"Document {quote(query.value)} has no vector {vector.name}; choose another feature_uri."
             )
         return QueryVector(vector.name, np.asarray(stored, dtype=np.float32))
+    query = _told(query)
     try:
         if query.kind == "text":
             return QueryVector(vector.name, extractor.embed_query(vector, "text", _text(query.value)))
@@ -703,6 +710,48 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
             f"{uri} cannot take this query: {error.message}",
             details={"feature_uri": uri, "input": query.kind},
         ) from error
+
+
+def _words(wh: Warehouse, plan: _Plan, query: QueryInput) -> QueryVector:
+    """Return a search of the namespace's keyword index for the words of a text, or of a stored document."""
+    indexes = SparseText.all_of(plan.place["sparse_vectors"])
+    if not indexes:
+        raise BadRequestError(_NO_WORDS)
+    query = _told(query)
+    if query.kind == "text":
+        return QueryVector(indexes[0].name, None, _text(query.value))
+    if query.kind == "document":
+        payload = _query_document(wh, plan, query.value).payload
+        values = [value for name in indexes[0].fields for value in values_at(payload, name)]
+        texts = [value for value in values if isinstance(value, str)]
+        if not any(text.strip() for text in texts):
+            raise BadRequestError(f"Document {quote(query.value)} has no text; choose another feature_uri.")
+        return QueryVector(indexes[0].name, None, "\n".join(texts))
+    raise BadRequestError(
+        f"The keyword index is searched by a text or a document, not by {query.kind}.",
+        details={"input": query.kind},
+    )
+
+
+def _query_document(wh: Warehouse, plan: _Plan, document_id: object) -> Hit:
+    found = wh.views.get(plan.place["namespace_id"], [str(document_id)], True)
+    # A document of a collection that this retriever does not read must look like one that does not exist.
+    if not found or found[0].payload.get("collection_id") not in plan.collection_ids:
+        raise NotFoundError("document", str(document_id))
+    return found[0]
+
+
+def _told(query: QueryInput) -> QueryInput:
+    """Return what a query given as content is: a text when it is a data URI of one, else a picture."""
+    if query.kind != "content":
+        return query
+    if not isinstance(query.value, str) or not query.value.lower().startswith("data:text/"):
+        return QueryInput("image", query.value)
+    try:
+        data = content.decode(query.value, "text", max_bytes=MAX_QUERY_TEXT_BYTES).data
+    except content.BadContent as error:
+        raise BadRequestError(f"The query text {error.message}", details={"reason": error.kind}) from None
+    return QueryInput("text", data.decode())
 
 
 def _settled_picture(wh: Warehouse, data: bytes, folder: Path) -> Path:
@@ -773,16 +822,19 @@ def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
 
 
 def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], ...]:
-    """Return (URI, vector output, extractor) for every vector of the namespace."""
+    """Return (URI, vector output, extractor) for every vector and keyword index of the namespace."""
     return _features_of(
         wh.registry,
         orjson.dumps(place["feature_extractors"]),
         orjson.dumps(place["vector_inference_map"]),
+        frozenset(index.name for index in SparseText.all_of(place["sparse_vectors"])),
     )
 
 
 @lru_cache(maxsize=1024)
-def _features_of(registry: Registry, extractors: bytes, running: bytes) -> tuple[tuple[str, Any, Any], ...]:
+def _features_of(
+    registry: Registry, extractors: bytes, running: bytes, sparse: frozenset[str]
+) -> tuple[tuple[str, Any, Any], ...]:
     # A namespace's extractors and models are fixed when it is made; asking for them looks for files.
     found = []
     models = orjson.loads(running)
@@ -794,14 +846,21 @@ def _features_of(registry: Registry, extractors: bytes, running: bytes) -> tuple
             entry.get("params") or {},
             models,
         )
-        for vector in extractor.outputs(params).vectors:
+        outputs = extractor.outputs(params)
+        kept = [words for words in outputs.sparse if words.name in sparse]
+        named: list[VectorOutput | SparseOutput] = [*outputs.vectors, *kept]
+        for vector in named:
             uri = f"mixpeek://{entry['feature_extractor_name']}@{entry['version']}/{vector.inference_name}"
             found.append((uri, vector, extractor))
     return tuple(found)
 
 
 def _text_features(wh: Warehouse, place: RowMapping) -> list[str]:
-    return [uri for uri, vector, _ in _features(wh, place) if "text" in vector.query_inputs]
+    return [
+        uri
+        for uri, vector, _ in _features(wh, place)
+        if isinstance(vector, VectorOutput) and "text" in vector.query_inputs
+    ]
 
 
 def _text(value: Any) -> str:
@@ -815,6 +874,11 @@ def _image_bytes(value: Any) -> bytes:
     try:
         return content.decode(value, "image", max_bytes=MAX_QUERY_IMAGE_BYTES).data
     except content.BadContent as error:
+        if error.kind == "url":
+            raise BadRequestError(
+                "The query image is a URL; queries fetch nothing. Send the picture itself, as base64 or as a data URI.",
+                details={"reason": error.kind},
+            ) from None
         raise BadRequestError(f"The query image {error.message}", details={"reason": error.kind}) from None
 
 
@@ -897,6 +961,9 @@ def _feature_problems(
         if not isinstance(search, Mapping):
             continue  # an input that holds the whole search
         uri = search.get("feature_uri") or search.get("feature_address")
+        if search.get("lexical") is True and not place["sparse_vectors"]:
+            where: Location = ("body", "stages", index, "parameters", "searches", number, "lexical")
+            problems.append(Problem(where, _NO_WORDS, "no_keyword_index", 400))
         if uri is None or templates.is_template(uri):
             continue
         try:

@@ -195,28 +195,8 @@ def _planned(
         place = (*location, name)
         problems.append(Problem(place, f"{label(place)} {message}", kind, status))
 
-    name = request.filename
-    if name in (".", "..") or not name.isprintable() or re.search(r"[\\/]", name) or name != name.strip():
-        wrong(
-            "filename",
-            f"is {quote(name)}; a name without slashes, control characters and blanks at its ends is allowed "
-            "(clip.mp4).",
-            "filename",
-        )
+    _check_declared(wh, request, wrong)
     media_type = request.content_type.strip().lower()
-    if not _MEDIA_TYPE.fullmatch(media_type):
-        wrong(
-            "content_type",
-            f"is {quote(request.content_type)}, which is no media type (video/mp4).",
-            "content_type",
-        )
-    if request.file_size_bytes is not None and request.file_size_bytes > wh.settings.max_upload_bytes:
-        wrong(
-            "file_size_bytes",
-            f"is {request.file_size_bytes}; at most {wh.settings.max_upload_bytes} bytes are taken (setting "
-            "max_upload_bytes).",
-            "too_large",
-        )
     makes_object = request.create_object_on_confirm is not False
     blob_property, blob_type = _destination(bucket, request, wrong, required=makes_object)
     if blob_type is not None and not _may_be(media_type, blob_type):
@@ -241,7 +221,7 @@ def _planned(
         "upload_id": new_id("upl"),
         "namespace_id": bucket["namespace_id"],
         "bucket_id": bucket["bucket_id"],
-        "filename": name,
+        "filename": request.filename,
         "content_type": request.content_type.strip(),
         "file_size_bytes": request.file_size_bytes,
         "file_hash": request.file_hash,
@@ -258,6 +238,32 @@ def _planned(
         "expires_at": _text(at.replace(microsecond=0) + timedelta(seconds=lifetime_s)),
     }
     return row, unique_key
+
+
+def _check_declared(wh: Warehouse, request: CreateUploadRequest, wrong: Any) -> None:
+    """Check what a request says of its file by itself."""
+    name = request.filename
+    if name in (".", "..") or not name.isprintable() or re.search(r"[\\/]", name) or name != name.strip():
+        wrong(
+            "filename",
+            f"is {quote(name)}; a name without slashes, control characters and blanks at its ends is allowed "
+            "(clip.mp4).",
+            "filename",
+        )
+    media_type = request.content_type.strip().lower()
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        wrong(
+            "content_type",
+            f"is {quote(request.content_type)}, which is no media type (video/mp4).",
+            "content_type",
+        )
+    if request.file_size_bytes is not None and request.file_size_bytes > wh.settings.max_upload_bytes:
+        wrong(
+            "file_size_bytes",
+            f"is {request.file_size_bytes}; at most {wh.settings.max_upload_bytes} bytes are taken (setting "
+            "max_upload_bytes).",
+            "too_large",
+        )
 
 
 def _destination(

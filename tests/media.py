@@ -55,6 +55,41 @@ def video(shots: Sequence[Shot], cues: Sequence[Cue] = (), *, size: int = 96, ra
     return out.getvalue()
 
 
+def photograph(
+    data: bytes,
+    *,
+    at: str | None = "2021:06:05 07:08:09",
+    zone: str | None = "+02:00",
+    place: tuple[float, float] | None = (48.137, -11.5756),
+    orientation: int = 1,
+) -> bytes:
+    """Return the picture in `data` as a JPEG with Exif tags, as a camera writes them."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    image = Image.open(io.BytesIO(data))
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    shot = tags.get_ifd(0x8769)
+    if at is not None:
+        shot[0x9003] = at
+    if zone is not None:
+        shot[0x9011] = zone
+    if place is not None:
+        north, east = place
+        tags.get_ifd(0x8825).update(
+            {1: "S" if north < 0 else "N", 2: degrees(north), 3: "W" if east < 0 else "E", 4: degrees(east)}
+        )
+    image.convert("RGB").save(out, "JPEG", exif=tags)
+    return out.getvalue()
+
+
+def degrees(value: float) -> tuple[float, float, float]:
+    """Return degrees, minutes and seconds."""
+    minutes, seconds = divmod(abs(value) * 3600, 60)
+    return float(minutes // 60), float(minutes % 60), round(seconds, 4)
+
+
 def turned(mp4: bytes) -> bytes:
     """Return a video of 320×240 as a phone that was held upright writes it: its container turns it by 90°."""
     data = bytearray(mp4)

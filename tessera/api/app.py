@@ -52,6 +52,7 @@ NOUNS = (
     "tasks",
     "uploads",
     "blobs",
+    "exports",
     "catalogue",
     "organizations",
     "organization_secrets",

@@ -197,7 +197,7 @@ def _filters(options: argparse.Namespace) -> dict[str, Any]:
 def _answer(answer: httpx.Response) -> dict[str, Any]:
     found: dict[str, Any] = answer.json()
     if not answer.is_success:
-        raise _Refused(str(found["error"]["message"]))
+        raise _Refused(str(found["error"]["message"]).replace("Send retry_mode 'all'", "Say --all"))
     return found
 
 

@@ -153,6 +153,16 @@ def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[s
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
 
 
+def insert_missing(connection: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Insert those of `rows` whose primary key does not exist."""
+    if not rows:
+        return
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+
 @contextlib.contextmanager
 def _storage_errors() -> Iterator[None]:
     try:

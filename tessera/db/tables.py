@@ -168,6 +168,8 @@ namespaces = Table(
     Column("added_indexes", JSON, nullable=False),
     #: What the plan decided for the view: [{name, dimensions, distance}]
     Column("vectors", JSON, nullable=False),
+    #: The keyword indexes of the view: [{name, fields}]; null: none.
+    Column("sparse_vectors", JSON),
     #: {vector name: inference name or model id}
     Column("vector_inference_map", JSON, nullable=False),
     Column("infrastructure", JSON, nullable=False),
@@ -311,11 +313,15 @@ collections = Table(
     Column("namespace_id", String, nullable=False),
     Column("collection_name", String, nullable=False),
     Column("description", String),
+    #: {type, bucket_ids | collection_ids, source_filters}
     Column("source", JSON, nullable=False),
     #: {feature_extractor_name, version, params, parameters, input_mappings, field_passthrough, …}
     Column("feature_extractor", JSON, nullable=False),
     Column("input_schema", JSON, nullable=False),
     Column("output_schema", JSON, nullable=False),
+    #: Grows with each sync that found fields which the output schema did not name.
+    Column("schema_version", Integer, nullable=False, default=1, server_default="1"),
+    Column("schema_synced_at", String),
     Column("enabled", Boolean, nullable=False, default=True),
     Column("metadata", JSON, nullable=False, default=dict),
     Column("created_at", String, nullable=False),
@@ -325,7 +331,8 @@ collections = Table(
 )
 
 #: What each source has in the view: its documents, and from which input and plan they came. An
-#: unchanged source (same hashes) writes nothing; ids that a new run does not bring are deleted.
+#: unchanged source (same hashes) writes nothing; ids that a new run does not bring are deleted. `source_id` is an
+#: object's id, ``document:<id>`` for a document of another collection, ``ready:<id>`` for one sent ready-made.
 sources = Table(
     "sources",
     metadata,
@@ -370,6 +377,8 @@ batches = Table(
     Column("bucket_id", String, nullable=False),
     Column("object_ids", JSON, nullable=False),
     Column("collection_ids", JSON, nullable=False),
+    #: The collections in the order in which they run, see `tessera.tiers.Tier`; null in batches of older releases.
+    Column("tiers", JSON),
     Column("status", String, nullable=False, default="DRAFT"),
     Column("task_id", String),
     Column("attempt", Integer, nullable=False, default=0),
@@ -387,9 +396,10 @@ batches = Table(
     _in_namespace(),
 )
 
-#: One row for each (collection, object) of a batch: PENDING, COMPLETED, FAILED or SKIPPED. A PENDING row with
-#: `due_at` failed, and is tried again by itself then. `attempts` counts all tries, `tries` those of this run,
-#: `retry_count` the retries that somebody asked for.
+#: One row for each (collection, source) of a batch: PENDING, COMPLETED, FAILED or SKIPPED. `object_id` is the
+#: source's id as in `sources`: an object's, or that of a document of the tier before. A PENDING row with `due_at`
+#: failed, and is tried again by itself then. `attempts` counts all tries, `tries` those of this run, `retry_count`
+#: the retries that somebody asked for.
 batch_rows = Table(
     "batch_rows",
     metadata,
@@ -520,6 +530,19 @@ erasures = Table(
     Column("due_at", String, nullable=False),
     Column("created_at", String, nullable=False),
     Index("ix_erasures_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: Exports: files below ``<namespace_id>/exports/<export_id>/`` until `expires_at`; one that is not done then is given
+#: up.
+exports = Table(
+    "exports",
+    metadata,
+    Column("export_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("is_done", Boolean, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Index("ix_exports_namespace", "namespace_id"),
     _in_namespace(),
 )
 

@@ -24,6 +24,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    words_of,
 )
 from tessera.extractors.image import Vector, embed_picture_query, first, picture_feature
 from tessera.extractors.text import read_text
@@ -194,7 +195,8 @@ class VideoExtractor(Extractor):
             )
             for name in ("start_time", "end_time")
         )
-        return Outputs(tuple(vectors), _fields(params), indexes)
+        words = words_of("text", "transcription", "ocr_text", "description")
+        return Outputs(tuple(vectors), _fields(params), indexes, sparse=(words,))
 
     def _seen_output(self, model: Model) -> VectorOutput:
         return VectorOutput(
@@ -443,7 +445,7 @@ class VideoExtractor(Extractor):
         model = self.models.choose("picture", params.model)
         if params.run_multimodal_embedding and "text" in model.query_inputs:
             vectors[self.seen_name] = first(self.models.picture(model.model_id).embed_words([text]))
-        return Feature(("text",), {"text": text}, vectors)
+        return Feature(("text",), {"text": text}, vectors, locator=Locator.in_text(0, len(text)))
 
     def _picture_model(self, params: VideoParams) -> PictureModel | None:
         if not params.run_multimodal_embedding:

@@ -19,7 +19,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tessera import content
+from tessera import alarms, content, exif
 from tessera.errors import BadSample
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ MAX_DURATION_S = 12 * 3600.0
 #: Largest subtitle file, and most subtitles of one video.
 MAX_SUBTITLE_BYTES = 8 * 2**20
 MAX_CUES = 100_000
+#: Longest time to decode one picture.
+PICTURE_S = 60.0
 #: Pictures and frames are handed on with at most this many pixels a side: models look at fewer.
 WORKING_SIDE = 768
 #: Longer side and quality of a thumbnail.
@@ -66,11 +68,12 @@ _HOLD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture, upright, RGB or RGBA, and its size as displayed before any scaling."""
+    """A decoded picture, upright, RGB or RGBA, its size as displayed before any scaling, and when it was taken."""
 
     image: Image
     width: int
     height: int
+    taken: exif.Taken = exif.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def open_picture(path: Path) -> Picture:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with decoding("picture"), warnings.catch_warnings():
+    with alarms.within(PICTURE_S), decoding("picture"), warnings.catch_warnings():
         # Pillow warns of what is odd in a file, and of large pictures; the bound below is ours.
         warnings.simplefilter("ignore")
         try:
@@ -131,9 +134,11 @@ def open_picture(path: Path) -> Picture:
             has_alpha = upright.mode in {"RGBA", "LA", "PA"} or "transparency" in upright.info
             decoded = upright.convert("RGBA" if has_alpha else "RGB")
             # 5 to 8: the picture lies on its side, width and height change places (EXIF 2.3, 4.6.4).
-            turned = image.getexif().get(0x0112, 1) in range(5, 9)
+            tags = image.getexif()
+            turned = tags.get(0x0112, 1) in range(5, 9)
+            taken = exif.read(tags)
         decoded.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-        return Picture(decoded, *((height, width) if turned else (width, height)))
+        return Picture(decoded, *((height, width) if turned else (width, height)), taken)
 
 
 def thumbnail(image: Image) -> bytes:

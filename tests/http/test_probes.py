@@ -190,6 +190,7 @@ PARAMETERS = {
     "namespace_id": ("namespace_id", "namespace_name"),
     "bucket_identifier": ("bucket_id", "bucket_name"),
     "object_identifier": ("object_id",),
+    "object_id": ("object_id",),
     "collection_identifier": ("collection_id", "collection_name"),
     "upload_id": ("upload_id",),
     "batch_id": ("batch_id",),
@@ -250,9 +251,15 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         if "uploads" in template:
             confirmations = [{"upload_id": value["upload_id"]}]
             return {"confirmations": confirmations} if "confirm" in template else {"uploads": [UPLOAD]}
+        if "documents" in template and method == "POST":
+            return {"updates": [{"document_id": value["document_id"], "update_data": {"note": "probe"}}]}
         if "documents" in template:
             return {"document_ids": [value["document_id"]]}
         return {"objects": [{"blobs": [{"property": "note", "type": "text", "data": "probe"}]}]}
+    if last == "bulk":
+        return {"update_data": {"note": "probe"}}
+    if last == "aggregate":
+        return {"aggregations": [{"function": "count", "alias": "n"}], "group_by": [{"field": "note"}]}
     if last == "api-keys":
         return {"name": "probe"}
     if last in ("documents", "upsert"):
