@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from bench import (
     hot_path,
+    hour,
     models,
     p1_create_namespace,
     p2_namespaces,
@@ -32,10 +33,14 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "p11": p11_get_namespace.main,
     "p12": p12_start.main,
     "hot_path": hot_path.main,
+    "hour": hour.main,
     "models": models.main,
 }
 #: The same in a tenth of the size, where the whole takes longer than a few minutes.
-SMALL: dict[str, Callable[[], None]] = {"p2": lambda: p2_namespaces.main(small=True)}
+SMALL: dict[str, Callable[[], None]] = {
+    "p2": lambda: p2_namespaces.main(small=True),
+    "hour": lambda: hour.main(small=True),
+}
 
 
 def main() -> None:
