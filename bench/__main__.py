@@ -15,8 +15,10 @@ from bench import (
     p3_execute,
     p6_ready_vectors,
     p7_search_while_writing,
+    p9_pipeline_overhead,
     p11_get_namespace,
     p12_start,
+    p14_text_ingest,
 )
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -25,8 +27,10 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "p3": p3_execute.main,
     "p6": p6_ready_vectors.main,
     "p7": p7_search_while_writing.main,
+    "p9": p9_pipeline_overhead.main,
     "p11": p11_get_namespace.main,
     "p12": p12_start.main,
+    "p14": p14_text_ingest.main,
     "hot_path": hot_path.main,
     "models": models.main,
 }
