@@ -29,6 +29,7 @@ from tessera import (
     causes,
     derivation,
     document_edits,
+    events,
     failpoints,
     filters,
     links,
@@ -320,12 +321,21 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
     if attempt.number > 1:
         _sweep(wh, attempt)
-    where = "on a Ray cluster" if compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    return attempt if _log_begin(wh, attempt) else None
+
+
+def _log_begin(wh: Warehouse, attempt: _Attempt) -> bool:
+    """Write into the batch's log that an attempt begins; False when the batch was cancelled or deleted by now."""
+    where = "on a Ray cluster" if attempt.compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    count = sum(len(tier.collection_ids) for tier in attempt.tiers)
+    message = f"Attempt {attempt.number} begins: {count} collection(s), extracted {where}."
     with wh.db.write() as connection:
-        count = sum(len(tier.collection_ids) for tier in attempt.tiers)
-        message = f"Attempt {attempt.number} begins: {count} collection(s), extracted {where}."
+        try:
+            _check_attempt(connection, attempt)
+        except Superseded:
+            return False
         batch_logs.write(connection, attempt.batch_id, attempt.namespace_id, message)
-    return attempt
+    return True
 
 
 def _compute(
@@ -1288,6 +1298,7 @@ def _append(
         if identifier not in set(r.document_ids)
     ]
     document_edits.forget(connection, chunk.collection_id, stale)
+    deleted = len(stale)
     # What was derived from documents that are no more goes with them, in every tier.
     stale += derivation.forget(connection, attempt.namespace_id, stale)
     insert_or_replace(
@@ -1320,6 +1331,15 @@ def _append(
         )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
+    if seq is not None:
+        events.documents_written(
+            connection,
+            attempt.namespace_id,
+            chunk.collection_id,
+            written=result.documents,
+            deleted=deleted,
+            batch_id=attempt.batch_id,
+        )
     return seq
 
 
@@ -1470,6 +1490,9 @@ def _close_refused(wh: Warehouse, attempt: _Attempt, collection_id: str, refused
         ]
         if stale:
             connection.execute(sa.delete(sources).where(known))
+            events.documents_written(
+                connection, attempt.namespace_id, collection_id, deleted=len(stale), batch_id=attempt.batch_id
+            )
             stale += derivation.forget(connection, attempt.namespace_id, stale)
             seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
         connection.execute(
