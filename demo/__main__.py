@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from tessera import sample_media
+from tessera import sample_media, sample_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 300
@@ -66,11 +66,12 @@ PAGE = """{
 
 LIBRARY = {
     "namespace_name": "demo_library",
-    "description": "A film with a voice, a recording, pictures and short texts",
+    "description": "A film with a voice, a recording, pictures, a PDF and short texts",
     "feature_extractors": [
         {"feature_extractor_name": "multimodal_extractor", "version": "v1"},
         {"feature_extractor_name": "text_extractor", "version": "v1"},
         {"feature_extractor_name": "image_extractor", "version": "v1"},
+        {"feature_extractor_name": "document_graph_extractor", "version": "v1"},
     ],
     "payload_indexes": [{"field_name": "metadata.topic", "type": "keyword"}],
 }
@@ -80,6 +81,7 @@ FILM_WORDS_URI = "mixpeek://multimodal_extractor@v1/multilingual_e5_large_instru
 FILM_URI = "mixpeek://multimodal_extractor@v1/vertex_multimodal_embedding"
 TEXT_URI = "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"
 IMAGE_URI = "mixpeek://image_extractor@v1/google_siglip_base_v1"
+PAGE_URI = "mixpeek://document_graph_extractor@v1/multilingual_e5_large_instruct_v1"
 
 
 class Screen:
@@ -129,9 +131,11 @@ class Demo:
             self.ingest_video(page, media["video.mp4"])
             self.ingest_library(pictures)
             self.ingest_film(media["film.mp4"], media["recording.ogg"])
+            self.ingest_pages(media["report.pdf"])
             self.search_video_and_text(page)
             self.search_film_and_sound()
             self.search_by_picture(pictures)
+            self.search_pages()
         finally:
             server.terminate()
             server.wait(20)
@@ -150,6 +154,7 @@ class Demo:
         made = {
             "film.mp4": sample_media.film(VOICE, sound_until_s=VOICE_CUT_S),
             "recording.ogg": sample_media.recording(VOICE, VOICE_CUT_S, 60),
+            "report.pdf": sample_pages.report(),
         }
         for name, data in made.items():
             media[name] = folder / name
@@ -158,6 +163,7 @@ class Demo:
         self.screen.line(f"a video of {seconds[0]:.0f} s with subtitles,")
         self.screen.line(f"a film of {seconds[1]:.0f} s with a voice and words in its picture, a recording,")
         pictures = sum(path.parent.name == "pictures" for path in media.values())
+        self.screen.line("a PDF with tables and a scanned page,")
         self.screen.line(f"{pictures} pictures and {len(sample_media.TEXTS)} texts in {_shown(folder)}")
         return media
 
@@ -201,7 +207,7 @@ class Demo:
         own = [index for index in made["payload_indexes"] if not index["is_protected"]][:2]
         self.screen.line("indexes:    " + ", ".join(f"{i['field_name']} ({i['type']})" for i in own))
         _ok(self.client.post("/v1/namespaces", json=LIBRARY))
-        self.screen.line("and a second one for film, sound, pictures and texts: demo_library")
+        self.screen.line("and a second one for film, sound, pictures, pages and texts: demo_library")
         return str(made["namespace_id"])
 
     def ingest_video(self, namespace: str, video: Path) -> None:
@@ -282,20 +288,36 @@ class Demo:
             read = f", {shown} texts in the picture" if shown else ""
             self.screen.line(f"{path.name}: {len(documents) - shown} spans, {heard} words heard{read}")
 
+    def ingest_pages(self, report: Path) -> None:
+        """Take the PDF apart into headings, paragraphs and rows of tables; its last page is read by OCR."""
+        self.screen.title("7. Ingest: a PDF with tables and a scanned page")
+        self.inside("demo_library")
+        schema = {"file": {"type": "pdf", "required": True}}
+        bucket, collection = self.place(
+            "reports", schema, "document_graph_extractor", "v1", {"pdf": "file"}, ["metadata.file"]
+        )
+        blob = {"property": "file", "type": "pdf", "data": _base64(report)}
+        self.ingest(bucket, [{"blobs": [blob], "metadata": {"file": report.name}}])
+        documents = _ok(
+            self.client.post(f"/v1/collections/{collection}/documents/list", json={"limit": 100})
+        )["results"]
+        rows = sum(one["object_type"] == "table_row" for one in documents)
+        self.screen.line(f"{len(documents)} blocks on 3 pages, {rows} of them rows of tables")
+
     def search_video_and_text(self, page: str) -> None:
         """Search by meaning in texts, and by what subtitles say in the video."""
         question = "sleeping outside in bad weather"
-        self.screen.title(f"7. Texts, by meaning: {question!r}")
+        self.screen.title(f"8. Texts, by meaning: {question!r}")
         for hit in self.search("demo_library", ["texts"], TEXT_URI, {"text": question}):
             self.screen.line(f"{hit['score']:.3f}  {hit['topic']:<12}{hit['text']}")
         question = "looking at a planet with a telescope"
-        self.screen.title(f"8. Inside the video, by its subtitles: {question!r}")
+        self.screen.title(f"9. Inside the video, by its subtitles: {question!r}")
         for hit in self.search(page, ["videos"], WORDS_URI, {"text": question}):
             self.screen.line(f"{hit['score']:.3f}  video.mp4 {_span(hit)}  {hit['transcription']}")
 
     def search_film_and_sound(self) -> None:
         """Search film and recording at once: by what is said in either, and by what is written in the picture."""
-        for number, question in ((9, "somebody is ill"), (10, "quiet port at dawn"), (11, "frozen compass")):
+        for number, question in ((10, "somebody is ill"), (11, "quiet port at dawn"), (12, "frozen compass")):
             self.screen.title(f"{number}. Film and recording at once: {question!r}")
             for hit in self.search(
                 "demo_library", ["films", "recordings"], FILM_WORDS_URI, {"text": question}
@@ -307,15 +329,27 @@ class Demo:
     def search_by_picture(self, pictures: dict[str, Path]) -> None:
         """Find a picture's original, and the scene of the film that a picture was taken from."""
         copy = "chessboard-cropped.png"
-        self.screen.title(f"12. By picture: {copy}, a copy of another one")
+        self.screen.title(f"13. By picture: {copy}, a copy of another one")
         query = {"image": _base64(pictures[copy])}
         for hit in self.search("demo_library", ["pictures"], IMAGE_URI, query):
             self.screen.line(f"{hit['score']:.3f}  {hit['file']}")
         mountain = self.folder / "media" / "mountain.png"
         sample_media.shot_picture(sample_media.SHOTS[5]).save(mountain)
-        self.screen.title("13. By picture, in the film: a snowy mountain")
+        self.screen.title("14. By picture, in the film: a snowy mountain")
         for hit in self.search("demo_library", ["films"], FILM_URI, {"image": _base64(mountain)}):
             self.screen.line(f"{hit['score']:.3f}  {hit['file']} {_span(hit)}")
+
+    def search_pages(self) -> None:
+        """Find a cell and a scanned sentence by what they mean, and a number as it is written."""
+        for number, question in ((15, "what does the prism cost?"), (16, "how far could one hear the horn?")):
+            self.screen.title(f"{number}. In the PDF, by meaning: {question!r}")
+            for hit in self.search("demo_library", ["reports"], PAGE_URI, {"text": question}):
+                self.screen.line(f"{hit['score']:.3f}  {hit['file']} {_on_page(hit)}  {hit['text']}")
+        question = "XK-4471-B"
+        self.screen.title(f"17. In the PDF, by its words: {question!r}")
+        words = PAGE_URI.rpartition("/")[0] + "/bm25"
+        for hit in self.search("demo_library", ["reports"], words, {"text": question}):
+            self.screen.line(f"{hit['score']:.3f}  {hit['file']} {_on_page(hit)}  {hit['text']}")
 
     # --- calls -------------------------------------------------------------------------------------
 
@@ -451,6 +485,11 @@ def _box(hit: dict[str, Any]) -> str:
     """Say where in the picture a hit lies, if it says so."""
     box = hit.get("locator", {}).get("bbox")
     return f" at {box[0]:.0f},{box[1]:.0f} to {box[2]:.0f},{box[3]:.0f}" if box else ""
+
+
+def _on_page(hit: dict[str, Any]) -> str:
+    """Say on which page a hit stands, and where there."""
+    return f"page {hit['locator']['page'] + 1}{_box(hit)}"
 
 
 def _clock(seconds: float) -> str:

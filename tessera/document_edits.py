@@ -21,7 +21,17 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, collections, derivation, documents, links, log, namespaces, ready_documents
+from tessera import (
+    artifact,
+    collections,
+    derivation,
+    documents,
+    events,
+    links,
+    log,
+    namespaces,
+    ready_documents,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import document_edits, sources
@@ -532,6 +542,8 @@ def _log(
             decided = {"after": read_at, "before": first}
             if log.touched(connection, namespace_id, {*made.payloads}, **decided, local_path=wh.blobs.path):
                 raise _Overtaken
+            if changed:
+                events.documents_written(connection, namespace_id, collection_id, written=len(changed))
         is_logged = True
     except sa.exc.IntegrityError as error:
         raise _Overtaken from error  # a source that it refers to is gone: so are its documents

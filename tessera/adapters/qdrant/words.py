@@ -26,6 +26,8 @@ from tessera.ports import Payload
 RECIPE = 1
 #: So much of a document's texts is read; a book is better cut into pieces.
 MAX_TEXT_CHARS = 200_000
+#: So much of a query: each of its words is looked up, and a stored document may be the query.
+MAX_QUERY_CHARS = 10_000
 
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
@@ -52,7 +54,7 @@ def words_of(payload: Payload, fields: Sequence[str]) -> Words | None:
 
 def words_asked(text: str) -> Words | None:
     """Return the words of a query, None when it holds none."""
-    return _words(_model().embed_query(_tokenizable(text[:MAX_TEXT_CHARS])))
+    return _words(_model().embed_query(_tokenizable(text[:MAX_QUERY_CHARS])))
 
 
 @functools.cache
