@@ -14,7 +14,19 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, buckets, filters, limits, listing, locators, log, names, namespaces, tiers
+from tessera import (
+    audit,
+    buckets,
+    events,
+    filters,
+    limits,
+    listing,
+    locators,
+    log,
+    names,
+    namespaces,
+    tiers,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, collections, sources
@@ -126,6 +138,7 @@ def create(
             str(row["collection_id"]),
             {"name": name},
         )
+        events.collection_changed(connection, "created", row)
     return _answer(wh, place, row, 0)
 
 
@@ -252,6 +265,8 @@ def patch(
                 {"fields": sorted(values)},
             )
         row = find(connection, place["namespace_id"], row["collection_id"])
+        if values:
+            events.collection_changed(connection, "updated", row, fields=sorted(values))
         counts = _document_counts(connection, [row["collection_id"]])
     return _answer(wh, place, row, counts.get(row["collection_id"], 0))
 
@@ -300,6 +315,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             collection_id,
             {"name": row["collection_name"]},
         )
+        events.collection_changed(connection, "deleted", row, documents_deleted=len(documents))
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:

@@ -21,7 +21,17 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, collections, derivation, documents, links, log, namespaces, ready_documents
+from tessera import (
+    artifact,
+    collections,
+    derivation,
+    documents,
+    events,
+    links,
+    log,
+    namespaces,
+    ready_documents,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import document_edits, sources
@@ -64,10 +74,15 @@ class Edit:
 
 @dataclass(slots=True)
 class _Made:
-    """What came of edits: payloads by id, and why the others were not edited."""
+    """What becomes of documents: payloads by id, and why others are not edited.
+
+    `changed` are to be logged; `noted` is what was changed by hand of extracted ones in all, where that is new.
+    """
 
     payloads: dict[str, Payload] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    changed: list[Document] = field(default_factory=list)
+    noted: dict[str, Changes] = field(default_factory=dict)
 
 
 class _Overtaken(Exception):
@@ -365,6 +380,49 @@ def edited(payload: Payload, edit: Edit) -> Payload:
     return with_changes(system, edit.changes)
 
 
+def _made(
+    edits: Mapping[str, Edit],
+    hits: Sequence[Hit],
+    known: Mapping[str, Changes],
+    twins: Collection[tuple[str, str]],
+    largest: int,
+) -> _Made:
+    """Reckon what becomes of the documents `hits`, of at most `largest` bytes.
+
+    `known` has what was changed by hand before of each of them that was extracted.
+    """
+    made = _Made()
+    for hit in hits:
+        edit, before = edits[hit.document_id], known.get(hit.document_id)
+        noted: Changes | None = None
+        if before is not None:
+            edit = Edit(with_twins(edit.changes, twins), edit.replaces)
+            noted = edit.changes if edit.replaces else merged(before, edit.changes)
+            if _is_same(noted, before):
+                noted = None
+        try:
+            payload = edited(hit.payload, edit)
+        except Blocked as blocked:
+            made.refused[hit.document_id] = str(blocked)
+            continue
+        if not _is_same(payload, hit.payload):
+            payload["updated_at"] = now()
+        size = len(orjson.dumps(payload))
+        if size > largest:
+            made.refused[hit.document_id] = (
+                f"With this change the document would have {size:,} bytes, more than {largest:,} (setting "
+                "max_body_bytes)."
+            )
+            continue
+        made.payloads[hit.document_id] = payload
+        if noted is not None:
+            made.noted[hit.document_id] = noted
+        # Logged also when only noted, so that whoever edits it at the same time sees that.
+        if noted is not None or not _is_same(payload, hit.payload):
+            made.changed.append(Document(hit.document_id, payload))
+    return made
+
+
 def with_twins(changes: Changes, twins: Collection[tuple[str, str]]) -> dict[str, Any]:
     """Return `changes` with both names of every field that extracted documents carry under two.
 
@@ -470,51 +528,22 @@ def _log(
         collection = collections.find(connection, namespace_id, collection_id)
         extracted = _extracted(connection, collection_id, hits)
         known = of_documents(connection, collection_id, extracted)
-    twins = _twins(collection)
-    made, changed, noted = _Made(), [], {}
-    for hit in hits:
-        edit = edits[hit.document_id]
-        if hit.document_id in extracted:
-            edit = Edit(with_twins(edit.changes, twins), edit.replaces)
-            noted[hit.document_id] = dict(edit.changes)
-            if not edit.replaces:
-                noted[hit.document_id] = merged(known.get(hit.document_id, {}), edit.changes)
-        try:
-            payload = edited(hit.payload, edit)
-        except Blocked as blocked:
-            made.refused[hit.document_id] = str(blocked)
-            noted.pop(hit.document_id, None)
-            continue
-        if not _is_same(payload, hit.payload):
-            payload["updated_at"] = now()
-            if (size := len(orjson.dumps(payload))) > wh.settings.max_body_bytes:
-                made.refused[hit.document_id] = (
-                    f"With this change the document would have {size:,} bytes, more than "
-                    f"{wh.settings.max_body_bytes:,} (setting max_body_bytes)."
-                )
-                noted.pop(hit.document_id, None)
-                continue
-            changed.append(Document(hit.document_id, payload))
-        made.payloads[hit.document_id] = payload
-    noted = {name: fields for name, fields in noted.items() if not _is_same(fields, known.get(name, {}))}
-    if not changed and not noted:
+    largest = wh.settings.max_body_bytes
+    made = _made(edits, hits, {i: known.get(i, {}) for i in extracted}, _twins(collection), largest)
+    if not made.changed:
         return made, None
-    keys = () if _fits_inline(changed) else _write(wh, namespace_id, collection_id, changed)
+    keys = () if _fits_inline(made.changed) else _write(wh, namespace_id, collection_id, made.changed)
     is_logged = False
     try:
         with wh.db.write() as connection:
             namespaces.resolve(connection, principal, namespace_id)
-            _note(connection, namespace_id, collection_id, extracted, noted)
-            first, last = _append(wh, connection, namespace_id, changed, keys)
-            if log.touched(
-                connection,
-                namespace_id,
-                {*made.payloads},
-                after=read_at,
-                before=first,
-                local_path=wh.blobs.path,
-            ):
+            _note(connection, namespace_id, collection_id, extracted, made.noted)
+            first, last = _append(wh, connection, namespace_id, made.changed, keys)
+            decided = {"after": read_at, "before": first}
+            if log.touched(connection, namespace_id, {*made.payloads}, **decided, local_path=wh.blobs.path):
                 raise _Overtaken
+            if changed:
+                events.documents_written(connection, namespace_id, collection_id, written=len(changed))
         is_logged = True
     except sa.exc.IntegrityError as error:
         raise _Overtaken from error  # a source that it refers to is gone: so are its documents
@@ -532,10 +561,8 @@ def _append(
     changed: Sequence[Document],
     keys: Sequence[str],
 ) -> tuple[int, int]:
-    """Append the entries and return the numbers of the first and the last; with none to append, of what they'd be."""
+    """Append the entries and return the numbers of the first and the last."""
     if not keys:
-        # One that only notes that a value is the user's appends an empty entry: it too is valid only if nobody else
-        # was faster, and the number is what tells.
         seq = log.append_edit(connection, namespace_id, upserts=changed, keeps_vectors=True)
         return seq, seq
     ready_documents.check_there(wh, keys)

@@ -5,13 +5,23 @@ A document's payload is one flat dictionary; `present` turns it into the shape t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import collections, content, derivation, links, locators, log, namespaces
+from tessera import (
+    collections,
+    content,
+    derivation,
+    events,
+    links,
+    locators,
+    log,
+    namespaces,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import document_edits, sources
 from tessera.errors import BadRequestError, NotFoundError, quote
@@ -341,7 +351,7 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     """
     gone = {document_id for document_id, _ in found}
     known = connection.execute(
-        sa.select(sources.c.collection_id, sources.c.source_id, sources.c.document_ids).where(
+        sa.select(sources).where(
             within,
             sources.c.source_id.in_(
                 {source_id for _, source_id in found}
@@ -375,6 +385,11 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     none = [key for key in keys if not key["b_left"]]
     if none:
         connection.execute(sa.delete(sources).where(this), none)
+    went = Counter(
+        (row.namespace_id, row.collection_id) for row in known for d in row.document_ids if d in gone
+    )
+    for place, count in went.items():
+        events.documents_written(connection, *place, deleted=count)
 
 
 # --- what others need too ------------------------------------------------------------------------------

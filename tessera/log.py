@@ -197,11 +197,8 @@ def changed_since(
         raise Folded(f"entry {after} lies before the checkpoint at {checkpoint}")
     changed: set[str] = set()
     last = after
-    for row in connection.execute(
-        sa.select(log_entries)
-        .where(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
-        .order_by(log_entries.c.seq)
-    ):
+    mine = sa.and_(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
+    for row in connection.execute(sa.select(log_entries).where(mine).order_by(log_entries.c.seq)).all():
         last = row.seq
         if row.kind == "indexes":
             continue

@@ -22,6 +22,7 @@ from tessera import (
     buckets,
     derivation,
     drafts,
+    events,
     failpoints,
     idempotency,
     links,
@@ -89,6 +90,8 @@ def create(
     with wh.db.write() as connection:
         check_stored(wh, new.blobs)
         made = insert(connection, place, new)
+        if made.is_new:
+            events.object_changed(connection, "created", made.row)
     failpoints.reach("object.committed")
     return _answer(wh, made.row)
 
@@ -131,6 +134,8 @@ def create_batch(
                 made.append((index, insert(connection, place, new)))
             except (AlreadyExistsError, ConflictError, NotFoundError) as error:
                 failed.append(_failure(index, error))
+        new_ids = [item.row["object_id"] for _, item in made if item.is_new]
+        events.objects_created(connection, place, new_ids)
     succeeded = [
         BatchObjectResult.model_validate(
             {
@@ -189,6 +194,11 @@ class Made:
 
     row: RowMapping
     replayed_by: str | None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the object was not there before, not even with another content."""
+        return self.replayed_by is None and self.row["version"] == 1
 
 
 def prepare(
@@ -574,7 +584,9 @@ def _change(
     gone = fetches.c.property.not_in([blob["property"] for blob in stored if is_missing(blob)])
     connection.execute(sa.delete(fetches).where(fetches.c.object_id == before["object_id"], gone))
     _note_remote(connection, bucket["namespace_id"], before["object_id"], remote)
-    return _row(connection, bucket, before["object_id"])
+    row = _row(connection, bucket, before["object_id"])
+    events.object_changed(connection, "updated", row)
+    return row
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, object_id: str) -> None:
@@ -613,6 +625,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
         )
         connection.execute(sa.delete(fetches).where(fetches.c.object_id == row["object_id"]))
         connection.execute(sa.delete(objects).where(objects.c.object_id == row["object_id"]))
+        events.object_changed(connection, "deleted", row)
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:

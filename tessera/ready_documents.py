@@ -20,7 +20,17 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import collections, derivation, documents, idempotency, limits, log, names, namespaces
+from tessera import (
+    collections,
+    derivation,
+    documents,
+    events,
+    idempotency,
+    limits,
+    log,
+    names,
+    namespaces,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import sources
@@ -399,6 +409,7 @@ def _store(
                         seq = log.append_artifact(connection, namespace_id, key, documents=count)
                 else:
                     seq = log.append_edit(connection, namespace_id, upserts=made)
+                events.documents_written(connection, namespace_id, collection_id, written=len(made))
                 is_first = True
             else:
                 seq = row["head"]  # it is in the log already, at the latest there

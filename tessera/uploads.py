@@ -23,7 +23,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, failpoints, idempotency, links, listing, objects, tasks
+from tessera import buckets, content, events, failpoints, idempotency, links, listing, objects, tasks
 from tessera.blobs import Part
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -535,7 +535,10 @@ def confirm(
         object_id = twin["object_id"] if twin is not None else None
         if new is not None and object_id is None:
             objects.check_stored(wh, new.blobs)
-            object_id = objects.insert(connection, place, new).row["object_id"]
+            made = objects.insert(connection, place, new)
+            object_id = made.row["object_id"]
+            if made.is_new:
+                events.object_changed(connection, "created", made.row)
         connection.execute(
             sa.update(uploads)
             .where(uploads.c.upload_id == upload_id)

@@ -242,6 +242,16 @@ class Views:
         """Ask the engine for its payload indexes."""
         return self._reading(namespace_id, self._vectors.indexes)
 
+    def position(self, namespace_id: str) -> tuple[str, int] | None:
+        """Return the view that answers here and the entry up to which it has been applied; None while none does.
+
+        What is read afterwards holds at least that much.
+        """
+        state = self._open.get(namespace_id)
+        if state is None or not state.ready or state.behind or state.view is None:
+            return None
+        return state.view.view_id, state.applied
+
     def document_count(self, namespace_id: str, stored: int) -> int:
         """Return the exact count that goes with the applied position; `stored` when the view is closed.
 

@@ -56,6 +56,7 @@ NOUNS = (
     "catalogue",
     "organizations",
     "organization_secrets",
+    "webhooks",
     "audit",
     "usage",
     "health",

@@ -162,7 +162,8 @@ def _namespace(api: Api, options: argparse.Namespace) -> list[dict[str, Any]]:
         found = api.call(
             "POST", "/namespaces", {"namespace_name": options.namespace, "feature_extractors": wanted}
         )
-        note(f"Namespace {found['namespace_name']} was made, with {', '.join(names)}.")
+        with_these = f", with {', '.join(names)}" if options.extractor else ""
+        note(f"Namespace {found['namespace_name']} was made{with_these}.")
     registered = [(e["feature_extractor_name"], e["version"]) for e in found["feature_extractors"]]
     return [catalogue[each] for each in registered if each in catalogue]
 
@@ -221,7 +222,12 @@ def _collection(api: Api, bucket_name: str, bucket: str, kind: str, place: _Plac
             "/collections",
             {
                 "collection_name": name,
-                "source": {"type": "bucket", "bucket_ids": [bucket]},
+                "source": {
+                    "type": "bucket",
+                    "bucket_ids": [bucket],
+                    # For whoever triggers it: the bucket has files of other kinds too.
+                    "source_filters": {"field": "metadata.kind", "operator": "eq", "value": kind},
+                },
                 "feature_extractor": {
                     "feature_extractor_name": place.extractor,
                     "version": place.version,

@@ -33,6 +33,7 @@ def note(text: str) -> None:
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows of cells in columns."""
+    rows = [tuple(map(plain, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -95,5 +96,7 @@ def duration(seconds: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text that a terminal may be given: what would move the cursor, or is no Unicode, is replaced."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    """Return a text that a terminal may be given: all blanks are one kind, what else cannot be printed is replaced."""
+    return "".join(
+        letter if letter.isprintable() else " " if letter.isspace() else "\ufffd" for letter in text
+    )

@@ -880,7 +880,7 @@ def random_request(rng: random.Random, inputs: dict[str, Any], depth: int = 0) -
 
 
 @pytest.mark.parametrize(
-    "number", [150, pytest.param(10_000, marks=pytest.mark.slow)], ids=["a few", "ten thousand"]
+    "number", [100, pytest.param(10_000, marks=pytest.mark.slow)], ids=["a few", "ten thousand"]
 )
 def test_filters_drawn_from_the_grammar_are_answered_exactly(log: Log, number: int) -> None:
     """Seeded. Each is parsed as a request's, over documents of which one is rewritten every 20 filters."""

@@ -111,6 +111,12 @@ def test_a_folder_goes_in_and_is_found_and_again_only_what_changed(
     )
     assert client.get(f"/v1/namespaces/{name}").json()["document_count"] == 5
 
+    client.headers["X-Namespace"] = name
+    triggered = client.post("/v1/collections/files-image/trigger", json={}).json()
+    assert server.wait_for_task(triggered["task_id"])["status"] == "COMPLETED", (
+        "files of other kinds are none of its"
+    )
+
 
 def test_what_cannot_be_read_is_a_failure_and_the_rest_goes_in(
     server: Server, tmp_path: Path, name: str

@@ -177,7 +177,11 @@ def test_each_kind_of_failure_costs_its_own_row(gated_server: Server, loop: Loop
         assert (status, kind) == ("FAILED", expected), word
         assert message in (said or "")
     assert {item["piece"] for item in loop.documents(collection)} == {"one", "two", "three"}
-    assert artifacts(gated_server, loop) == logged(gated_server, loop)
+    # What lost workers left behind is swept once the batch has ended.
+    deadline = time.monotonic() + 30
+    while artifacts(gated_server, loop) != logged(gated_server, loop):
+        assert time.monotonic() < deadline, "a file that nothing names stays"
+        time.sleep(0.05)
 
 
 def test_a_row_that_is_alone_gets_its_second_try_too(loop: Loop, tmp_path: Path) -> None:

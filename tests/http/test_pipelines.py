@@ -152,6 +152,10 @@ def test_a_batch_runs_every_tier_and_tells_of_each(loop: Loop) -> None:
         (1, 2),
         (2, 2),
     ]
+    assert all(t["additional_data"]["progress"]["percent"] == 100 for t in own)
+    lines = [line["message"] for line in loop.get(f"{path}/logs?tier_num=1")["logs"] if line["tier_num"] == 1]
+    assert lines[0] == "Tier 1 begins: 1 collection(s)."
+    assert lines[-1] == "Tier 1 COMPLETED: 2 row(s) done, 0 failed, 0 skipped."
     assert pipeline.pieces() == [["a", "b"]] * 3
 
 
@@ -329,10 +333,8 @@ def test_schemas_follow_from_what_feeds(loop: Loop) -> None:
     assert made["source"]["inherited_bucket_ids"] == [bucket]
     assert (made["source"]["type"], made["source"]["bucket_ids"]) == ("collection", None)
     assert made["input_schema"] == loop.get(f"/collections/{words}")["output_schema"]
-    assert {name: p["type"] for name, p in made["output_schema"]["properties"].items()} == {
-        "year": "integer",
-        "piece": "string",
-    }
+    types = {name: p["type"] for name, p in made["output_schema"]["properties"].items()}
+    assert (types["year"], types["piece"]) == ("integer", "string")
     body = {
         "collection_name": "wrong",
         "source": {"type": "collection", "collection_id": words},
@@ -701,7 +703,7 @@ def test_a_collection_that_others_read_stays(loop: Loop) -> None:
     "point",
     [
         "tier.ended:1",
-        "tier.planned:1",
+        pytest.param("tier.planned:1", marks=pytest.mark.slow),
         pytest.param("tier.ended:2", marks=pytest.mark.slow),
         pytest.param("tier.planned:2", marks=pytest.mark.slow),
         pytest.param("log.appended:2", marks=pytest.mark.slow),

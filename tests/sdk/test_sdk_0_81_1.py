@@ -15,6 +15,8 @@ SCENARIOS = (
     "scenarios_failures.py",
     "scenarios_pipelines.py",
     "scenarios_search.py",
+    "scenarios_webhooks.py",
+    "scenarios_retrievers.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",
 )
