@@ -542,8 +542,7 @@ def _log(
             decided = {"after": read_at, "before": first}
             if log.touched(connection, namespace_id, {*made.payloads}, **decided, local_path=wh.blobs.path):
                 raise _Overtaken
-            if changed:
-                events.documents_written(connection, namespace_id, collection_id, written=len(changed))
+            events.documents_written(connection, namespace_id, collection_id, written=len(made.changed))
         is_logged = True
     except sa.exc.IntegrityError as error:
         raise _Overtaken from error  # a source that it refers to is gone: so are its documents
