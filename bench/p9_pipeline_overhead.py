@@ -43,7 +43,9 @@ def main() -> None:
                     assert len(made) == count
                     rounds.append((pipeline.run(ids), loop_s))
                 assert pipeline.count() == 1 + ROUNDS * count
-            batch, loop = (statistics.median(count / one for one in side) for side in zip(*rounds, strict=True))
+            batch, loop = (
+                statistics.median(count / one for one in side) for side in zip(*rounds, strict=True)
+            )
             ratios = [theirs / ours for ours, theirs in rounds]
             print(
                 f"P9 {count} items, {item} ms each, {workers or 'default'} workers: {batch:.0f} items/s, "
