@@ -6,15 +6,16 @@ of rows that failed are read from the rows themselves, where erasing finds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from tessera import derivation, tiers
 from tessera.db.engine import now
-from tessera.db.tables import batch_logs, batch_rows
-from tessera.models.batches import BatchLogLine
+from tessera.db.tables import batch_logs, batch_rows, batches
+from tessera.models.batches import BatchLogLine, Tier
 
 Level = Literal["info", "warning", "error"]
 
@@ -49,15 +50,20 @@ def read(connection: Connection, batch_id: str, tier_num: int | None = None) -> 
     mine = batch_logs.c.batch_id == batch_id
     if tier_num is not None:
         mine &= batch_logs.c.tier_num.is_(None) | (batch_logs.c.tier_num == tier_num)
+    row = (
+        connection.execute(sa.select(batches).where(batches.c.batch_id == batch_id)).mappings().one_or_none()
+    )
+    stages = tiers.of(row) if row is not None else []
     lines = [
         BatchLogLine(timestamp=row.created_at, level=row.level, tier_num=row.tier_num, message=row.message)
         for row in connection.execute(sa.select(batch_logs).where(mine).order_by(batch_logs.c.line_id))
     ]
     # Sorting is stable, so that lines of one moment stay in their order.
-    return sorted([*lines, *_failed(connection, batch_id)], key=lambda line: line.timestamp)
+    failed = [line for line in _failed(connection, batch_id, stages) if tier_num in (None, line.tier_num)]
+    return sorted([*lines, *failed], key=lambda line: line.timestamp)
 
 
-def _failed(connection: Connection, batch_id: str) -> Iterator[BatchLogLine]:
+def _failed(connection: Connection, batch_id: str, stages: Sequence[Tier]) -> Iterator[BatchLogLine]:
     rows = connection.execute(
         sa.select(batch_rows)
         .where(batch_rows.c.batch_id == batch_id, batch_rows.c.status == "FAILED")
@@ -68,8 +74,8 @@ def _failed(connection: Connection, batch_id: str) -> Iterator[BatchLogLine]:
         yield BatchLogLine(
             timestamp=row.updated_at,
             level="error",
-            tier_num=0,
+            tier_num=tiers.number_of(stages, row.collection_id),
             message=f"{row.error_kind or 'unknown'}: {row.error_message or ''}",
-            object_id=row.object_id,
+            object_id=derivation.plain_id(row.object_id),
             collection_id=row.collection_id,
         )

@@ -6,7 +6,10 @@ states in one transaction and wake the jobs, which do the work (``ingest.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -17,6 +20,9 @@ from tessera import (
     buckets,
     causes,
     collections,
+    derivation,
+    documents,
+    filters,
     idempotency,
     ingest,
     limits,
@@ -24,11 +30,12 @@ from tessera import (
     namespaces,
     progress,
     tasks,
+    tiers,
 )
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_logs as log_lines
-from tessera.db.tables import batch_rows, batches, failures, objects
+from tessera.db.tables import batch_rows, batches, failures, objects, sources
 from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
@@ -49,6 +56,7 @@ from tessera.models.batches import (
     PatchBatchRequest,
     RetryBatchRequest,
     RetryBatchResponse,
+    Tier,
     TierError,
     TierTask,
 )
@@ -88,8 +96,8 @@ def create(
 ) -> BatchModel:
     """Make a draft of a batch. Durable when it returns; nothing is processed before it is submitted.
 
-    The collections are those that read the bucket now. Sent again with the same `idempotency_key` it makes
-    nothing and returns the first one's batch.
+    The collections are those that read the bucket now, and those that these feed, sorted into tiers. Sent again
+    with the same `idempotency_key` it makes nothing and returns the first one's batch.
     """
     body = request.model_dump(mode="json") if idempotency_key is not None else None
     with wh.db.write() as connection:
@@ -102,8 +110,8 @@ def create(
         if known is None:
             object_ids = _existing(connection, place, request.object_ids)
             limits.check_quota(wh, connection, principal, "batch_objects", len(object_ids))
-            wanted = _readers(connection, place, request.collection_ids)
-            _insert(connection, place, batch_id, object_ids, wanted, request.metadata)
+            found = _tiers(connection, place, request.collection_ids)
+            _insert(connection, place, batch_id, object_ids, found, request.metadata)
         row = _find(connection, place, known or batch_id, made=known)
         return _answer(connection, row)
 
@@ -167,8 +175,10 @@ def failed_documents(
         failed = sa.and_(batch_rows.c.batch_id == row["batch_id"], batch_rows.c.status == "FAILED")
         if collection_id is not None:
             failed &= batch_rows.c.collection_id == collection_id
-        if tier_num:
-            failed &= sa.false()  # all collections of this version are in tier 0
+        stages = tiers.of(row)
+        if tier_num is not None:
+            in_tier = {c for tier in stages if tier.tier_num == tier_num for c in tier.collection_ids}
+            failed &= batch_rows.c.collection_id.in_(in_tier)
         total = connection.execute(
             sa.select(sa.func.count()).select_from(batch_rows).where(failed)
         ).scalar_one()
@@ -180,7 +190,7 @@ def failed_documents(
             .limit(limit)
             .offset(offset)
         ).mappings()
-        results = [_failed_row(item) for item in rows]
+        results = [_failed_row(item, stages) for item in rows]
     return FailedDocumentsResponse(
         batch_id=row["batch_id"], results=results, total=total, limit=limit, offset=offset
     )
@@ -306,21 +316,23 @@ def process(
     """Submit a batch of objects that were just made, and return its `batch_id` and `task_id`.
 
     Both are None when no collection reads the bucket: the objects wait for a batch then, as any others do. With an
-    `idempotency_key` that of the request which made them, a repeated call finds the first one's batch.
+    `idempotency_key` that of the request which made them, a repeated call for them finds the first one's batch.
     """
     with wh.db.write() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
-        reading = _readers(connection, place, None)
-        if not reading:
+        stages = _tiers(connection, place, None)
+        if not stages:
             return {"batch_id": None, "task_id": None}
         batch_id = new_id("btch")
-        route = f"POST /v1/buckets/{place['bucket_id']}/objects?auto_process"
-        once = idempotency.once(principal, route, idempotency_key, list(object_ids))
+        # Sent again, a request may have made more of its objects than the first time: those are another batch.
+        those = hashlib.sha256(" ".join(object_ids).encode()).hexdigest()
+        route = f"POST /v1/buckets/{place['bucket_id']}/objects?auto_process={those}"
+        once = idempotency.once(principal, route, idempotency_key, None)
         known = idempotency.claim(connection, once, batch_id) if once is not None else None
         if known is None:
             limits.check_quota(wh, connection, principal, "active_batches")
             limits.check_quota(wh, connection, principal, "documents")
-            _insert(connection, place, batch_id, object_ids, reading, None)
+            _insert(connection, place, batch_id, object_ids, stages, None)
         row = _find(connection, place, known or batch_id, made=known)
         task = _submit(connection, place, row)
     wh.jobs.wake()
@@ -367,9 +379,9 @@ def retry(
             again &= sa.or_(
                 batch_rows.c.error_kind.is_(None), batch_rows.c.error_kind.not_in(causes.PERMANENT)
             )
-        if request.tier_nums and 0 not in request.tier_nums:
-            again &= sa.false()
         failed = sa.and_(batch_rows.c.batch_id == row["batch_id"], batch_rows.c.status == "FAILED")
+        if request.tier_nums:
+            again &= batch_rows.c.collection_id.in_(_in_tiers(row, tiers.of(row), request.tier_nums))
         count_failed = _count(connection, failed)
         task_id, retried, left = restart(connection, place, row, again)
         if task_id is None:
@@ -396,8 +408,8 @@ def restart(
 ) -> tuple[str | None, int, int]:
     """Put a finished batch in line again, for its failed rows that are `again` and those that a cancel left.
 
-    Returns the id of the new task, None when there is no such row, and how many there are of both. What failed
-    a row before is kept in its history.
+    Returns the id of the new task, None when there is no such row and no tier that was never begun, and how many
+    rows there are of both. What failed a row before is kept in its history.
     """
     at = now()
     mine = batch_rows.c.batch_id == row["batch_id"]
@@ -419,7 +431,12 @@ def restart(
             updated_at=at,
         )
     ).rowcount
-    return (_start(connection, bucket, row, at) if retried or left else None), retried, left
+    stages = tiers.of(row)
+    if not retried and not left and all(tier.is_planned for tier in stages):
+        return None, 0, 0
+    pending = sa.select(batch_rows.c.collection_id).where(mine, batch_rows.c.status == "PENDING")
+    touched = set(connection.execute(pending.distinct()).scalars())
+    return _start(connection, bucket, row, _reopened(stages, touched), at), retried, left
 
 
 def trigger(
@@ -429,58 +446,151 @@ def trigger(
     collection: str,
     request: TriggerCollectionRequest,
 ) -> TriggerCollectionResponse:
-    """Submit a batch of all the objects of the collection's buckets, for this collection alone.
+    """Submit a batch of all that the collection reads, for it and for the collections that it feeds.
 
-    Durable when it returns, findable when the task is COMPLETED. With several buckets there is a batch for
-    each. Objects that did not change since they were processed cost nothing.
+    Durable when it returns, findable when the task is COMPLETED. `source_filters` choose among the sources as they
+    are now. There is a batch for each bucket, and for each `MAX_OBJECTS` sources. Sources that did not change since
+    they were processed cost nothing.
     """
-    if request.source_filters or request.include_collections:
-        raise BadRequestError(
-            "source_filters and include_collections are not available in this version; leave them out. To process some "
-            "of the objects, make a batch of them (POST /v1/buckets/<bucket>/batches)."
-        )
-    with wh.db.write() as connection:
+    wanted = collections.parse_source_filters(request.source_filters, ("body", "source_filters"))
+    with wh.db.read() as connection:
         namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
         row = collections.find(connection, namespace_id, collection)
-        places = [buckets.find(connection, namespace_id, b) for b in row["source"]["bucket_ids"]]
-        if request.include_buckets:
-            asked = set(request.include_buckets)
-            places = [p for p in places if p["bucket_id"] in asked or p["bucket_name"] in asked]
-        started: list[tuple[str, TaskResponse]] = []
-        object_count = 0
-        for place in places:
-            ids = connection.execute(
-                sa.select(objects.c.object_id)
-                .where(objects.c.bucket_id == place["bucket_id"])
-                .order_by(objects.c.created_at, objects.c.object_id)
-            ).scalars()
-            object_ids = list(ids)
-            for start in range(0, len(object_ids), MAX_OBJECTS):
-                batch_id = new_id("btch")
-                part = object_ids[start : start + MAX_OBJECTS]
+        chosen = _chosen_sources(connection, row, request)
+    is_fed = row["source"]["type"] == "collection"
+    parts = _documents_of(wh, row, chosen, wanted) if is_fed else _objects_of(wh, row, chosen, wanted)
+    started: list[TaskResponse] = []
+    with wh.db.write() as connection:
+        namespaces.resolve(connection, principal, namespace_id)
+        row = collections.find(connection, namespace_id, row["collection_id"])
+        stages = _arranged(connection, namespace_id, [row["collection_id"]], row["source"]["type"])
+        for bucket_id, ids in parts:
+            for start in range(0, len(ids), MAX_OBJECTS):
+                part = ids[start : start + MAX_OBJECTS]
                 limits.check_quota(wh, connection, principal, "batch_objects", len(part))
                 limits.check_quota(wh, connection, principal, "active_batches")
                 limits.check_quota(wh, connection, principal, "documents")
-                _insert(connection, place, batch_id, part, [row["collection_id"]], None)
-                started.append((batch_id, _submit(connection, place, _find(connection, place, batch_id))))
-            object_count += len(object_ids)
-        if not started:
-            raise BadRequestError(
-                f"There is nothing to process: the buckets of collection {quote(row['collection_name'])} have no "
-                "objects. Create some first (POST /v1/buckets/<bucket>/objects)."
-            )
+                place = buckets.find(connection, namespace_id, bucket_id or _root_bucket(connection, row))
+                batch_id = new_id("btch")
+                _insert(connection, place, batch_id, () if is_fed else part, stages, None)
+                started.append(_submit(connection, place, _find(connection, place, batch_id), part))
     wh.jobs.wake()
-    batch_id, task = started[0]
+    return _triggered(row, chosen, stages, started, sum(len(ids) for _, ids in parts))
+
+
+def _chosen_sources(connection: Connection, row: RowMapping, request: TriggerCollectionRequest) -> list[str]:
+    """Return the ids of the collection's sources, or of those of them that are asked for by id or name."""
+    is_fed = row["source"]["type"] == "collection"
+    own: list[str] = row["source"]["collection_ids" if is_fed else "bucket_ids"]
+    wrong, asked = (
+        ("include_buckets", request.include_collections)
+        if is_fed
+        else ("include_collections", request.include_buckets)
+    )
+    if getattr(request, wrong):
+        raise BadRequestError(
+            f"{wrong} does not fit: collection {quote(row['collection_name'])} reads "
+            f"{'collections' if is_fed else 'buckets'}. Leave it out, or send "
+            f"{'include_collections' if is_fed else 'include_buckets'}."
+        )
+    if not asked:
+        return own
+    find, key = (collections.find, "collection_id") if is_fed else (buckets.find, "bucket_id")
+    found: list[str] = []
+    for identifier in asked:
+        found.append(find(connection, row["namespace_id"], identifier)[key])
+        if found[-1] not in own:
+            raise BadRequestError(
+                f"{quote(identifier)} is not one of what collection {quote(row['collection_name'])} reads, which is: "
+                f"{', '.join(own)}."
+            )
+    return list(dict.fromkeys(found))
+
+
+def _objects_of(
+    wh: Warehouse, row: RowMapping, bucket_ids: Sequence[str], wanted: filters.Filter | None
+) -> list[tuple[str | None, list[str]]]:
+    """Return the objects of each bucket that a filter lets through, the oldest first. Raises when there are none."""
+    test = filters.predicate(wanted) if wanted is not None else None
+    found: list[tuple[str | None, list[str]]] = []
+    with wh.db.read() as connection:
+        for bucket_id in bucket_ids:
+            mine = objects.c.bucket_id == bucket_id
+            oldest_first = (objects.c.created_at, objects.c.object_id)
+            if test is None:
+                query = sa.select(objects.c.object_id).where(mine).order_by(*oldest_first)
+                ids = list(connection.execute(query).scalars())
+            else:
+                count = sa.select(sa.func.count()).select_from(objects).where(mine)
+                listing.refuse_long_scan(wh, connection.execute(count).scalar_one(), "objects")
+                with connection.execute(sa.select(objects).where(mine).order_by(*oldest_first)) as scan:
+                    ids = [item["object_id"] for item in scan.mappings() if test(ingest.as_filtered(item))]
+            if ids:
+                found.append((bucket_id, ids))
+    if not found:
+        raise BadRequestError(
+            f"There is nothing to process: the buckets of collection {quote(row['collection_name'])} have no "
+            f"objects{' that source_filters lets through' if test else ''}. Create some first "
+            "(POST /v1/buckets/<bucket>/objects)."
+        )
+    return found
+
+
+def _documents_of(
+    wh: Warehouse, row: RowMapping, collection_ids: Sequence[str], wanted: filters.Filter | None
+) -> list[tuple[str | None, list[str]]]:
+    """Return the source ids of the collections' documents that a filter lets through. Raises when there are none."""
+    ids: list[str] = []
+    if wanted is None:
+        with wh.db.read() as connection:
+            for known in connection.execute(
+                sa.select(sources.c.document_ids)
+                .where(sources.c.collection_id.in_(collection_ids))
+                .order_by(sources.c.collection_id, sources.c.source_id)
+            ).scalars():
+                ids += known
+    else:
+        for collection_id in collection_ids:
+            within = filters.And((filters.Condition("collection_id", "eq", collection_id, True), wanted))
+            ids += [found for found, _ in documents.all_found(wh, row["namespace_id"], within)]
+    if not ids:
+        raise BadRequestError(
+            f"There is nothing to process: the collections that {quote(row['collection_name'])} reads have no "
+            f"documents{' that source_filters lets through' if wanted is not None else ''}. Process them first (POST "
+            "/v1/collections/<collection>/trigger)."
+        )
+    return [(None, [derivation.document_source(item) for item in ids])]
+
+
+def _root_bucket(connection: Connection, row: RowMapping) -> str:
+    """Return the bucket under which a batch of documents stands: the first that the collection goes back to."""
+    while row["source"]["type"] == "collection":
+        row = collections.find(connection, row["namespace_id"], row["source"]["collection_ids"][0])
+    return str(row["source"]["bucket_ids"][0])
+
+
+def _triggered(
+    row: RowMapping,
+    chosen: Sequence[str],
+    stages: Sequence[Tier],
+    started: Sequence[TaskResponse],
+    count: int,
+) -> TriggerCollectionResponse:
+    is_fed = row["source"]["type"] == "collection"
     more = f" ({len(started)} batches)" if len(started) > 1 else ""
+    batch_ids = [str(task.inputs[0]) for task in started]
     return TriggerCollectionResponse(
-        batch_id=batch_id,
-        task_id=task.task_id,
-        batch_ids=[item for item, _ in started],
-        task_ids=[item.task_id for _, item in started],
+        batch_id=batch_ids[0],
+        task_id=started[0].task_id,
+        batch_ids=batch_ids,
+        task_ids=[task.task_id for task in started],
         collection_id=row["collection_id"],
-        source_bucket_ids=[place["bucket_id"] for place in places],
-        object_count=object_count,
-        message=f"{object_count} object(s) are processed{more}.",
+        source_bucket_ids=None if is_fed else list(chosen),
+        source_collection_ids=list(chosen) if is_fed else None,
+        object_count=None if is_fed else count,
+        document_count=count if is_fed else None,
+        total_tiers=len(stages),
+        message=f"{count} {'document' if is_fed else 'object'}(s) are processed{more}.",
     )
 
 
@@ -524,26 +634,56 @@ def _existing(connection: Connection, bucket: RowMapping, object_ids: Sequence[s
     return wanted
 
 
-def _readers(connection: Connection, bucket: RowMapping, wanted: Sequence[str] | None) -> list[str]:
-    """Return the enabled collections that read the bucket, or those of them that are asked for."""
-    reading = [
-        row
-        for row in buckets.readers_of(connection, bucket["namespace_id"], [bucket["bucket_id"]])
-        if row["enabled"]
-    ]
+def _arranged(
+    connection: Connection,
+    namespace_id: str,
+    first: Sequence[str],
+    source_type: Literal["bucket", "collection"],
+) -> list[Tier]:
+    """Return the tiers of a batch whose tier 0 are the collections `first`."""
+    reads = tiers.fed_by_collections(connection, namespace_id)
+    return tiers.build(tiers.sort(reads, first), reads, source_type) if first else []
+
+
+def _tiers(connection: Connection, bucket: RowMapping, wanted: Sequence[str] | None) -> list[Tier]:
+    """Return the tiers of the enabled collections that read the bucket and of all that they feed.
+
+    Of those that are asked for alone, together with what feeds them.
+    """
+    namespace_id = bucket["namespace_id"]
+    readers = buckets.readers_of(connection, namespace_id, [bucket["bucket_id"]])
+    stages = _arranged(
+        connection, namespace_id, [row["collection_id"] for row in readers if row["enabled"]], "bucket"
+    )
     if wanted is None:
-        return [row["collection_id"] for row in reading]
-    found = []
+        return stages
+    known = {collection_id for tier in stages for collection_id in tier.collection_ids}
+    kept: set[str] = set()
     for identifier in dict.fromkeys(wanted):
-        row = collections.find(connection, bucket["namespace_id"], identifier)
-        if row["collection_id"] not in {item["collection_id"] for item in reading}:
-            why = "is disabled" if not row["enabled"] else "does not read this bucket"
+        row = collections.find(connection, namespace_id, identifier)
+        if row["collection_id"] not in known:
+            why = "is disabled" if not row["enabled"] else "does not read this bucket, nor what is made of it"
             raise BadRequestError(
                 f"Collection {quote(identifier)} {why}. Leave it out of collection_ids, or leave collection_ids out "
                 "for every collection that reads the bucket."
             )
-        found.append(row["collection_id"])
-    return found
+        kept.add(row["collection_id"])
+    reads = tiers.fed_by_collections(connection, namespace_id)
+    for tier in reversed(stages):
+        for collection_id in kept.intersection(tier.collection_ids):
+            kept.update(known.intersection(reads.get(collection_id, ())))
+    return _only(connection, namespace_id, stages, kept)
+
+
+def _only(
+    connection: Connection, namespace_id: str, stages: Sequence[Tier], kept: Collection[str]
+) -> list[Tier]:
+    """Return tiers of those of their collections that are in `kept`."""
+    if not stages:
+        return []
+    left = [[c for c in tier.collection_ids if c in kept] for tier in stages]
+    reads = tiers.fed_by_collections(connection, namespace_id, disabled_too=True)
+    return tiers.build([ids for ids in left if ids], reads, stages[0].source_type)
 
 
 def _insert(
@@ -551,7 +691,7 @@ def _insert(
     bucket: RowMapping,
     batch_id: str,
     object_ids: Sequence[str],
-    collection_ids: Sequence[str],
+    stages: Sequence[Tier],
     metadata: Mapping[str, Any] | None,
 ) -> None:
     at = now()
@@ -561,7 +701,7 @@ def _insert(
             namespace_id=bucket["namespace_id"],
             bucket_id=bucket["bucket_id"],
             object_ids=list(object_ids),
-            collection_ids=list(collection_ids),
+            **tiers.stored(stages),
             status=TaskStatus.DRAFT,
             attempt=0,
             metadata=dict(metadata or {}),
@@ -571,44 +711,76 @@ def _insert(
     )
 
 
-def _submit(connection: Connection, bucket: RowMapping, row: RowMapping) -> TaskResponse:
+def _submit(
+    connection: Connection, bucket: RowMapping, row: RowMapping, source_ids: Sequence[str] | None = None
+) -> TaskResponse:
+    """Put a draft in line with a row for each source of tier 0: its objects, or the documents `source_ids`."""
     if row["status"] != TaskStatus.DRAFT:
         return _task(connection, row["task_id"], row["batch_id"])
-    at = now()
     # A draft may be older than the collections, and they than it.
-    wanted = row["collection_ids"] or _readers(connection, bucket, None)
-    there = _still_there(connection, wanted)
-    if not there:
+    stages = tiers.of(row) or _tiers(connection, bucket, None)
+    stages = _only(connection, row["namespace_id"], stages, _still_there(connection, stages))
+    if not stages:
         raise BadRequestError(
             f"No collection reads bucket {quote(bucket['bucket_name'])}, so there is nothing to do. Create one with "
             f'"source": {{"type": "bucket", "bucket_ids": ["{bucket["bucket_id"]}"]}}, then submit again.',
             details={"batch_id": row["batch_id"], "bucket_id": bucket["bucket_id"]},
         )
-    connection.execute(
-        sa.update(batches).where(batches.c.batch_id == row["batch_id"]).values(collection_ids=there)
-    )
-    present = set(_present(connection, bucket, row["object_ids"]))
+    stages[0] = stages[0].model_copy(update={"is_planned": True})
+    if stages[0].source_type == "bucket":
+        source_ids = row["object_ids"]
+        present = set(_present(connection, bucket, row["object_ids"]))
+    else:
+        present = set(source_ids or ())
     connection.execute(
         batch_rows.insert(),
         [
-            {
-                "batch_id": row["batch_id"],
-                "collection_id": collection_id,
-                "object_id": object_id,
-                "namespace_id": row["namespace_id"],
-                "status": "PENDING" if object_id in present else "SKIPPED",
-                "error_kind": None if object_id in present else "superseded",
-                "error_message": None if object_id in present else "The object was deleted.",
-                "attempts": 0,
-                "documents": 0,
-                "updated_at": at,
-            }
-            for collection_id in there
-            for object_id in row["object_ids"]
+            ingest.row_of(
+                row["batch_id"],
+                row["namespace_id"],
+                collection_id,
+                source_id,
+                is_there=source_id in present,
+            )
+            for collection_id in stages[0].collection_ids
+            for source_id in source_ids or ()
         ],
     )
-    task_id = _start(connection, bucket, row, at)
+    task_id = _start(connection, bucket, row, stages, now())
     return _task(connection, task_id, row["batch_id"])
+
+
+def _reopened(stages: Sequence[Tier], touched: AbstractSet[str]) -> list[Tier]:
+    """Return the tiers as a retry runs them: from the first on that has something to do, each looks for new rows."""
+    first = min(
+        (
+            tier.tier_num
+            for tier in stages
+            if not touched.isdisjoint(tier.collection_ids)
+            or not tier.is_planned
+            or tier.status not in FINISHED - {TaskStatus.CANCELED}
+        ),
+        default=0,
+    )
+    again = {"status": TaskStatus.PENDING, "completed_at": None, "task_id": None}
+    return [
+        tier
+        if tier.tier_num < first
+        else tier.model_copy(update={**again, "is_planned": tier.is_planned and tier.tier_num == first})
+        for tier in stages
+    ]
+
+
+def _in_tiers(row: RowMapping, stages: Sequence[Tier], tier_nums: Sequence[int]) -> set[str]:
+    """Return the collections of these tiers. Raises `BadRequestError` for a tier that the batch does not have."""
+    unknown = sorted(set(tier_nums) - {tier.tier_num for tier in stages})
+    if unknown:
+        last = len(stages) - 1
+        raise BadRequestError(
+            f"Batch {row['batch_id']} has no tier {unknown[0]}; its tiers are 0{f' to {last}' if last else ' alone'}. "
+            "Leave tier_nums out for all of them."
+        )
+    return {c for tier in stages if tier.tier_num in tier_nums for c in tier.collection_ids}
 
 
 def _cancel(connection: Connection, row: RowMapping) -> None:
@@ -618,6 +790,7 @@ def _cancel(connection: Connection, row: RowMapping) -> None:
         .where(batches.c.batch_id == row["batch_id"])
         .values(status=TaskStatus.CANCELED, updated_at=at)
     )
+    tiers.end_open(connection, row, TaskStatus.CANCELED)
     connection.execute(
         sa.update(task_rows)
         .where(task_rows.c.task_id == row["task_id"])
@@ -626,8 +799,10 @@ def _cancel(connection: Connection, row: RowMapping) -> None:
     batch_logs.write(connection, row["batch_id"], row["namespace_id"], "Cancelled.", level="warning")
 
 
-def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str) -> str:
-    """Make a task for the batch and put the batch in line."""
+def _start(
+    connection: Connection, bucket: RowMapping, row: RowMapping, stages: Sequence[Tier], at: str
+) -> str:
+    """Make a task for the batch, and for each of its tiers when it has several, and put the batch in line."""
     task_id = new_id("tsk")
     organization_id = connection.execute(
         sa.select(namespace_rows.c.organization_id).where(
@@ -656,6 +831,7 @@ def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str)
         sa.update(batches)
         .where(batches.c.batch_id == row["batch_id"])
         .values(
+            **tiers.stored(tiers.put_in_line(connection, organization_id, row, stages, task_id, at)),
             status=TaskStatus.PENDING,
             task_id=task_id,
             holder=None,
@@ -674,15 +850,13 @@ def _start(connection: Connection, bucket: RowMapping, row: RowMapping, at: str)
     return task_id
 
 
-def _still_there(connection: Connection, collection_ids: Sequence[str]) -> list[str]:
-    known = set(
+def _still_there(connection: Connection, stages: Sequence[Tier]) -> set[str]:
+    wanted = [collection_id for tier in stages for collection_id in tier.collection_ids]
+    return set(
         connection.execute(
-            sa.select(collection_rows.c.collection_id).where(
-                collection_rows.c.collection_id.in_(collection_ids)
-            )
+            sa.select(collection_rows.c.collection_id).where(collection_rows.c.collection_id.in_(wanted))
         ).scalars()
     )
-    return [collection_id for collection_id in collection_ids if collection_id in known]
 
 
 def _present(connection: Connection, bucket: RowMapping, object_ids: Sequence[str]) -> Iterable[str]:
@@ -715,48 +889,46 @@ def _task(connection: Connection, task_id: str | None, batch_id: str) -> TaskRes
 
 
 def _answer(connection: Connection, row: RowMapping) -> BatchModel:
-    counts: dict[str, int] = {}
-    written = 0
-    for status, count, documents in connection.execute(
-        sa.select(batch_rows.c.status, sa.func.count(), sa.func.sum(batch_rows.c.documents))
+    counts: Counter[str] = Counter()
+    written: Counter[str] = Counter()
+    for collection_id, status, count, made in connection.execute(
+        sa.select(
+            batch_rows.c.collection_id,
+            batch_rows.c.status,
+            sa.func.count(),
+            sa.func.sum(batch_rows.c.documents),
+        )
         .where(batch_rows.c.batch_id == row["batch_id"])
-        .group_by(batch_rows.c.status)
+        .group_by(batch_rows.c.collection_id, batch_rows.c.status)
     ):
-        counts[status] = count
-        written += documents or 0
-    total, failed = sum(counts.values()), counts.get("FAILED", 0)
-    done = total - counts.get("PENDING", 0)
-    draft = row["status"] == TaskStatus.DRAFT
-    collection_ids = row["collection_ids"]
+        counts[status] += count
+        written[collection_id] += made or 0
+    total, failed = counts.total(), counts["FAILED"]
+    done = total - counts["PENDING"]
+    stages = tiers.of(row)
+    is_draft = row["status"] == TaskStatus.DRAFT
     return BatchModel(
         batch_id=row["batch_id"],
         bucket_id=row["bucket_id"],
         namespace_id=row["namespace_id"],
         status=TaskStatus(row["status"]),
+        type="COLLECTION" if stages and stages[0].source_type == "collection" else "BUCKET",
         object_ids=row["object_ids"],
-        collection_ids=collection_ids,
+        collection_ids=row["collection_ids"],
         task_id=row["task_id"],
         error=row["error"],
         error_summary=row["error_summary"],
         metadata=row["metadata"] or {},
-        tier_tasks=[
-            TierTask(
-                tier_num=0,
-                status=TaskStatus(row["status"]),
-                task_id=row["task_id"],
-                collection_ids=collection_ids,
-                errors=_tier_errors(connection, row["batch_id"]) if failed else [],
-                documents_written=written,
-            )
-        ]
-        if collection_ids and not draft
-        else [],
-        current_tier=None if draft else 0,
-        dag_tiers=[collection_ids] if collection_ids else [],
+        tier_tasks=[]
+        if is_draft
+        else _tier_tasks(stages, written, _failures(connection, row["batch_id"]) if failed else {}),
+        current_tier=tiers.current(stages),
+        total_tiers=max(1, len(stages)),
+        dag_tiers=[tier.collection_ids for tier in stages],
         progress=BatchProgress(
             processed=done, total=total, percent=progress.percent(row["status"], done, total), errors=failed
         ),
-        documents_written=written,
+        documents_written=written.total(),
         failed_object_count=_failed_objects(connection, row["batch_id"]) if failed else 0,
         failed_objects=_first_failures(connection, row["batch_id"]) if failed else [],
         retry_count=max(0, row["attempt"] - 1),
@@ -766,6 +938,48 @@ def _answer(connection: Connection, row: RowMapping) -> BatchModel:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         submitted_at=row["submitted_at"],
+    )
+
+
+#: What failed in a collection: kind, one of the messages, how many rows.
+Failure = tuple[str | None, str | None, int]
+
+
+def _tier_tasks(
+    stages: Sequence[Tier], written: Mapping[str, int], failed: Mapping[str, Sequence[Failure]]
+) -> list[TierTask]:
+    made: list[TierTask] = []
+    for tier in stages:
+        met: dict[str | None, tuple[str, int]] = {}
+        summary: Counter[str] = Counter()
+        for collection_id in tier.collection_ids:
+            for kind, message, count in failed.get(collection_id, ()):
+                said, before = met.get(kind, (message or "", 0))
+                met[kind] = (said, before + count)
+                summary[causes.known(kind).cause] += count
+        made.append(
+            TierTask(
+                **tier.model_dump(exclude={"is_planned"}),
+                parent_task_id=made[-1].task_id if made else None,
+                errors=[
+                    _tier_error(kind, said, count)
+                    for kind, (said, count) in sorted(met.items(), key=lambda item: item[0] or "")
+                ],
+                error_summary=dict(summary) or None,
+                documents_written=sum(written.get(c, 0) for c in tier.collection_ids),
+            )
+        )
+    return made
+
+
+def _tier_error(kind: str | None, message: str, count: int) -> TierError:
+    known = causes.known(kind)
+    return TierError(
+        error_type=_CATEGORIES[known.cause],
+        message=message,
+        stage=known.stage,
+        recovery_suggestion=known.next_step,
+        affected_count=count,
     )
 
 
@@ -781,13 +995,14 @@ def _with_failures() -> sa.Join:
     )
 
 
-def _failed_row(item: RowMapping) -> FailedRow:
+def _failed_row(item: RowMapping, stages: Sequence[Tier]) -> FailedRow:
     kind = causes.known(item["error_kind"])
     return FailedRow(
         failure_id=failure_id(item["batch_id"], item["collection_id"], item["object_id"]),
-        object_id=item["object_id"],
+        object_id=derivation.plain_id(item["object_id"]),
+        document_id=derivation.document_of(item["object_id"]),
         collection_id=item["collection_id"],
-        tier_num=0,
+        tier_num=tiers.number_of(stages, item["collection_id"]),
         error_type=causes.error_type(item["error_kind"]),
         cause=kind.cause,
         error_kind=item["error_kind"] or "unknown",
@@ -803,23 +1018,21 @@ def _failed_row(item: RowMapping) -> FailedRow:
     )
 
 
-def _tier_errors(connection: Connection, batch_id: str) -> list[TierError]:
-    """Return one entry for each kind of failure, with one of its messages."""
-    return [
-        TierError(
-            error_type=_CATEGORIES[causes.known(kind).cause],
-            message=message or "",
-            stage=causes.known(kind).stage,
-            recovery_suggestion=causes.known(kind).next_step,
-            affected_count=count,
+def _failures(connection: Connection, batch_id: str) -> dict[str, list[Failure]]:
+    """Return one entry for each kind of failure in each collection, with one of its messages."""
+    found: dict[str, list[Failure]] = {}
+    for collection_id, kind, message, count in connection.execute(
+        sa.select(
+            batch_rows.c.collection_id,
+            batch_rows.c.error_kind,
+            sa.func.min(batch_rows.c.error_message),
+            sa.func.count(),
         )
-        for kind, message, count in connection.execute(
-            sa.select(batch_rows.c.error_kind, sa.func.min(batch_rows.c.error_message), sa.func.count())
-            .where(batch_rows.c.batch_id == batch_id, batch_rows.c.status == "FAILED")
-            .group_by(batch_rows.c.error_kind)
-            .order_by(batch_rows.c.error_kind)
-        )
-    ]
+        .where(batch_rows.c.batch_id == batch_id, batch_rows.c.status == "FAILED")
+        .group_by(batch_rows.c.collection_id, batch_rows.c.error_kind)
+    ):
+        found.setdefault(collection_id, []).append((kind, message, count))
+    return found
 
 
 def _first_failures(connection: Connection, batch_id: str) -> list[FailedObject]:
@@ -831,7 +1044,7 @@ def _first_failures(connection: Connection, batch_id: str) -> list[FailedObject]
     ).mappings()
     return [
         FailedObject(
-            object_id=item["object_id"],
+            object_id=derivation.plain_id(item["object_id"]),
             error=item["error_message"] or "",
             error_type=causes.error_type(item["error_kind"]),
             timestamp=item["updated_at"],

@@ -1,4 +1,4 @@
-"""Collections: which extractor reads which bucket, what goes in, and what its documents will hold.
+"""Collections: which extractor reads which buckets or collections, what goes in, and what its documents will hold.
 
 Everything about a collection is decided when it is created, in `_plan`; its output schema is known then,
 and a batch has nothing left to refuse but the content of single objects.
@@ -14,16 +14,39 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, buckets, limits, listing, log, names, namespaces
+from tessera import (
+    audit,
+    buckets,
+    events,
+    filters,
+    limits,
+    listing,
+    locators,
+    log,
+    names,
+    namespaces,
+    tiers,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, collections, sources
-from tessera.errors import AlreadyExistsError, BadRequestError, NotFoundError, Problem, quote, raise_problems
+from tessera.errors import (
+    AlreadyExistsError,
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    Problem,
+    ValidationError,
+    quote,
+    raise_problems,
+)
 from tessera.extractors.base import Extractor, Outputs, VectorOutput
 from tessera.ids import new_id
 from tessera.models.base import JsonObject
 from tessera.models.buckets import BLOB_TYPES, BucketSchema, FieldType, SchemaField
 from tessera.models.collections import (
+    CloneCollectionRequest,
+    CloneCollectionResponse,
     CollectionFeature,
     CollectionListStats,
     CollectionResponse,
@@ -38,18 +61,27 @@ from tessera.models.collections import (
     ListCollectionsResponse,
     PatchCollectionRequest,
     SourceAnswer,
-    SourceConfig,
     VectorIndex,
 )
 from tessera.models.tasks import GenericDeleteResponse
 from tessera.pagination import PageRequest
 from tessera.plan import PROTECTED_FIELDS, effective_indexes, stored_indexes
+from tessera.ports import SparseText
 from tessera.registry import Registry
 from tessera.validation import schema_problems
 
 #: Words that routes below ``/v1/collections/`` take.
 RESERVED_NAMES = frozenset({"list", "features", "import"})
 PASSTHROUGH = "passthrough_extractor"
+#: What a PATCH refuses, and what this version does not have.
+FIXED = ("source", "feature_extractor", "input_schema", "output_schema")
+LATER = (
+    "taxonomy_applications",
+    "cluster_applications",
+    "alert_applications",
+    "retriever_enrichments",
+    "schedule",
+)
 
 #: Root fields of a document's answer that no passthrough may write.
 _SYSTEM_FIELDS = PROTECTED_FIELDS | {"document_blobs", "vectors", "score"}
@@ -71,8 +103,10 @@ def create(
     at = now()
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        plan = _plan(wh.registry, connection, place, request)
+        # Nothing that it reads is deleted from here on.
+        log.hold(connection, place["namespace_id"])
         name = names.clean(request.collection_name)
+        plan = _plan(wh.registry, connection, place, request)
         plan.problems += _name_problems(name)
         taken = _id_of_name(connection, place["namespace_id"], name)
         if taken and not plan.problems:
@@ -83,10 +117,12 @@ def create(
             "namespace_id": place["namespace_id"],
             "collection_name": name,
             "description": request.description,
-            "source": {"type": "bucket", "bucket_ids": plan.bucket_ids},
+            "source": plan.source,
             "feature_extractor": plan.extractor,
             "input_schema": plan.input_schema,
             "output_schema": plan.output_schema,
+            "schema_version": 1,
+            "schema_synced_at": None,
             "enabled": request.enabled,
             "metadata": request.metadata or {},
             "created_at": at,
@@ -102,7 +138,28 @@ def create(
             str(row["collection_id"]),
             {"name": name},
         )
+        events.collection_changed(connection, "created", row)
     return _answer(wh, place, row, 0)
+
+
+def clone(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: CloneCollectionRequest
+) -> CloneCollectionResponse:
+    """Create a collection like another one, but for what the request gives. Durable when it returns.
+
+    It has no documents; a trigger processes all that it reads. A taken name is a 409.
+    """
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+    like: JsonObject = {
+        name: row[name] for name in ("source", "feature_extractor", "description", "enabled", "metadata")
+    }
+    if request.source is None:
+        like["input_schema"] = row["input_schema"]
+    given = request.model_dump(exclude_unset=True, exclude_none=True)
+    created = create(wh, principal, namespace, CreateCollectionRequest.model_validate({**like, **given}))
+    return CloneCollectionResponse(collection=created, source_collection_id=row["collection_id"])
 
 
 def get(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> CollectionResponse:
@@ -156,18 +213,24 @@ def list_(
 def patch(
     wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: PatchCollectionRequest
 ) -> CollectionResponse:
-    """Change what is given of name, description, enabled and metadata; nothing else can change."""
+    """Change what is given of name, description, enabled and metadata; nothing else can change.
+
+    What is fixed is refused; other keys are ignored, as in every request.
+    """
     given = request.model_fields_set
+    extra = request.model_extra or {}
     problems = [
         Problem(
             ("body", name),
-            f"{name} of a collection is fixed when it is created. Create another collection, and delete this one.",
+            f"{name} of a collection is fixed when it is created. Clone the collection with another one (POST "
+            "/v1/collections/<id>/clone), and delete this one.",
             "fixed",
             BadRequestError.status,
         )
-        for name in ("source", "feature_extractor", "input_schema", "output_schema")
-        if name in (request.model_extra or {})
+        for name in FIXED
+        if name in extra
     ]
+    problems += [_not_available(name) for name in LATER if extra.get(name)]
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         row = find(connection, place["namespace_id"], identifier)
@@ -202,6 +265,8 @@ def patch(
                 {"fields": sorted(values)},
             )
         row = find(connection, place["namespace_id"], row["collection_id"])
+        if values:
+            events.collection_changed(connection, "updated", row, fields=sorted(values))
         counts = _document_counts(connection, [row["collection_id"]])
     return _answer(wh, place, row, counts.get(row["collection_id"], 0))
 
@@ -209,13 +274,16 @@ def patch(
 def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> GenericDeleteResponse:
     """Delete a collection with its documents. Durable, and no longer findable, when it returns.
 
-    The objects that they came from stay. What a batch under way still makes for it is dropped.
+    The objects that they came from stay. What a batch under way still makes for it is dropped. Refused while
+    another collection reads it: so no document is ever left without what it was made of.
     """
     seq: int | None = None
     with wh.db.write() as connection:
         namespace_id = namespaces.resolve(connection, principal, namespace)["namespace_id"]
         row = find(connection, namespace_id, identifier)
         collection_id = row["collection_id"]
+        log.hold(connection, namespace_id)
+        _refuse_while_read(connection, row)
         documents = [
             document_id
             for ids in connection.execute(
@@ -247,6 +315,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             collection_id,
             {"name": row["collection_name"]},
         )
+        events.collection_changed(connection, "deleted", row, documents_deleted=len(documents))
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:
@@ -254,6 +323,21 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
     return GenericDeleteResponse(
         message=f"Collection {row['collection_name']} and its {len(documents)} document(s) were deleted."
     )
+
+
+def _refuse_while_read(connection: Connection, row: RowMapping) -> None:
+    reads = tiers.fed_by_collections(connection, row["namespace_id"], disabled_too=True)
+    readers = [reader for reader, feeding in reads.items() if row["collection_id"] in feeding]
+    if readers:
+        names_of = connection.execute(
+            sa.select(collections.c.collection_name).where(collections.c.collection_id.in_(readers[:5]))
+        ).scalars()
+        more = f" and {len(readers) - 5} more" if len(readers) > 5 else ""
+        raise ConflictError(
+            f"Collection {quote(row['collection_name'])} is read by {len(readers)} collection(s): "
+            f"{', '.join(sorted(names_of))}{more}. Delete them first; their documents go with them.",
+            details={"resource": "collection", "id": row["collection_id"], "read_by": readers[:100]},
+        )
 
 
 def features(
@@ -304,7 +388,8 @@ def find(connection: Connection, namespace_id: str, identifier: str) -> RowMappi
 class _Plan:
     """What a request decides about a collection, or everything that is wrong with it."""
 
-    bucket_ids: list[str] = field(default_factory=list)
+    #: As it is stored; empty when the sources cannot be read.
+    source: JsonObject = field(default_factory=dict)
     input_schema: JsonObject = field(default_factory=dict)
     extractor: JsonObject = field(default_factory=dict)
     output_schema: JsonObject = field(default_factory=dict)
@@ -315,8 +400,8 @@ def _plan(
     registry: Registry, connection: Connection, place: RowMapping, request: CreateCollectionRequest
 ) -> _Plan:
     plan = _Plan()
-    plan.problems += _not_here(request)
-    schema = _source_schema(connection, place["namespace_id"], request.source, plan)
+    plan.problems += [_not_available(name) for name in LATER if getattr(request, name)]
+    schema = _source_schema(connection, place["namespace_id"], request, plan)
     if request.input_schema is not None:
         schema = BucketSchema(properties={**schema.properties, **request.input_schema.properties})
     plan.input_schema = schema.model_dump(mode="json", exclude_unset=True)
@@ -327,9 +412,10 @@ def _plan(
     implementation, entry = registered
     params = {**(entry.get("params") or {}), **(config.params or {})}
     outputs = _outputs(implementation, place, config, params, plan.problems)
-    if outputs is None or not plan.bucket_ids:
+    if outputs is None or not plan.source:
         return plan
-    mappings = _mappings(implementation, schema, config, plan.problems)
+    is_fed = plan.source["type"] == "collection"
+    mappings = _mappings(implementation, schema, config, plan.problems, is_fed=is_fed)
     passthrough = _passthrough(config, outputs, plan.problems)
     everything = bool(config.include_all_source_fields) or (
         implementation.name == PASSTHROUGH and not passthrough
@@ -347,82 +433,140 @@ def _plan(
     return plan
 
 
-def _not_here(request: CreateCollectionRequest) -> list[Problem]:
-    names_of = (
-        "taxonomy_applications",
-        "cluster_applications",
-        "alert_applications",
-        "retriever_enrichments",
-        "schedule",
+def _not_available(name: str) -> Problem:
+    return Problem(
+        ("body", name),
+        f"{name} is not available in this version; leave it out.",
+        "not_available",
+        BadRequestError.status,
     )
-    problems = [
-        Problem(
-            ("body", name),
-            f"{name} is not available in this version; leave it out.",
-            "not_available",
-            BadRequestError.status,
-        )
-        for name in names_of
-        if getattr(request, name)
-    ]
-    if request.source.source_filters:
-        problems.append(
-            Problem(
-                ("body", "source", "source_filters"),
-                "source_filters is not available in this version; leave it out, or keep such objects in a bucket of "
-                "their own.",
-                "not_available",
-                BadRequestError.status,
-            )
-        )
-    return problems
 
 
 def _source_schema(
-    connection: Connection, namespace_id: str, source: SourceConfig, plan: _Plan
+    connection: Connection, namespace_id: str, request: CreateCollectionRequest, plan: _Plan
 ) -> BucketSchema:
-    """Find the source buckets and return the properties of all of them together."""
-    location: Location = ("body", "source")
-    if source.type != "bucket":
+    """Find the sources, which join the plan, and return the properties of all of them together."""
+    source = request.source
+    try:
+        wanted = parse_source_filters(source.source_filters, ("body", "source", "source_filters"))
+    except ValidationError as error:
+        plan.problems += error.problems
+        wanted = None
+    kind = source.kind()
+    if kind not in ("bucket", "collection"):
         plan.problems.append(
             Problem(
-                (*location, "type"),
-                f"source.type is {quote(source.type)}; in this version a collection reads buckets: "
-                '{"type": "bucket", "bucket_ids": [...]}.',
+                ("body", "source", "type"),
+                f"source.type is {quote(kind)}; in this version a collection reads buckets, "
+                '{"type": "bucket", "bucket_ids": [...]}, or other collections, {"type": "collection", '
+                '"collection_ids": [...]}.',
                 "not_available",
                 BadRequestError.status,
             )
         )
         return BucketSchema(properties={})
-    wanted = list(
-        dict.fromkeys([*(source.bucket_ids or ()), *([source.bucket_id] if source.bucket_id else ())])
-    )
-    if not wanted:
+    name = f"{kind}_ids"
+    identifiers = source.identifiers()
+    if not identifiers:
         plan.problems.append(
             Problem(
-                (*location, "bucket_ids"),
-                "source.bucket_ids is required: one or more bucket ids or names.",
+                ("body", "source", name),
+                f"source.{name} is required: one or more {kind} ids or names.",
                 "missing",
             )
         )
+        return BucketSchema(properties={})
+    if kind == "bucket":
+        rows = [buckets.find(connection, namespace_id, identifier) for identifier in identifiers]
+    else:
+        rows = _feeding(connection, namespace_id, request, plan)
+    ids = list(dict.fromkeys(row[f"{kind}_id"] for row in rows))
+    plan.source = {"type": kind, name: ids}
+    if kind == "collection":
+        roots = [b for row in rows for b in _root_buckets(row["source"])]
+        plan.source["inherited_bucket_ids"] = list(dict.fromkeys(roots))
+    if wanted is not None:
+        plan.source["source_filters"] = {"filters": _logical(filters.to_json(wanted))}
+    schemas = [
+        (row[f"{kind}_name"], row["bucket_schema" if kind == "bucket" else "output_schema"]) for row in rows
+    ]
+    return _united(schemas, ("body", "source", name), kind, plan.problems)
+
+
+def _united(
+    schemas: Iterable[tuple[str, JsonObject]], location: Location, kind: str, problems: list[Problem]
+) -> BucketSchema:
+    """Return the properties of all schemas, each given with its source's name; one name has one type."""
     properties: dict[str, SchemaField] = {}
-    for identifier in wanted:
-        row = buckets.find(connection, namespace_id, identifier)
-        if row["bucket_id"] in plan.bucket_ids:
-            continue
-        plan.bucket_ids.append(row["bucket_id"])
-        for name, declared in BucketSchema.model_validate(row["bucket_schema"]).properties.items():
+    for source_name, schema in schemas:
+        for name, declared in BucketSchema.model_validate(schema).properties.items():
             known = properties.setdefault(name, declared)
             if known.type != declared.type:
-                plan.problems.append(
+                problems.append(
                     Problem(
-                        (*location, "bucket_ids"),
-                        f"Property {quote(name)} is {known.type.value} in one source bucket and "
-                        f"{declared.type.value} in {quote(row['bucket_name'])}. Make a collection for each.",
+                        location,
+                        f"Property {quote(name)} is {known.type.value} in one source {kind} and "
+                        f"{declared.type.value} in {quote(source_name)}. Make a collection for each.",
                         "schemas_differ",
                     )
                 )
     return BucketSchema(properties=properties)
+
+
+def _feeding(
+    connection: Connection, namespace_id: str, request: CreateCollectionRequest, plan: _Plan
+) -> list[RowMapping]:
+    """Return the collections that feed the new one. A circle and a chain that is too long are problems."""
+    location: Location = ("body", "source", "collection_ids")
+    own = names.clean(request.collection_name)
+    rows = []
+    for identifier in request.source.identifiers():
+        if names.clean(identifier) == own and _id_of_name(connection, namespace_id, own) is None:
+            message = (
+                f"Collection {quote(own)} would read itself. Name other collections; what a collection makes cannot be "
+                "what it reads, not by way of others either."
+            )
+            plan.problems.append(Problem(location, message, "cycle"))
+            continue
+        rows.append(find(connection, namespace_id, identifier))
+    reads = tiers.fed_by_collections(connection, namespace_id, disabled_too=True)
+    longest = max((_tiers_below(reads, row["collection_id"]) for row in rows), default=0)
+    if longest >= tiers.MAX_TIERS:
+        message = (
+            f"The collection would be in tier {longest}; chains of at most {tiers.MAX_TIERS} collections are allowed. "
+            "Read a collection nearer to the buckets."
+        )
+        plan.problems.append(Problem(location, message, "too_many_tiers"))
+    return rows
+
+
+def _tiers_below(reads: Mapping[str, Sequence[str]], collection_id: str) -> int:
+    """Return in how many tiers a collection and all that feeds it stand."""
+    below: set[str] = set()
+    waiting = [collection_id]
+    while waiting:
+        new = waiting.pop()
+        if new not in below:
+            below.add(new)
+            waiting += reads.get(new, ())
+    within = {c: [f for f in feeding if f in below] for c, feeding in reads.items() if c in below}
+    return len(tiers.sort(within, [c for c in below if c not in within]))
+
+
+def _root_buckets(source: Mapping[str, Any]) -> list[str]:
+    return list(source.get("inherited_bucket_ids") or source.get("bucket_ids") or ())
+
+
+def parse_source_filters(given: JsonObject | None, location: Location) -> filters.Filter | None:
+    """Parse source filters: a filter, or one under the key ``filters``. Raises `ValidationError`."""
+    if given is not None and set(given) <= {"filters"}:
+        return filters.parse(given.get("filters"), location=(*location, "filters"))
+    return filters.parse(given, location=location)
+
+
+def _logical(filter: JsonObject) -> JsonObject:
+    """Return a filter as one with a logical root: the clients read no other."""
+    return filter if filter.keys() & {"AND", "OR", "NOT"} else {"AND": [filter]}
 
 
 def _registered(
@@ -508,7 +652,12 @@ def _outputs(
 
 
 def _mappings(
-    implementation: Extractor, schema: BucketSchema, config: FeatureExtractorConfig, problems: list[Problem]
+    implementation: Extractor,
+    schema: BucketSchema,
+    config: FeatureExtractorConfig,
+    problems: list[Problem],
+    *,
+    is_fed: bool,
 ) -> dict[str, str] | list[JsonObject] | None:
     """Check the input mappings, or find them when there are none: each input takes the one property that fits."""
     given = config.input_mappings
@@ -521,7 +670,7 @@ def _mappings(
         else [((*location, number), item) for number, item in enumerate(given)]
     )
     for place, mapping in entries:
-        problems += _mapping_problems(implementation, schema, mapping, place)
+        problems += _mapping_problems(implementation, schema, mapping, place, is_fed=is_fed)
     if isinstance(given, dict):
         return given
     return [item.model_dump(mode="json") for item in given]
@@ -558,7 +707,7 @@ def _found_mappings(
         problems.append(
             Problem(
                 (*_EXTRACTOR, "input_mappings"),
-                f"None of the bucket's properties ({_described(schema)}) fits an input of "
+                f"None of the source's properties ({_described(schema)}) fits an input of "
                 f"{implementation.name}: {wanted}.",
                 "no_input",
             )
@@ -568,7 +717,12 @@ def _found_mappings(
 
 
 def _mapping_problems(
-    implementation: Extractor, schema: BucketSchema, mapping: InputMapping, location: Location
+    implementation: Extractor,
+    schema: BucketSchema,
+    mapping: InputMapping,
+    location: Location,
+    *,
+    is_fed: bool,
 ) -> list[Problem]:
     key, inputs = mapping.input_key, implementation.inputs
     if inputs and key not in inputs:
@@ -604,11 +758,13 @@ def _mapping_problems(
         return [
             Problem(
                 location,
-                f"Input {quote(key)}: {quote(mapping.path)} is not a path. Name one of the bucket's properties "
+                f"Input {quote(key)}: {quote(mapping.path)} is not a path. Name one of the source's properties "
                 f"({_described(schema)}), or metadata.<field>.",
                 "path",
             )
         ]
+    if is_fed and _is_link(schema, path):
+        return []
     return _path_problems(schema, key, types, path, location)
 
 
@@ -628,12 +784,18 @@ def _path_problems(
         return [
             Problem(
                 location,
-                f"Input {quote(key)}: the bucket's schema has no property {quote(path)}; its properties are: "
+                f"Input {quote(key)}: the source's schema has no property {quote(path)}; its properties are: "
                 f"{_described(schema)}. Fields outside the schema are named metadata.<field>.",
                 "unknown_property",
             )
         ]
     return [Problem(location, f"Input {quote(key)} takes {', '.join(types)}, but {wrong}.", "input_type")]
+
+
+def _is_link(schema: BucketSchema, path: str) -> bool:
+    """Say whether a field of a document may link to a file that an extractor made, such as ``thumbnail_url``."""
+    declared = _declared(schema, path)
+    return declared is not None and declared.type is FieldType.STRING and path.endswith("_url")
 
 
 def _takes(types: Sequence[str], given: FieldType) -> bool:
@@ -687,7 +849,8 @@ def _passthrough(
         target = item.target_path or path.rsplit(".", 1)[-1]
         root = target.split(".")[0]
         ours = root in _SYSTEM_FIELDS or root.startswith("_")
-        written = "the system" if ours else "the extractor" if root in outputs.fields else None
+        made = root in outputs.fields or (root == locators.FIELD and bool(outputs.fields))
+        written = "the system" if ours else "the extractor" if made else None
         if written and item.target_path is None and path.split(".")[0] != root:
             target, written = path, None
         if written or not all(target.split(".")) or "[" in target:
@@ -736,6 +899,9 @@ def _output_schema(
         )
     for name, output in outputs.fields.items():
         properties[name] = {"type": output.type, "description": output.description}
+    if outputs.fields:
+        where = "Where in its source the document lies: a time, a page, a range of characters or a region."
+        properties[locators.FIELD] = {"type": "object", "description": where}
     return {"properties": properties}
 
 
@@ -788,6 +954,8 @@ def _answer(
         namespace_id=row["namespace_id"],
         description=row["description"],
         source=SourceAnswer.model_validate(row["source"]),
+        schema_version=row["schema_version"],
+        last_schema_sync=row["schema_synced_at"],
         feature_extractor=FeatureExtractorAnswer(
             feature_extractor_name=config["feature_extractor_name"],
             version=config["version"],
@@ -833,7 +1001,7 @@ def vector_indexes(
         ),
         f"{name}@{version}",
     )
-    return [
+    dense = [
         CollectionVectorIndex(
             name=vector.name,
             feature_uri=f"mixpeek://{spelled}/{vector.inference_name}",
@@ -850,6 +1018,27 @@ def vector_indexes(
         )
         for vector in outputs.vectors
     ]
+    kept = {words.name for words in SparseText.all_of(place["sparse_vectors"])}
+    sparse = [
+        CollectionVectorIndex(
+            name=words.name,
+            feature_uri=f"mixpeek://{spelled}/{words.inference_name}",
+            description=words.description,
+            index=VectorIndex(
+                name=words.name,
+                description=words.description,
+                dimensions=None,
+                type="sparse",
+                distance="dot",
+                supported_inputs=["text"],
+                inference_name=words.inference_name,
+                inference_service_id=f"qdrant/{words.inference_name}",
+            ),
+        )
+        for words in outputs.sparse
+        if words.name in kept
+    ]
+    return [*dense, *sparse]
 
 
 def _long(vector: VectorOutput) -> str:

@@ -5,13 +5,23 @@ A document's payload is one flat dictionary; `present` turns it into the shape t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import collections, content, links, log, namespaces
+from tessera import (
+    collections,
+    content,
+    derivation,
+    events,
+    links,
+    locators,
+    log,
+    namespaces,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import document_edits, sources
 from tessera.errors import BadRequestError, NotFoundError, quote
@@ -57,9 +67,11 @@ def present(
 
     User fields and extractor outputs stand at the root, system fields in `_internal`. Every value
     ``blob://…`` of this namespace becomes a URL that is good for an hour; with `return_urls` the list
-    `document_blobs` names it as `presigned_url` too. `vectors` are given as lists under `vectors`,
+    `document_blobs` names it as `presigned_url` too. The URL of the file that the document comes from has a
+    fragment that leads to the document's place in it. `vectors` are given as lists under `vectors`,
     `vector_names` sorted under `_vectors`. `select` are the paths to keep beside the ids.
     """
+    place = locators.locator_of(payload)
     system = {name: payload[name] for name in _SHOWN_SYSTEM_FIELDS if name in payload}
     fields = {
         name: value
@@ -68,6 +80,9 @@ def present(
     }
     blobs: list[JsonObject] = []
     fields = {name: _signed(wh, namespace_id, name, value, blobs) for name, value in fields.items()}
+    if place is not None:
+        fields.setdefault(locators.FIELD, place.to_json())
+        _lead_to(place, fields, blobs)
     if select:
         fields = _selected(fields, select)
     if return_urls:
@@ -85,12 +100,7 @@ def present(
             "collection_id": payload["collection_id"],
             "created_at": payload.get("created_at"),
             "updated_at": payload.get("updated_at"),
-            "lineage": {
-                "root_object_id": payload.get("root_object_id"),
-                "root_bucket_id": payload.get("root_bucket_id"),
-                "source_type": "bucket",
-                "source_object_id": payload.get("source_object_id"),
-            },
+            "lineage": lineage(payload),
         },
     }
     if vectors is not None:
@@ -98,6 +108,21 @@ def present(
     if vector_names is not None:
         answer["_vectors"] = sorted(vector_names)
     return answer
+
+
+def lineage(payload: Mapping[str, Any]) -> JsonObject:
+    """Return where a document comes from: its root object, what it was made of, and every step in between."""
+    known = derivation.lineage_of(payload)
+    return {
+        "root_object_id": payload.get("root_object_id"),
+        "root_bucket_id": payload.get("root_bucket_id"),
+        "source_type": known.get("source_type") or "bucket",
+        "source_object_id": payload.get("source_object_id"),
+        "source_document_id": known.get("source_document_id"),
+        "source_collection_id": known.get("source_collection_id"),
+        "path": known.get("path"),
+        "chain": known.get("chain"),
+    }
 
 
 def _signed(wh: Warehouse, namespace_id: str, path: str, value: Any, blobs: list[JsonObject]) -> Any:
@@ -117,12 +142,23 @@ def _signed(wh: Warehouse, namespace_id: str, path: str, value: Any, blobs: list
     return value
 
 
+def _lead_to(place: locators.Locator, fields: JsonObject, blobs: list[JsonObject]) -> None:
+    """Add the fragment of `place` to the URLs of the file that it is a place in."""
+    fragment = locators.fragment(place)
+    for name in locators.source_fields(place):
+        for blob in blobs:
+            if blob["field"] == name and fragment:
+                blob["url"] = fields[name] = f"{blob['url']}#{fragment}"
+
+
 def _role_and_type(wh: Warehouse, path: str, value: str) -> JsonObject:
     name = path.rsplit(".", 1)[-1]
     role = "thumbnail" if "thumbnail" in name else "source" if name.startswith("source_") else "artifact"
     if role == "thumbnail":
         return {"role": role, "type": "image"}
     kind = next((kind for kind in ("video", "image", "audio", "pdf") if kind in name), None)
+    if name == locators.source_field("text"):
+        kind = "text"
     return {"role": role, "type": kind or _kind_of_file(wh, value.removeprefix(links.SCHEME))}
 
 
@@ -193,7 +229,7 @@ def get(
 def delete(
     wh: Warehouse, principal: Principal, namespace: str, collection: str, document_id: str
 ) -> GenericDeleteResponse:
-    """Delete a document. Durable, and no longer findable, when it returns.
+    """Delete a document and what was derived from it. Durable, and no longer findable, when it returns.
 
     Its object stays, and brings it back when it is processed again.
     """
@@ -278,7 +314,7 @@ def all_found(wh: Warehouse, namespace_id: str, within: Filter) -> Iterator[tupl
 
 def with_source(hit: Hit) -> tuple[str, str]:
     """Return (document id, source id) of a document."""
-    return hit.document_id, str(hit.payload.get("source_object_id") or own_source(hit.document_id))
+    return hit.document_id, derivation.source_of(hit.document_id, hit.payload)
 
 
 def _remove(
@@ -293,18 +329,13 @@ def _remove(
         return
     with wh.db.write() as connection:
         namespaces.resolve(connection, principal, namespace_id)
+        log.hold(connection, namespace_id)
         for start in range(0, len(found), _DELETE_PAGE):
             _forget(connection, sources.c.collection_id == collection_id, found[start : start + _DELETE_PAGE])
-        seq = log.append_edit(connection, namespace_id, deletes=[document_id for document_id, _ in found])
+        gone = [document_id for document_id, _ in found]
+        gone += derivation.forget(connection, namespace_id, gone)
+        seq = log.append_edit(connection, namespace_id, deletes=gone)
     wh.views.apply(namespace_id, seq)
-
-
-def own_source(document_id: str) -> str:
-    """Return the source id of a document that was sent ready-made: it is a source of its own.
-
-    The colon keeps it apart from the ids of objects, whatever the user calls the document.
-    """
-    return f"ready:{document_id}"
 
 
 def forget(connection: Connection, namespace_id: str, found: Sequence[tuple[str, str]]) -> None:
@@ -320,10 +351,11 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     """
     gone = {document_id for document_id, _ in found}
     known = connection.execute(
-        sa.select(sources.c.collection_id, sources.c.source_id, sources.c.document_ids).where(
+        sa.select(sources).where(
             within,
             sources.c.source_id.in_(
-                {source_id for _, source_id in found} | {own_source(document_id) for document_id in gone}
+                {source_id for _, source_id in found}
+                | {derivation.own_source(document_id) for document_id in gone}
             ),
         )
     ).all()
@@ -353,6 +385,11 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     none = [key for key in keys if not key["b_left"]]
     if none:
         connection.execute(sa.delete(sources).where(this), none)
+    went = Counter(
+        (row.namespace_id, row.collection_id) for row in known for d in row.document_ids if d in gone
+    )
+    for place, count in went.items():
+        events.documents_written(connection, *place, deleted=count)
 
 
 # --- what others need too ------------------------------------------------------------------------------

@@ -34,7 +34,10 @@ from tessera import (
     artifact,
     audit,
     compaction,
+    derivation,
     documents,
+    events,
+    exports,
     failpoints,
     links,
     log,
@@ -104,6 +107,8 @@ _COUNTS = (
 def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequest) -> TaskResponse:
     """Remove documents from search for good, and return the task that erases what is left of them.
 
+    What was derived from them, in every tier, is erased with them.
+
     When this returns they are durably deleted and no longer findable. Can be repeated. Raises
     `BadRequestError` unless exactly one way of naming them was used.
     """
@@ -125,16 +130,17 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
         found = list(documents.all_found(wh, namespace_id, wanted))
     elif body.document_ids is not None:
         found = documents.sources_of(wh, namespace_id, body.document_ids)
+    object_ids = set(body.object_ids or ())
+    if body.include_objects:
+        object_ids |= _objects_of(wh, namespace_id, found)
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
+        log.hold(connection, namespace_id)
         document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
-        object_ids = set(body.object_ids or ())
-        if body.include_objects:
-            # What was sent ready-made is its own source, which no object is.
-            object_ids |= {source for document, source in found if source != documents.own_source(document)}
         documents.forget(connection, namespace_id, found)
         blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
         document_ids |= more
+        document_ids.update(derivation.forget(connection, namespace_id, document_ids))
         task_id, seq = _record(
             connection,
             principal,
@@ -143,7 +149,13 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
                 "document_ids": sorted(document_ids),
                 "object_ids": sorted(object_ids),
                 # Whose error texts may quote them.
-                "source_ids": sorted(object_ids | {object_id for _, object_id in found}),
+                "source_ids": sorted(
+                    {
+                        *object_ids,
+                        *(source_id for _, source_id in found),
+                        *map(derivation.document_source, document_ids),
+                    }
+                ),
                 "blob_keys": sorted(blob_keys),
             },
         )
@@ -153,8 +165,28 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     except QdrantError as error:
         # The log has the deletion, and a view answers nothing before it has the log.
         logger.warning("deletion %d of %s waits for its view: %s", seq, namespace_id, error.message)
+    wh.results.forget(namespace_id)
     wh.jobs.wake()
     return answer
+
+
+def _objects_of(wh: Warehouse, namespace_id: str, found: Sequence[tuple[str, str]]) -> set[str]:
+    """Return the objects at the root of documents, given as (document id, source id)."""
+    roots: set[str] = set()
+    derived: list[str] = []
+    for document_id, source_id in found:
+        if derivation.document_of(source_id) is not None:
+            derived.append(document_id)
+        elif source_id != derivation.own_source(document_id):
+            # What was sent ready-made is its own source, which no object is.
+            roots.add(source_id)
+    for ids in _slices(derived):
+        roots.update(
+            str(root)
+            for hit in wh.views.get(namespace_id, ids)
+            if (root := hit.payload.get("root_object_id"))
+        )
+    return roots
 
 
 def _take_objects(
@@ -165,9 +197,10 @@ def _take_objects(
     document_ids: set[str] = set()
     for ids in _slices(object_ids):
         mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
-        for blobs in connection.execute(sa.select(object_rows.c.blobs).where(mine)).scalars():
+        for row in connection.execute(sa.select(object_rows).where(mine)).mappings().all():
+            events.object_changed(connection, "deleted", row)
             # A short text stands in the row, and was a file all the same when it was uploaded.
-            hashes = {blob["details"]["hash"] for blob in blobs} - {None}
+            hashes = {blob["details"]["hash"] for blob in row["blobs"]} - {None}
             blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
@@ -574,6 +607,8 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
+    if (waits_for := exports.remove_all(wh, work.namespace_id)) is not None:
+        return waits_for
     asked_at = datetime.fromisoformat(work.created_at).timestamp()
     if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):
         return "documents that are being stored"

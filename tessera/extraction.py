@@ -46,13 +46,18 @@ class InputRef:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRow:
-    """One source to extract: its inputs, the fields passed through, and the system fields of its documents."""
+    """One source to extract: its inputs, the fields passed through, and the system fields of its documents.
+
+    `object_id` is the source's id: an object's, or ``document:<id>``. `object_version` is the object's version, or
+    the log's position at which the document was read. `lineage` says how the source came about, up to itself.
+    """
 
     object_id: str
     object_version: int
     inputs: Mapping[str, InputRef]
     passthrough: Mapping[str, Any]
     system: Mapping[str, Any]
+    lineage: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +264,20 @@ def _document(job: ChunkJob, row: ChunkRow, feature: Feature, blobs: Blobs) -> D
         for name, (data, _mime_type) in feature.files.items()
     }
     place = {locators.FIELD: feature.locator.to_json()} if feature.locator is not None else {}
+    sources = {
+        locators.source_field(name): f"blob://{ref.blob_key}"
+        for name, ref in row.inputs.items()
+        if ref.blob_key is not None
+    }
     at = now()
     payload = {
         **row.passthrough,
+        **sources,
         **feature.fields,
         **files,
         **place,
         **row.system,
+        "_internal": {"lineage": _lineage(job, row, identifier, at)},
         "document_id": identifier,
         "collection_id": job.collection_id,
         "created_at": at,
@@ -273,3 +285,19 @@ def _document(job: ChunkJob, row: ChunkRow, feature: Feature, blobs: Blobs) -> D
     }
     vectors = {name: np.asarray(vector, dtype=np.float32) for name, vector in feature.vectors.items()}
     return Document(identifier, payload, vectors)
+
+
+def _lineage(job: ChunkJob, row: ChunkRow, identifier: str, at: str) -> dict[str, Any]:
+    """Return the lineage of a document: its source's, and this step."""
+    step = {
+        "collection_id": job.collection_id,
+        "feature_extractor_id": f"{job.extractor_name}_{job.extractor_version}",
+        "document_id": identifier,
+        "timestamp": at,
+    }
+    path = row.lineage.get("path")
+    return {
+        **row.lineage,
+        "path": f"{path}/{job.collection_id}" if path else job.collection_id,
+        "chain": [*row.lineage.get("chain", ()), step],
+    }

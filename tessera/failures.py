@@ -12,12 +12,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import batches, buckets, causes, listing, namespaces
+from tessera import batches, buckets, causes, derivation, listing, namespaces, tiers
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import batch_rows, objects
 from tessera.db.tables import batches as batch_table
 from tessera.db.tables import failures as entries
 from tessera.errors import ConflictError, NotFoundError
+from tessera.models.batches import Tier
 from tessera.models.failures import (
     Failure,
     FailureDetail,
@@ -113,7 +114,7 @@ def retry(
             ]
         if not started:
             raise ConflictError(
-                f"There is nothing to retry. {skipped[0].reason if skipped else _nothing(request)}",
+                f"There is nothing to retry. {skipped[0].reason if skipped else _nothing(connection, wanted, request)}",
                 details={"skipped": [item.model_dump() for item in skipped[:_SHOWN]]},
             )
     wh.jobs.wake()
@@ -155,6 +156,7 @@ def _query() -> sa.Select[Any]:
         batch_rows.c.due_at,
         batch_table.c.bucket_id,
         batch_table.c.status.label("batch_status"),
+        batch_table.c.tiers,
         objects.c.blobs,
     ).select_from(_joined())
 
@@ -163,10 +165,13 @@ def _wanted(namespace_id: str, request: FailureFilter) -> sa.ColumnElement[bool]
     wanted: sa.ColumnElement[bool] = entries.c.namespace_id == namespace_id
     if request.cause:
         wanted &= entries.c.cause.in_(request.cause)
-    for name in ("collection_id", "batch_id", "object_id"):
+    for name in ("collection_id", "batch_id"):
         value = getattr(request, name)
         if value is not None:
             wanted &= entries.c[name] == value
+    if request.object_id is not None:
+        named = [request.object_id, derivation.document_source(request.object_id)]
+        wanted &= entries.c.object_id.in_(named)
     return wanted
 
 
@@ -185,9 +190,14 @@ def _state(status: str) -> FailureState:
 def _fields(row: RowMapping) -> dict[str, Any]:
     kind = causes.known(row["kind"])
     names = ("failure_id", "kind", "stage", "message", "failed_at", "attempts", "retry_count")
-    places = ("bucket_id", "batch_id", "collection_id", "object_id")
+    places = ("bucket_id", "batch_id", "collection_id")
     return {
         **{name: row[name] for name in (*names, *places)},
+        "object_id": derivation.plain_id(row["object_id"]),
+        "document_id": derivation.document_of(row["object_id"]),
+        "tier_num": tiers.number_of(
+            [Tier.model_validate(tier) for tier in row["tiers"] or ()], row["collection_id"]
+        ),
         "state": _state(row["row_status"]),
         "cause": kind.cause,
         "next_step": kind.next_step,
@@ -273,7 +283,14 @@ def _restart(
     return RetriedBatch(batch_id=batch_id, bucket_id=bucket_id, task_id=task_id, retried_count=retried)
 
 
-def _nothing(request: RetryFailuresRequest) -> str:
+def _nothing(connection: Connection, wanted: sa.ColumnElement[bool], request: RetryFailuresRequest) -> str:
+    waiting = connection.execute(
+        sa.select(sa.func.count())
+        .select_from(_joined())
+        .where(sa.and_(wanted, _in_state(FailureState.WAITING)))
+    ).scalar_one()
+    if waiting:
+        return f"{waiting} row(s) are to be tried again already; wait for their batches to end."
     if request.retry_mode == "transient_only":
         return "Nothing fails that a plain retry can help. Send retry_mode 'all' to try everything again."
     return "Nothing fails."

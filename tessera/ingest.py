@@ -12,27 +12,38 @@ import contextlib
 import hashlib
 import logging
 import os
-import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, batch_logs, causes, document_edits, failpoints, log, mirroring
+from tessera import (
+    artifact,
+    batch_logs,
+    causes,
+    derivation,
+    document_edits,
+    events,
+    failpoints,
+    filters,
+    links,
+    log,
+    mirroring,
+    row_failures,
+    tiers,
+)
 from tessera.context import Warehouse
-from tessera.db.engine import insert_or_replace, now
+from tessera.db.engine import insert_missing, insert_or_replace, now
 from tessera.db.tables import (
     batch_rows,
     batches,
     collections,
-    failures,
     log_entries,
     namespaces,
     objects,
@@ -52,30 +63,41 @@ from tessera.extraction import (
     write_documents,
 )
 from tessera.filters import values_at
-from tessera.ids import failure_id
-from tessera.objects import is_missing
-from tessera.ports import HERE, Compute, DenseVector, Failed
+from tessera.models.batches import Tier
+from tessera.models.tasks import FINISHED, TaskStatus
+from tessera.objects import is_missing, searchable
+from tessera.plan import PROTECTED_FIELDS
+from tessera.ports import HERE, HIDDEN_FIELDS, Compute, DenseVector, Failed
 from tessera.progress import Meter
 
 logger = logging.getLogger("tessera.ingest")
+
+#: A source to process: an object's row, or what `_pending_documents` makes of a document, with what is known of its
+#: own documents from before.
+Row = Mapping[Any, Any]
 
 #: A chunk closes at either bound, so that a kill costs little and progress is seen.
 CHUNK_ROWS = 64
 CHUNK_BYTES = 8 * 2**20
 #: Rows that are planned and held in memory at once; a batch may be much larger.
 WINDOW_ROWS = 1024
+#: In one transaction the documents of so many sources at most become rows of the next tier, and about so many rows.
+PLAN_SOURCES = 1000
+PLAN_ROWS = 10_000
+#: A document that changes while it is processed is read again, but not for ever.
+MAX_REREADS = 3
 #: Progress is counted at most so often, and takes at most a hundredth of the time.
 PROGRESS_INTERVAL_S = 0.5
-#: The batch itself tries a row again that could not be fetched: after this, and four times as long every time.
-RETRY_PAUSE_S = 1.0
-#: Of a row's failures so many are kept, the last ones.
-MAX_HISTORY = 50
 #: A batch under which so many servers ended in a row, without a chunk done in between, is given up.
 MAX_CRASHES = 3
 
 
 class Superseded(Exception):
     """The batch was cancelled, retried or deleted while we worked on it; nothing of ours counts any more."""
+
+
+class _Outdated(Exception):
+    """What users changed by hand of the documents is not what an artifact holds of it."""
 
 
 class _CollectionGone(Exception):
@@ -109,6 +131,16 @@ class Stop:
 
 
 @dataclass(slots=True)
+class _Watch:
+    """Which documents the log has changed since the rows at hand were read, looked at up to entry `seen`."""
+
+    seen: int
+    changed: set[str] = field(default_factory=set)
+    #: There is no telling: entries were folded meanwhile.
+    is_lost: bool = False
+
+
+@dataclass(slots=True)
 class _Pace:
     """When progress may be counted again: counting reads every row of the batch."""
 
@@ -120,6 +152,12 @@ class _Pace:
     crashes: int = 0
     #: So many chunks are still to be done one by one.
     wary_chunks: int = 0
+    #: What has changed under the documents that are being processed.
+    watch: _Watch = field(default_factory=lambda: _Watch(0))
+    #: Of the tier that runs; `meter` is that of the whole batch.
+    tier_meter: Meter = field(default_factory=Meter)
+    #: How often each source had to be read again.
+    rereads: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +171,8 @@ class _Attempt:
     internal_id: str
     bucket_id: str
     task_id: str | None
-    collection_ids: tuple[str, ...]
+    #: As the batch's row has them; only the attempt that holds the batch writes them.
+    tiers: list[Tier]
     vectors: tuple[DenseVector, ...]
     #: What the namespace fixed when it was made: parameters by extractor name, model id by vector name.
     locked: Mapping[str, Mapping[str, Any]]
@@ -161,13 +200,9 @@ def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     if attempt is None:
         return
     try:
-        is_due = True
-        while is_due and not stop.is_set():
-            _fetch(wh, attempt, stop)
-            for collection_id in attempt.collection_ids:
-                if not stop.is_set():
-                    _run_collection(wh, attempt, collection_id, stop)
-            is_due = _await_due(wh, attempt, stop)
+        for number in range(len(attempt.tiers)):
+            if not stop.is_set():
+                _run_tier(wh, attempt, number, stop)
         if stop.is_set():
             if not release(wh, claim):
                 raise Superseded
@@ -212,18 +247,24 @@ def fail_batch(wh: Warehouse, batch_id: str, message: str, *, attempt: int | Non
     """End a batch that cannot go on as FAILED, unless `attempt` is over; rows that are done stay done."""
     mine = sa.true() if attempt is None else batches.c.attempt == attempt
     with wh.db.write() as connection:
-        row = connection.execute(
-            sa.update(batches)
-            .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]), mine)
-            .values(status="FAILED", holder=None, error=message, updated_at=now())
-            .returning(batches.c.task_id, batches.c.namespace_id)
-        ).one_or_none()
-        if row is not None:
-            batch_logs.write(connection, batch_id, row.namespace_id, f"FAILED: {message}", level="error")
-        if row is not None and row.task_id:
+        row = (
+            connection.execute(
+                sa.update(batches)
+                .where(batches.c.batch_id == batch_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"]), mine)
+                .values(status="FAILED", holder=None, error=message, updated_at=now())
+                .returning(*batches.c)
+            )
+            .mappings()
+            .one_or_none()
+        )
+        if row is None:
+            return
+        batch_logs.write(connection, batch_id, row["namespace_id"], f"FAILED: {message}", level="error")
+        tiers.end_open(connection, row, TaskStatus.FAILED, message)
+        if row["task_id"]:
             connection.execute(
                 sa.update(tasks)
-                .where(tasks.c.task_id == row.task_id)
+                .where(tasks.c.task_id == row["task_id"])
                 .values(status="FAILED", error=message, updated_at=now())
             )
 
@@ -266,7 +307,7 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         place.internal_id,
         row["bucket_id"],
         row["task_id"],
-        tuple(row["collection_ids"]),
+        tiers.of(row),
         tuple(DenseVector(**vector) for vector in place.vectors),
         {entry["feature_extractor_name"]: entry.get("params") or {} for entry in place.feature_extractors},
         place.vector_inference_map,
@@ -280,11 +321,21 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
     if attempt.number > 1:
         _sweep(wh, attempt)
-    where = "on a Ray cluster" if compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    return attempt if _log_begin(wh, attempt) else None
+
+
+def _log_begin(wh: Warehouse, attempt: _Attempt) -> bool:
+    """Write into the batch's log that an attempt begins; False when the batch was cancelled or deleted by now."""
+    where = "on a Ray cluster" if attempt.compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    count = sum(len(tier.collection_ids) for tier in attempt.tiers)
+    message = f"Attempt {attempt.number} begins: {count} collection(s), extracted {where}."
     with wh.db.write() as connection:
-        message = f"Attempt {attempt.number} begins: {len(attempt.collection_ids)} collection(s), extracted {where}."
+        try:
+            _check_attempt(connection, attempt)
+        except Superseded:
+            return False
         batch_logs.write(connection, attempt.batch_id, attempt.namespace_id, message)
-    return attempt
+    return True
 
 
 def _compute(
@@ -379,9 +430,9 @@ def _with_content(
     wh: Warehouse,
     attempt: _Attempt,
     collection_id: str,
-    rows: Sequence[RowMapping],
+    rows: Sequence[Row],
     stop: Stop,
-) -> Sequence[RowMapping]:
+) -> Sequence[Row]:
     """Return those of `rows` whose content is ours: all, unless objects got a new URL since it was fetched.
 
     Those are fetched now; what a user changes faster than that ends as failed, for a retry when it is over.
@@ -398,7 +449,7 @@ def _with_content(
     return [row for row in fresh if not _lacks_content(row)]
 
 
-def _lacks_content(row: RowMapping) -> bool:
+def _lacks_content(row: Row) -> bool:
     return any(is_missing(blob) for blob in row["blobs"])
 
 
@@ -414,34 +465,193 @@ def _fail_object(wh: Warehouse, attempt: _Attempt, failure: mirroring.Failure) -
 
 def _await_due(wh: Warehouse, attempt: _Attempt, stop: Stop) -> bool:
     """Wait until rows that failed are due to be tried again, and free them; False when there are none."""
-    mine = sa.and_(
-        batch_rows.c.batch_id == attempt.batch_id,
-        batch_rows.c.status == "PENDING",
-        batch_rows.c.due_at.is_not(None),
-    )
     while not stop.is_set():
-        with wh.db.read() as connection:
+        with wh.db.write() as connection:
             _check_attempt(connection, attempt)
-            first = connection.execute(sa.select(sa.func.min(batch_rows.c.due_at)).where(mine)).scalar()
-        if first is None:
-            return False
-        wait_s = (datetime.fromisoformat(first) - datetime.now(UTC)).total_seconds()
-        if wait_s <= 0:
-            # Those that are due a moment later go with them.
-            until = _in(RETRY_PAUSE_S)
-            with wh.db.write() as connection:
-                _check_attempt(connection, attempt)
-                connection.execute(
-                    sa.update(batch_rows).where(mine, batch_rows.c.due_at <= until).values(due_at=None)
-                )
-            return True
+            wait_s = row_failures.free_due(connection, attempt.batch_id)
+        if wait_s is None or wait_s <= 0:
+            return wait_s is not None
         stop.park.wait(min(wait_s, 1.0))
     return False
 
 
-def _in(seconds: float) -> str:
-    """Return the time in so many seconds, as the database holds it."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+# --- tiers -------------------------------------------------------------------------------------------
+
+
+def _run_tier(wh: Warehouse, attempt: _Attempt, number: int, stop: Stop) -> None:
+    """Bring one tier to its end, or to where `stop` ends it; one that has ended is passed over.
+
+    What it made is findable when it has ended: the next tier reads it.
+    """
+    tier = attempt.tiers[number]
+    if tier.status in FINISHED:
+        return
+    if tier.status != TaskStatus.IN_PROGRESS:
+        begun = {
+            "status": TaskStatus.IN_PROGRESS,
+            "started_at": tier.started_at or now(),
+            "completed_at": None,
+        }
+        tier = _write_tier(wh, attempt, tier.model_copy(update=begun))
+    attempt.pace.tier_meter = Meter()
+    if not tier.is_planned:
+        _plan_tier(wh, attempt, tier, stop)
+        if stop.is_set():
+            return
+        tier = _write_tier(wh, attempt, tier.model_copy(update={"is_planned": True}))
+        failpoints.reach("tier.planned")
+    is_due = True
+    while is_due and not stop.is_set():
+        _fetch(wh, attempt, stop)
+        for collection_id in tier.collection_ids:
+            if not stop.is_set():
+                _run_collection(wh, attempt, collection_id, stop)
+        is_due = _await_due(wh, attempt, stop)
+    if stop.is_set():
+        return
+    wh.views.apply(attempt.namespace_id)
+    _end_tier(wh, attempt, tier)
+    failpoints.reach("tier.ended")
+
+
+def _plan_tier(wh: Warehouse, attempt: _Attempt, tier: Tier, stop: Stop) -> None:
+    """Make a row for each document that the batch has in the collections that feed the tier.
+
+    Can be repeated: rows that exist stay as they are.
+    """
+    with wh.db.read() as connection:
+        reads = tiers.fed_by_collections(connection, attempt.namespace_id, disabled_too=True)
+    before = {c for earlier in attempt.tiers[: tier.tier_num] for c in earlier.collection_ids}
+    for collection_id in tier.collection_ids:
+        for feeding in reads.get(collection_id, ()):
+            after = "" if feeding in before else None
+            while after is not None and not stop.is_set():
+                after = _plan_sources(wh, attempt, collection_id, feeding, after)
+
+
+def _plan_sources(
+    wh: Warehouse, attempt: _Attempt, collection_id: str, feeding: str, after: str
+) -> str | None:
+    """Make rows of `collection_id` for the documents of some sources of `feeding`; return where to go on."""
+    row_of_source = sa.and_(
+        sources.c.collection_id == batch_rows.c.collection_id, sources.c.source_id == batch_rows.c.object_id
+    )
+    with wh.db.write() as connection:
+        _check_attempt(connection, attempt)
+        page = connection.execute(
+            sa.select(sources.c.source_id, sources.c.document_ids)
+            .select_from(batch_rows.join(sources, row_of_source))
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                batch_rows.c.collection_id == feeding,
+                batch_rows.c.status == "COMPLETED",
+                batch_rows.c.object_id > after,
+            )
+            .order_by(batch_rows.c.object_id)
+            .limit(PLAN_SOURCES)
+        ).all()
+        made: list[dict[str, Any]] = []
+        last = None
+        for source in page:
+            ids = map(derivation.document_source, source.document_ids)
+            made += [row_of(attempt.batch_id, attempt.namespace_id, collection_id, item) for item in ids]
+            last = source.source_id
+            if len(made) >= PLAN_ROWS:
+                break
+        insert_missing(connection, batch_rows, made)
+    return last if len(made) >= PLAN_ROWS or len(page) == PLAN_SOURCES else None
+
+
+def row_of(
+    batch_id: str, namespace_id: str, collection_id: str, source_id: str, *, is_there: bool = True
+) -> dict[str, Any]:
+    """Return a row of a batch that is still to be done; one whose object is not there is not done at all."""
+    return {
+        "batch_id": batch_id,
+        "collection_id": collection_id,
+        "object_id": source_id,
+        "namespace_id": namespace_id,
+        "status": "PENDING" if is_there else "SKIPPED",
+        "error_kind": None if is_there else "superseded",
+        "error_message": None if is_there else "The object was deleted.",
+        "attempts": 0,
+        "documents": 0,
+        "updated_at": now(),
+    }
+
+
+def _end_tier(wh: Warehouse, attempt: _Attempt, tier: Tier) -> None:
+    """Write how a tier ended, and with its own task what became of its rows."""
+    mine = sa.and_(
+        batch_rows.c.batch_id == attempt.batch_id, batch_rows.c.collection_id.in_(tier.collection_ids)
+    )
+    with wh.db.read() as connection:
+        counts = _counts(connection, mine)
+        status, error = _outcome(connection, mine, counts)
+    ended = tier.model_copy(update={"status": status, "completed_at": now()})
+    _write_tier(wh, attempt, ended, error=error, counts=counts)
+
+
+def _write_tier(
+    wh: Warehouse,
+    attempt: _Attempt,
+    tier: Tier,
+    *,
+    error: str | None = None,
+    counts: Mapping[str, int] | None = None,
+) -> Tier:
+    """Write a tier into its batch, and its status into its task and the log unless it is the only one; return it.
+
+    `counts` are those of its rows, when it has ended.
+    """
+    with wh.db.write() as connection:
+        _check_attempt(connection, attempt)
+        written = [tier if known.tier_num == tier.tier_num else known for known in attempt.tiers]
+        connection.execute(
+            sa.update(batches)
+            .where(batches.c.batch_id == attempt.batch_id)
+            .values(tiers=tiers.stored(written)["tiers"], updated_at=now())
+        )
+        if tier.task_id is not None and tier.task_id != attempt.task_id:
+            this = tasks.c.task_id == tier.task_id
+            known = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar() or {}
+            told = {"stage": "extract"} if counts is None else {"stage": "done", **_told(counts)}
+            extra = {**known, **told, **_links(attempt.compute)}
+            connection.execute(
+                sa.update(tasks)
+                .where(this)
+                .values(status=tier.status, error=error, additional_data=extra, updated_at=now())
+            )
+            _log_tier(connection, attempt, tier, counts)
+    attempt.tiers[tier.tier_num] = tier
+    return tier
+
+
+def _log_tier(
+    connection: Connection, attempt: _Attempt, tier: Tier, counts: Mapping[str, int] | None
+) -> None:
+    """Add to the batch's log that a tier begins, has its rows, or has ended with so many of each status."""
+    if counts is not None:
+        done, failed = counts.get("COMPLETED", 0), counts.get("FAILED", 0)
+        message = (
+            f"Tier {tier.tier_num} {tier.status}: {done} row(s) done, {failed} failed, "
+            f"{counts.get('SKIPPED', 0)} skipped."
+        )
+    else:
+        what = "has its rows" if tier.is_planned else f"begins: {len(tier.collection_ids)} collection(s)"
+        message, failed = f"Tier {tier.tier_num} {what}.", 0
+    level: batch_logs.Level = "warning" if failed else "info"
+    batch_logs.write(
+        connection,
+        attempt.batch_id,
+        attempt.namespace_id,
+        message,
+        level=level,
+        tier_num=tier.tier_num,
+    )
+
+
+# --- rows --------------------------------------------------------------------------------------------
 
 
 def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: Stop) -> None:
@@ -455,12 +665,19 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
         _close_rows(wh, attempt, collection_id, "SKIPPED", "superseded", "The collection was deleted.")
         return
     plan_hash = _plan_hash(wh, attempt, collection)
+    is_fed = collection["source"]["type"] == "collection"
     try:
         while not stop.is_set():
-            rows = _pending(wh, attempt, collection_id)
+            rows = (
+                _pending_documents(wh, attempt, collection_id)
+                if is_fed
+                else _pending(wh, attempt, collection_id)
+            )
             if not rows:
                 break
-            rows = _with_content(wh, attempt, collection_id, rows, stop)
+            if not is_fed:
+                rows = _with_content(wh, attempt, collection_id, rows, stop)
+            rows = _let_through(wh, attempt, collection, rows)
             _run_chunks(wh, attempt, plan_hash, _jobs(wh, attempt, collection, rows, plan_hash), stop)
     except _CollectionGone:
         attempt.pace.litter = True
@@ -474,32 +691,32 @@ def _run_collection(wh: Warehouse, attempt: _Attempt, collection_id: str, stop: 
 def _run_chunks(
     wh: Warehouse, attempt: _Attempt, plan_hash: str, jobs: Sequence[ChunkJob], stop: Stop
 ) -> None:
-    """Extract and commit `jobs`; every row of them has ended when this returns, unless `stop` is set."""
-    again: list[ChunkJob] = []
-    for chunk, outcome in _map(wh, attempt, jobs, stop):
-        if stop.is_set() and isinstance(outcome, Failed):
-            return  # our workers were stopped under it: its rows are for the next server
-        if isinstance(outcome, Failed) and (len(chunk.rows) > 1 or outcome.retryable):
-            # One row took its neighbours down: each goes again alone, so that only the culprit fails.
-            attempt.pace.litter = True
-            again.extend(_alone(chunk))
-        else:
-            _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
-        if stop.is_set():
-            return
-    for tries_left in range(wh.settings.row_attempts - 1, -1, -1):
-        retry: list[ChunkJob] = []
-        for chunk, outcome in _map(wh, attempt, again, stop):
+    """Extract and commit `jobs`; every row of them has ended or is due later when it returns, unless `stop` is set."""
+    deaths: Counter[str] = Counter()
+    while jobs:
+        again: list[ChunkJob] = []
+        for chunk, outcome in _map(wh, attempt, jobs, stop):
             if stop.is_set() and isinstance(outcome, Failed):
-                return
-            if isinstance(outcome, Failed) and outcome.retryable and tries_left:
+                return  # our workers were stopped under it: its rows are for the next server
+            if isinstance(outcome, Failed) and len(chunk.rows) > 1:
+                # One row took its neighbours down: each goes again alone, so that only the culprit fails.
+                attempt.pace.litter = True
+                again.extend(_alone(chunk))
+            elif isinstance(outcome, Failed) and outcome.retryable and _may_go_again(wh, chunk, deaths):
+                attempt.pace.litter = True
                 _note_death(wh, attempt, chunk, outcome)
-                retry.append(chunk)
+                again.append(chunk)
             else:
                 _commit(wh, attempt, plan_hash, chunk, _settled(chunk, outcome))
             if stop.is_set():
                 return
-        again = retry
+        jobs = again
+
+
+def _may_go_again(wh: Warehouse, chunk: ChunkJob, deaths: Counter[str]) -> bool:
+    """Count one more worker that died under the only row of `chunk`; say whether the row is tried once more."""
+    deaths[chunk.rows[0].object_id] += 1
+    return deaths[chunk.rows[0].object_id] < wh.settings.row_attempts
 
 
 def _map(
@@ -558,7 +775,7 @@ def _jobs(
     wh: Warehouse,
     attempt: _Attempt,
     collection: RowMapping,
-    pending: Sequence[RowMapping],
+    pending: Sequence[Row],
     plan_hash: str,
 ) -> list[ChunkJob]:
     """Cut pending rows into chunks; rows whose source did not change are closed at once."""
@@ -606,7 +823,7 @@ def _jobs(
     return chunks
 
 
-def _pending(wh: Warehouse, attempt: _Attempt, collection_id: str) -> Sequence[RowMapping]:
+def _pending(wh: Warehouse, attempt: _Attempt, collection_id: str) -> Sequence[Row]:
     """Return the next objects to process, each with what is known of its documents from before."""
     with wh.db.read() as connection:
         return (
@@ -633,6 +850,96 @@ def _pending(wh: Warehouse, attempt: _Attempt, collection_id: str) -> Sequence[R
             .mappings()
             .all()
         )
+
+
+def _pending_documents(wh: Warehouse, attempt: _Attempt, collection_id: str) -> Sequence[Row]:
+    """Return the next documents to process, as they are at a position of the log that is noted in the watch.
+
+    Rows of documents that are gone are closed.
+    """
+    mine = sa.and_(
+        batch_rows.c.batch_id == attempt.batch_id,
+        batch_rows.c.collection_id == collection_id,
+        batch_rows.c.status == "PENDING",
+        batch_rows.c.due_at.is_(None),
+    )
+    known = sa.and_(
+        sources.c.collection_id == batch_rows.c.collection_id, sources.c.source_id == batch_rows.c.object_id
+    )
+    while True:
+        with wh.db.read() as connection:
+            this = namespaces.c.namespace_id == attempt.namespace_id
+            head = connection.execute(sa.select(namespaces.c.head).where(this)).scalar()
+            rows = connection.execute(
+                sa.select(
+                    batch_rows.c.object_id, sources.c.input_hash, sources.c.plan_hash, sources.c.document_ids
+                )
+                .select_from(batch_rows.outerjoin(sources, known))
+                .where(mine)
+                .order_by(batch_rows.c.object_id)
+                .limit(WINDOW_ROWS)
+            ).all()
+        if not rows or head is None:
+            return ()
+        wh.views.apply(attempt.namespace_id, head)
+        attempt.pace.watch = _Watch(head)
+        asked = {str(derivation.document_of(row.object_id)): row for row in rows}
+        hits = wh.views.get(attempt.namespace_id, list(asked))
+        found = {hit.document_id for hit in hits}
+        gone = [row.object_id for document_id, row in asked.items() if document_id not in found]
+        if gone:
+            which = sa.and_(batch_rows.c.collection_id == collection_id, batch_rows.c.object_id.in_(gone))
+            why = {"error_kind": "superseded", "error_message": "The document was deleted."}
+            _end_rows(wh, attempt, "extract", which, status="SKIPPED", **why)
+        if hits:
+            return [_document_row(hit.payload, asked[hit.document_id], head) for hit in hits]
+
+
+def _document_row(payload: Mapping[str, Any], known: Any, position: int) -> Row:
+    fields = {
+        name: value
+        for name, value in payload.items()
+        if name not in HIDDEN_FIELDS and name not in PROTECTED_FIELDS
+    }
+    return {
+        "object_id": known.object_id,
+        "version": position,
+        "fields": fields,
+        "blobs": (),
+        "bucket_id": payload.get("root_bucket_id"),
+        "size_bytes": len(orjson.dumps(fields)),
+        "input_hash": known.input_hash,
+        "plan_hash": known.plan_hash,
+        "document_ids": known.document_ids,
+        "payload": payload,
+    }
+
+
+def _let_through(
+    wh: Warehouse, attempt: _Attempt, collection: RowMapping, rows: Sequence[Row]
+) -> Sequence[Row]:
+    """Return the rows that the collection's source filters let through; the others end, and have no documents."""
+    wanted = filters.parse((collection["source"].get("source_filters") or {}).get("filters"))
+    if wanted is None or not rows:
+        return rows
+    test = filters.predicate(wanted)
+    passed = [row for row in rows if test(as_filtered(row))]
+    kept = {row["object_id"] for row in passed}
+    refused = {row["object_id"]: row["version"] for row in rows if row["object_id"] not in kept}
+    if refused:
+        _close_refused(wh, attempt, collection["collection_id"], refused)
+    return passed
+
+
+def as_filtered(row: Row) -> Mapping[str, Any]:
+    """Return a source as source filters see it: a document as it is, an object with its blobs."""
+    if "payload" in row:
+        return {name: value for name, value in row["payload"].items() if name not in filters.SECRET_FIELDS}
+    shown = ("blob_id", "property", "type", "details", "metadata")
+    return {
+        **searchable(row),
+        "blobs": [{name: blob.get(name) for name in shown} for blob in row["blobs"]],
+    }
 
 
 def input_hash(row: ChunkRow) -> str:
@@ -680,26 +987,52 @@ def _digest(value: object) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _chunk_row(wh: Warehouse, attempt: _Attempt, collection: RowMapping, item: RowMapping) -> ChunkRow:
+def _chunk_row(wh: Warehouse, attempt: _Attempt, collection: RowMapping, item: Row) -> ChunkRow:
     extractor = collection["feature_extractor"]
     fields: dict[str, Any] = item["fields"]
     implementation = wh.registry.extractor(extractor["feature_extractor_name"], extractor["version"])
-    inputs = _inputs(implementation.inputs, extractor.get("input_mappings"), fields, item["blobs"])
+    inputs = _inputs(
+        attempt.namespace_id, implementation.inputs, extractor.get("input_mappings"), fields, item["blobs"]
+    )
     return ChunkRow(
         object_id=item["object_id"],
         object_version=item["version"],
         inputs=inputs,
         passthrough=_passthrough(extractor, fields, item["blobs"]),
-        system={
-            "namespace_id": attempt.namespace_id,
-            "internal_id": attempt.internal_id,
-            "bucket_id": item["bucket_id"],
-            "object_id": item["object_id"],
-            "root_object_id": item["object_id"],
-            "root_bucket_id": item["bucket_id"],
-            "source_object_id": item["object_id"],
-        },
+        **_origin(attempt, item),
     )
+
+
+def _origin(attempt: _Attempt, item: Row) -> dict[str, Mapping[str, Any]]:
+    """Return the system fields and the lineage of what is made of a source."""
+    system: dict[str, Any] = {"namespace_id": attempt.namespace_id, "internal_id": attempt.internal_id}
+    parent = item.get("payload")
+    if parent is None:
+        named = ("object_id", "root_object_id", "source_object_id")
+        system |= dict.fromkeys(named, item["object_id"])
+        system |= dict.fromkeys(("bucket_id", "root_bucket_id"), item["bucket_id"])
+        return {"system": system, "lineage": {"source_type": "bucket", "path": item["bucket_id"]}}
+    for name, root in (("object_id", "root_object_id"), ("bucket_id", "root_bucket_id")):
+        if parent.get(root) is not None:
+            system |= {name: parent[root], root: parent[root]}
+    known = derivation.lineage_of(parent)
+    # One that was made by an older release, or came ready-made, says nothing of the steps before it.
+    step = {
+        "collection_id": parent["collection_id"],
+        "document_id": parent["document_id"],
+        "timestamp": parent.get("created_at"),
+    }
+    path = [parent.get("root_bucket_id"), parent["collection_id"]]
+    return {
+        "system": system,
+        "lineage": {
+            "source_type": "collection",
+            "source_document_id": parent["document_id"],
+            "source_collection_id": parent["collection_id"],
+            "path": known.get("path") or "/".join(part for part in path if part),
+            "chain": known.get("chain") or [step],
+        },
+    }
 
 
 def plain_path(path: str) -> str:
@@ -708,6 +1041,7 @@ def plain_path(path: str) -> str:
 
 
 def _inputs(
+    namespace_id: str,
     accepted: Mapping[str, Sequence[str]],
     mappings: Any,
     fields: Mapping[str, Any],
@@ -727,7 +1061,10 @@ def _inputs(
         if blob is not None:
             found[mapping["input_key"]] = _ref(blob)
         elif values := values_at(fields, path):
-            found[mapping["input_key"]] = InputRef(text="\n".join(map(str, values)))
+            key = links.key_in(namespace_id, values[0]) if len(values) == 1 else None
+            found[mapping["input_key"]] = (
+                InputRef(text="\n".join(map(str, values))) if key is None else InputRef(blob_key=key)
+            )
     if not mappings:
         for name, types in accepted.items():
             blob = next((blob for blob in blobs if not types or blob["type"] in types), None)
@@ -754,8 +1091,7 @@ def _passthrough(
     The API stores ``metadata.category`` as ``category`` by default, and its guides filter on
     ``metadata.category``: both paths work, and an index on either one indexes.
     """
-    texts = {blob["property"]: blob["text"] for blob in blobs if blob.get("text") is not None}
-    known = {**texts, **fields}
+    known = {**{blob["property"]: _content_of(blob) for blob in blobs}, **fields}
     wanted = extractor.get("field_passthrough") or []
     everything = extractor.get("include_all_source_fields")
     if everything is None:
@@ -773,6 +1109,12 @@ def _passthrough(
         _set(payload, path, value)
         _set(payload, item.get("target_path") or path.rsplit(".", 1)[-1], value)
     return payload
+
+
+def _content_of(blob: Mapping[str, Any]) -> str:
+    """Return a blob as a document carries it: a short text as it is, anything else by its link."""
+    text = blob.get("text")
+    return str(text) if text is not None else f"{links.SCHEME}{blob['blob_key']}"
 
 
 def _value_at(fields: Mapping[str, Any], path: str, fallback: Any) -> Any:
@@ -810,12 +1152,17 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
     edits: Mapping[str, document_edits.Changes] = {}
     failpoints.reach("batch.commit")
     for _ in range(5):
-        with wh.db.write() as connection:
-            late = _check(connection, attempt, chunk)
+        with contextlib.suppress(_Outdated), wh.db.write() as connection:
+            late = _check(wh, connection, attempt, chunk)
             by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
             if by_hand == edits and not any(r.object_id in late and r.document_ids for r in kept.rows):
                 seq = _append(connection, wh, attempt, chunk, kept, rows, late, plan_hash)
-                break
+                # Who changes a document from here on comes behind us in the log, and sees us there; on PostgreSQL
+                # somebody may have come in between.
+                by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
+                if by_hand == edits:
+                    break
+                raise _Outdated
         kept, edits = _rewritten(wh, chunk, result, kept, late, by_hand), by_hand
     else:
         raise Superseded
@@ -827,23 +1174,56 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
         wh.views.apply(attempt.namespace_id, seq)
 
 
-def _check(connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[str]:
-    """Return the chunk's objects that are not as planned any more; raise when the whole chunk is late."""
+def _check(wh: Warehouse, connection: Connection, attempt: _Attempt, chunk: ChunkJob) -> set[str]:
+    """Return the chunk's sources that are not as planned any more; raise when the whole chunk is late."""
     _check_attempt(connection, attempt)
+    # What others delete from here on, they delete with what was derived of it, and so with what this appends.
+    log.hold(connection, attempt.namespace_id)
     exists = connection.execute(
         sa.select(collections.c.collection_id).where(collections.c.collection_id == chunk.collection_id)
     ).scalar()
     if exists is None:
         raise _CollectionGone
-    versions = {
-        object_id: version
-        for object_id, version in connection.execute(
-            sa.select(objects.c.object_id, objects.c.version).where(
-                objects.c.object_id.in_([row.object_id for row in chunk.rows])
+    return _late(wh, connection, attempt, {row.object_id: row.object_version for row in chunk.rows})
+
+
+def _late(wh: Warehouse, connection: Connection, attempt: _Attempt, planned: Mapping[str, int]) -> set[str]:
+    """Return the sources that are not at the version that was planned any more."""
+    parents = {source_id: derivation.document_of(source_id) for source_id in planned}
+    read = {source_id: parent for source_id, parent in parents.items() if parent is not None}
+    late: set[str] = set()
+    if read:
+        watch = _looked(wh, connection, attempt)
+        late |= {source_id for source_id, parent in read.items() if watch.is_lost or parent in watch.changed}
+    object_ids = planned.keys() - read.keys()
+    if object_ids:
+        versions = {
+            object_id: version
+            for object_id, version in connection.execute(
+                sa.select(objects.c.object_id, objects.c.version).where(objects.c.object_id.in_(object_ids))
             )
-        )
-    }
-    return {row.object_id for row in chunk.rows if versions.get(row.object_id) != row.object_version}
+        }
+        late |= {object_id for object_id in object_ids if versions.get(object_id) != planned[object_id]}
+    return late
+
+
+def _looked(wh: Warehouse, connection: Connection, attempt: _Attempt) -> _Watch:
+    """Return the watch, brought up to the head of the log."""
+    watch = attempt.pace.watch
+    if not watch.is_lost:
+        try:
+            changed, watch.seen = log.changed_since(
+                connection,
+                attempt.namespace_id,
+                after=watch.seen,
+                local_path=wh.blobs.path,
+                but_for=f"{attempt.namespace_id}/artifacts/{attempt.batch_id}-{attempt.number}-",
+            )
+        except (log.Folded, FileNotFoundError):
+            watch.is_lost = True
+        else:
+            watch.changed |= changed
+    return watch
 
 
 def _check_attempt(connection: Connection, attempt: _Attempt) -> None:
@@ -918,6 +1298,9 @@ def _append(
         if identifier not in set(r.document_ids)
     ]
     document_edits.forget(connection, chunk.collection_id, stale)
+    deleted = len(stale)
+    # What was derived from documents that are no more goes with them, in every tier.
+    stale += derivation.forget(connection, attempt.namespace_id, stale)
     insert_or_replace(
         connection,
         sources,
@@ -948,6 +1331,15 @@ def _append(
         )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
+    if seq is not None:
+        events.documents_written(
+            connection,
+            attempt.namespace_id,
+            chunk.collection_id,
+            written=result.documents,
+            deleted=deleted,
+            batch_id=attempt.batch_id,
+        )
     return seq
 
 
@@ -960,6 +1352,7 @@ def _record_rows(
     late: set[str],
 ) -> None:
     at = now()
+    again = {source_id for source_id in late if _is_read_again(attempt, source_id)}
     values = [
         {
             "b_object_id": r.object_id,
@@ -971,7 +1364,7 @@ def _record_rows(
             else None,
         }
         for r in results
-        if r.object_id in late or r.error_kind is None
+        if r.object_id not in again and (r.object_id in late or r.error_kind is None)
     ]
     if values:
         connection.execute(
@@ -996,6 +1389,14 @@ def _record_rows(
     _record_progress(connection, attempt, "extract")
 
 
+def _is_read_again(attempt: _Attempt, source_id: str) -> bool:
+    """Say whether a source that changed meanwhile stays to be done, as it is now: a document, some times."""
+    if derivation.document_of(source_id) is None:
+        return False
+    attempt.pace.rereads[source_id] += 1
+    return attempt.pace.rereads[source_id] <= MAX_REREADS
+
+
 def _fail_rows(
     connection: Connection,
     wh: Warehouse,
@@ -1005,99 +1406,15 @@ def _fail_rows(
     *,
     is_last: bool = True,
 ) -> None:
-    """Record one more failure of rows that are to be done: of one collection, or of all that read the object.
-
-    A row whose failure may pass by itself stays PENDING and is due again after a pause, as often as the setting
-    `row_retries` says; so does one that is being tried again anyway (not `is_last`). The others are FAILED.
-    """
-    if not failed:
-        return
-    results = {r.object_id: r for r in failed}
-    which = sa.and_(
-        batch_rows.c.batch_id == attempt.batch_id,
-        batch_rows.c.object_id.in_(results),
-        batch_rows.c.status == "PENDING",
+    row_failures.record(
+        connection,
+        attempt.batch_id,
+        attempt.task_id,
+        failed,
+        collection_id,
+        retries=wh.settings.row_retries,
+        is_last=is_last,
     )
-    if collection_id is not None:
-        which &= batch_rows.c.collection_id == collection_id
-    rows = connection.execute(sa.select(batch_rows).where(which)).mappings().all()
-    if not rows:
-        return
-    at = now()
-    changes = []
-    for row in rows:
-        result = results[row["object_id"]]
-        kind = causes.known(result.error_kind)
-        again = is_last and kind.comes_back and row["tries"] < wh.settings.row_retries
-        # Half as long or half as long again: what failed together does not come back together.
-        pause_s = RETRY_PAUSE_S * 4 ** row["tries"] * random.uniform(0.5, 1.5)
-        changes.append(
-            {
-                "b_collection_id": row["collection_id"],
-                "b_object_id": row["object_id"],
-                "b_status": "PENDING" if again or not is_last else "FAILED",
-                "b_due_at": _in(pause_s) if again else None,
-                "b_kind": result.error_kind,
-                "b_message": causes.plain(result.error_message or ""),
-            }
-        )
-    connection.execute(
-        sa.update(batch_rows)
-        .where(
-            batch_rows.c.batch_id == attempt.batch_id,
-            batch_rows.c.collection_id == sa.bindparam("b_collection_id"),
-            batch_rows.c.object_id == sa.bindparam("b_object_id"),
-        )
-        .values(
-            status=sa.bindparam("b_status"),
-            due_at=sa.bindparam("b_due_at"),
-            error_kind=sa.bindparam("b_kind"),
-            error_message=sa.bindparam("b_message"),
-            attempts=batch_rows.c.attempts + 1,
-            tries=batch_rows.c.tries + 1,
-            updated_at=at,
-        ),
-        changes,
-    )
-    _write_down(connection, attempt, rows, results, at)
-
-
-def _write_down(
-    connection: Connection,
-    attempt: _Attempt,
-    rows: Sequence[RowMapping],
-    results: Mapping[str, RowResult],
-    at: str,
-) -> None:
-    """Add what failed each of `rows` (as they were before it) to its history."""
-    ids = [failure_id(row["batch_id"], row["collection_id"], row["object_id"]) for row in rows]
-    before = {
-        identifier: history
-        for identifier, history in connection.execute(
-            sa.select(failures.c.failure_id, failures.c.history).where(failures.c.failure_id.in_(ids))
-        )
-    }
-    entries = []
-    for identifier, row in zip(ids, rows, strict=True):
-        result = results[row["object_id"]]
-        place = causes.known(result.error_kind)
-        failure = {
-            "kind": result.error_kind,
-            "stage": result.stage or place.stage,
-            "message": causes.plain(result.error_message or ""),
-        }
-        told = {"attempt": row["attempts"] + 1, "task_id": attempt.task_id, **failure, "at": at}
-        entries.append(
-            {
-                "failure_id": identifier,
-                **{key: row[key] for key in ("namespace_id", "batch_id", "collection_id", "object_id")},
-                "cause": place.cause,
-                **failure,
-                "failed_at": at,
-                "history": [*before.get(identifier, ()), told][-MAX_HISTORY:],
-            }
-        )
-    insert_or_replace(connection, failures, entries)
 
 
 def _close_rows(
@@ -1143,21 +1460,92 @@ def _close_unchanged(
                 batch_rows.c.collection_id == collection_id,
                 batch_rows.c.object_id == sa.bindparam("b_object_id"),
             )
-            .values(status="COMPLETED", documents=sa.bindparam("b_documents"), updated_at=now()),
+            .values(
+                status="COMPLETED",
+                documents=sa.bindparam("b_documents"),
+                error_kind=None,
+                error_message=None,
+                updated_at=now(),
+            ),
             [{"b_object_id": o, "b_documents": count} for o, count in unchanged.items()],
         )
         _record_progress(connection, attempt, "extract")
 
 
-def _counts(connection: Connection, batch_id: str) -> dict[str, int]:
+def _close_refused(wh: Warehouse, attempt: _Attempt, collection_id: str, refused: Mapping[str, int]) -> None:
+    """End rows that the source filters refuse, and delete the documents that they have from before.
+
+    `refused` gives the version of each; those that have changed meanwhile stay to be looked at again.
+    """
+    seq: int | None = None
+    with wh.db.write() as connection:
+        _check_attempt(connection, attempt)
+        log.hold(connection, attempt.namespace_id)
+        ids = sorted(refused.keys() - _late(wh, connection, attempt, refused))
+        known = sa.and_(sources.c.collection_id == collection_id, sources.c.source_id.in_(ids))
+        stale = [
+            document_id
+            for had in connection.execute(sa.select(sources.c.document_ids).where(known)).scalars()
+            for document_id in had
+        ]
+        if stale:
+            connection.execute(sa.delete(sources).where(known))
+            events.documents_written(
+                connection, attempt.namespace_id, collection_id, deleted=len(stale), batch_id=attempt.batch_id
+            )
+            stale += derivation.forget(connection, attempt.namespace_id, stale)
+            seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
+        connection.execute(
+            sa.update(batch_rows)
+            .where(
+                batch_rows.c.batch_id == attempt.batch_id,
+                batch_rows.c.collection_id == collection_id,
+                batch_rows.c.object_id.in_(ids),
+            )
+            .values(
+                status="SKIPPED",
+                documents=0,
+                error_kind="filtered",
+                error_message="The collection's source_filters leave it out.",
+                updated_at=now(),
+            )
+        )
+        _record_progress(connection, attempt, "extract")
+    if seq is not None:
+        wh.views.apply(attempt.namespace_id, seq)
+
+
+def _counts(connection: Connection, which: sa.ColumnElement[bool]) -> dict[str, int]:
     return {
         status: count
         for status, count in connection.execute(
-            sa.select(batch_rows.c.status, sa.func.count())
-            .where(batch_rows.c.batch_id == batch_id)
-            .group_by(batch_rows.c.status)
+            sa.select(batch_rows.c.status, sa.func.count()).where(which).group_by(batch_rows.c.status)
         )
     }
+
+
+def _told(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return what a task says of so many rows by status."""
+    total = sum(counts.values())
+    return {"total": total, "done": total - counts.get("PENDING", 0), "failed": counts.get("FAILED", 0)}
+
+
+def _outcome(
+    connection: Connection, which: sa.ColumnElement[bool], counts: Mapping[str, int]
+) -> tuple[TaskStatus, str | None]:
+    """Return how rows ended together, and what is said of those that failed."""
+    failed, total = counts.get("FAILED", 0), sum(counts.values())
+    if not failed:
+        return TaskStatus.COMPLETED, None
+    first = connection.execute(
+        sa.select(batch_rows.c.object_id, batch_rows.c.error_message)
+        .where(which, batch_rows.c.status == "FAILED")
+        .order_by(batch_rows.c.collection_id, batch_rows.c.object_id)
+        .limit(1)
+    ).one()
+    name = derivation.plain_id(first.object_id)
+    error = f"{failed} of {total} rows failed; the first, {name}: {first.error_message}"
+    return TaskStatus.FAILED if failed == total else TaskStatus.COMPLETED_WITH_ERRORS, error
 
 
 def _record_progress(
@@ -1168,11 +1556,12 @@ def _record_progress(
     if not attempt.task_id or (counts is None and started < attempt.pace.due_s):
         return
     if counts is None:
-        counts = _counts(connection, attempt.batch_id)
+        by_collection = _counts_by_collection(connection, attempt.batch_id)
+        counts = sum(by_collection.values(), Counter())
+        _record_tier_progress(connection, attempt, stage, by_collection)
         counted = time.monotonic()
         attempt.pace.due_s = counted + max(PROGRESS_INTERVAL_S, 100 * (counted - started))
-    total = sum(counts.values())
-    done = total - counts.get("PENDING", 0)
+    told = _told(counts)
     connection.execute(
         sa.update(tasks)
         .where(tasks.c.task_id == attempt.task_id)
@@ -1180,10 +1569,8 @@ def _record_progress(
             additional_data={
                 "batch_id": attempt.batch_id,
                 "stage": stage,
-                "total": total,
-                "done": done,
-                "failed": counts.get("FAILED", 0),
-                **attempt.pace.meter.read(time.monotonic(), done=done, total=total),
+                **told,
+                **attempt.pace.meter.read(time.monotonic(), done=told["done"], total=told["total"]),
                 **_links(attempt.compute),
             },
             updated_at=now(),
@@ -1191,27 +1578,49 @@ def _record_progress(
     )
 
 
+def _counts_by_collection(connection: Connection, batch_id: str) -> dict[str, Counter[str]]:
+    """Return how many rows of each collection there are by status."""
+    found: dict[str, Counter[str]] = {}
+    for collection_id, status, count in connection.execute(
+        sa.select(batch_rows.c.collection_id, batch_rows.c.status, sa.func.count())
+        .where(batch_rows.c.batch_id == batch_id)
+        .group_by(batch_rows.c.collection_id, batch_rows.c.status)
+    ):
+        found.setdefault(collection_id, Counter())[status] = count
+    return found
+
+
+def _record_tier_progress(
+    connection: Connection, attempt: _Attempt, stage: str, by_collection: Mapping[str, Counter[str]]
+) -> None:
+    """Write how far the tier that runs is into its own task, if it has one."""
+    tier = next((tier for tier in attempt.tiers if tier.status == TaskStatus.IN_PROGRESS), None)
+    if tier is None or tier.task_id in (None, attempt.task_id):
+        return
+    told = _told(sum((by_collection.get(c, Counter()) for c in tier.collection_ids), Counter()))
+    rates = attempt.pace.tier_meter.read(time.monotonic(), done=told["done"], total=told["total"])
+    this = tasks.c.task_id == tier.task_id
+    known = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar() or {}
+    connection.execute(
+        sa.update(tasks)
+        .where(this)
+        .values(additional_data={**known, "stage": stage, **told, **rates}, updated_at=now())
+    )
+
+
 def _finish(wh: Warehouse, attempt: _Attempt) -> None:
     with wh.db.write() as connection:
-        counts = _counts(connection, attempt.batch_id)
+        mine = batch_rows.c.batch_id == attempt.batch_id
+        counts = _counts(connection, mine)
         failed, total = counts.get("FAILED", 0), sum(counts.values())
+        status, error = _outcome(connection, mine, counts)
         summary: Counter[str] = Counter()
         for kind, count in connection.execute(
             sa.select(batch_rows.c.error_kind, sa.func.count())
-            .where(batch_rows.c.batch_id == attempt.batch_id, batch_rows.c.status == "FAILED")
+            .where(mine, batch_rows.c.status == "FAILED")
             .group_by(batch_rows.c.error_kind)
         ):
             summary[causes.known(kind).cause] += count
-        status = "COMPLETED" if not failed else "FAILED" if failed == total else "COMPLETED_WITH_ERRORS"
-        error = None
-        if failed:
-            first = connection.execute(
-                sa.select(batch_rows.c.object_id, batch_rows.c.error_message)
-                .where(batch_rows.c.batch_id == attempt.batch_id, batch_rows.c.status == "FAILED")
-                .order_by(batch_rows.c.collection_id, batch_rows.c.object_id)
-                .limit(1)
-            ).one()
-            error = f"{failed} of {total} rows failed; the first, {first.object_id}: {first.error_message}"
         done = connection.execute(
             sa.update(batches)
             .where(

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import collections, document_lists, documents, namespaces
+from tessera import collections, derivation, document_lists, documents, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import collections as collection_rows
 from tessera.db.tables import objects as object_rows
@@ -38,7 +38,7 @@ def of_document(
         row = collections.find(connection, namespace_id, collection)
     hit = documents.find(wh, namespace_id, row["collection_id"], document_id, with_vectors=False)
     payload = hit.payload
-    known = _written(payload)
+    known = derivation.lineage_of(payload)
     if not known and payload.get("root_object_id") is None and payload.get("source_object_id") is None:
         return DocumentLineageResponse(
             document_id=document_id,
@@ -59,15 +59,7 @@ def of_document(
     return DocumentLineageResponse(
         document_id=document_id,
         collection_id=row["collection_id"],
-        lineage=DocumentLineage(
-            root_object_id=payload.get("root_object_id"),
-            root_bucket_id=payload.get("root_bucket_id"),
-            source_type=known.get("source_type") or "bucket",
-            source_object_id=payload.get("source_object_id"),
-            source_document_id=known.get("source_document_id"),
-            source_collection_id=known.get("source_collection_id"),
-            lineage_chain=chain,
-        ),
+        lineage=DocumentLineage.model_validate({**documents.lineage(payload), "lineage_chain": chain}),
         depth=len(chain),
         total_steps=len(chain),
     )
@@ -157,16 +149,9 @@ class _Node:
     children: dict[str, _Node] = field(default_factory=dict)
 
 
-def _written(payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what an extraction wrote down about where a document comes from; empty when it wrote nothing."""
-    internal = payload.get("_internal")
-    found = internal.get("lineage") if isinstance(internal, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
 def _collection_path(payload: Mapping[str, Any]) -> list[str]:
     """Return the collections from the object's own down to the document's."""
-    steps = [str(step["collection_id"]) for step in _written(payload).get("chain") or ()]
+    steps = [str(step["collection_id"]) for step in derivation.lineage_of(payload).get("chain") or ()]
     return steps or [str(payload["collection_id"])]
 
 

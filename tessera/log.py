@@ -38,6 +38,17 @@ class Folded(Exception):
     """What a reader would need next was folded into a checkpoint; it must begin again, with an empty view."""
 
 
+def hold(connection: Connection, namespace_id: str) -> None:
+    """Let nobody else append until this transaction ends: what it has read of the log and of sources stays so.
+
+    To be called before any source is written, so that no two transactions wait for each other. SQLite has one writer
+    anyway.
+    """
+    if connection.dialect.name != "sqlite":
+        this = namespaces.c.namespace_id == namespace_id
+        connection.execute(sa.select(namespaces.c.head).where(this).with_for_update())
+
+
 def append_indexes(connection: Connection, namespace_id: str, indexes: Sequence[PayloadIndex]) -> int:
     """Append the complete index set that holds from now on; return the entry's number."""
     return _append(connection, namespace_id, "indexes", indexes_body(indexes), None)
@@ -164,6 +175,39 @@ def read(
     if rows and 0 < after < rows[0].checkpoint:
         raise Folded(f"entry {after} lies before the checkpoint at {rows[0].checkpoint}")
     return [entry_of(row, local_path) for row in rows]
+
+
+def changed_since(
+    connection: Connection,
+    namespace_id: str,
+    *,
+    after: int,
+    local_path: Callable[[str], Path],
+    but_for: str,
+) -> tuple[set[str], int]:
+    """Return the documents that entries above `after` write or delete, and the number of the last of them.
+
+    Artifacts whose key begins with `but_for` are not looked into. Raises `Folded` when there is no telling:
+    entries above `after` were folded into a checkpoint.
+    """
+    checkpoint = connection.execute(
+        sa.select(namespaces.c.checkpoint_seq).where(namespaces.c.namespace_id == namespace_id)
+    ).scalar()
+    if checkpoint is not None and checkpoint > after:
+        raise Folded(f"entry {after} lies before the checkpoint at {checkpoint}")
+    changed: set[str] = set()
+    last = after
+    mine = sa.and_(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
+    for row in connection.execute(sa.select(log_entries).where(mine).order_by(log_entries.c.seq)).all():
+        last = row.seq
+        if row.kind == "indexes":
+            continue
+        value = orjson.loads(row.body)
+        changed.update(value["deletes"])
+        changed.update(item["document_id"] for item in value.get("upserts", ()))
+        if row.artifact_key is not None and not row.artifact_key.startswith(but_for):
+            changed |= artifact.document_ids(local_path(row.artifact_key))
+    return changed, last
 
 
 def last_indexes(connection: Connection, namespace_id: str, up_to: int) -> tuple[PayloadIndex, ...] | None:
@@ -302,10 +346,10 @@ def fold(entries: Iterable[Entry], state: State | None = None) -> State:
     before = state or State()
     ordered = list(entries)
     decided: set[str] = set()
-    payloads: dict[str, Payload] = {}
-    newest = {document.document_id: document for document in survivors(reversed(ordered), decided, payloads)}
+    alone = _Alone()
+    newest = {document.document_id: document for document in survivors(reversed(ordered), decided, alone)}
     kept = {
-        document_id: replace(document, payload=payloads.get(document_id, document.payload))
+        document_id: alone.put_on(document)
         for document_id, document in before.documents.items()
         if document_id not in decided
     }
@@ -317,39 +361,62 @@ def fold(entries: Iterable[Entry], state: State | None = None) -> State:
     )
 
 
+class _Alone:
+    """Payloads that came without vectors, until the entry is met that has these: where each one lies."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, Payload | tuple[str, int]] = {}
+        self._artifacts = artifact.Payloads()
+
+    def note(self, document: Document, path: str | None, number: int) -> None:
+        """Remember the payload of `document`, unless a newer one is known; those of artifacts stay there."""
+        if document.document_id not in self._places:
+            self._places[document.document_id] = document.payload if path is None else (path, number)
+
+    def forget(self, document_id: str) -> None:
+        self._places.pop(document_id, None)
+
+    def put_on(self, document: Document) -> Document:
+        """Return `document` with the payload that came after it, if one did."""
+        place = self._places.pop(document.document_id, None)
+        if place is None:
+            return document
+        return replace(document, payload=self._artifacts.at(*place) if isinstance(place, tuple) else place)
+
+
 def survivors(
-    newest_first: Iterable[Entry], decided: set[str], payloads: dict[str, Payload] | None = None
+    newest_first: Iterable[Entry], decided: set[str], alone: _Alone | None = None
 ) -> Iterator[Document]:
     """Yield each document that exists after the entries, once, with its final value; the newest first.
 
     `newest_first` are entries from the last to the first; the ids that they decide about are added to
-    `decided`. Memory holds those ids and one artifact, however long the log is, and `payloads`: those that came
-    alone, until the entry is met that brings their documents' vectors. What is left there in the end is of
-    documents that these entries do not bring. Within one entry deletes come first, so that an id which an
-    artifact brings again survives.
+    `decided`. Memory holds those ids, one artifact, and small edits that brought payloads alone, however long the
+    log is. `alone` holds in the end what came alone for documents that these entries do not bring. Within one entry
+    deletes come first, so that an id which an artifact brings again survives.
     """
-    waiting: dict[str, Payload] = {} if payloads is None else payloads
+    waiting = _Alone() if alone is None else alone
     for entry in newest_first:
-        for documents in _slices_backwards(entry):
-            for document in reversed(documents):
-                document_id = document.document_id
-                if document_id in decided:
-                    continue
-                if entry.keeps_vectors:
-                    waiting.setdefault(document_id, document.payload)
-                    continue
-                decided.add(document_id)
-                final = waiting.pop(document_id, None)
-                yield document if final is None else replace(document, payload=final)
+        for path, number, document in _backwards(entry):
+            if document.document_id in decided:
+                continue
+            if entry.keeps_vectors:
+                waiting.note(document, path, number)
+            else:
+                decided.add(document.document_id)
+                yield waiting.put_on(document)
         for document_id in entry.deletes:
             decided.add(document_id)
-            waiting.pop(document_id, None)
+            waiting.forget(document_id)
 
 
-def _slices_backwards(entry: Entry) -> Iterator[Sequence[Document]]:
+def _backwards(entry: Entry) -> Iterator[tuple[str | None, int, Document]]:
+    """Yield the documents of an entry, the last first, each with its artifact and its number in there."""
     if entry.artifact_path is not None:
-        yield from reversed(list(artifact.read(entry.artifact_path)))
-    yield entry.upserts
+        documents = [document for part in artifact.read(entry.artifact_path) for document in part]
+        for number in range(len(documents) - 1, -1, -1):
+            yield entry.artifact_path, number, documents[number]
+    for number in range(len(entry.upserts) - 1, -1, -1):
+        yield None, number, entry.upserts[number]
 
 
 def check_documents(documents: Sequence[Document], vectors: Mapping[str, DenseVector]) -> None:

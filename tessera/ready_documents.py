@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -20,7 +20,17 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import collections, documents, idempotency, limits, log, names, namespaces
+from tessera import (
+    collections,
+    derivation,
+    documents,
+    events,
+    idempotency,
+    limits,
+    log,
+    names,
+    namespaces,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import sources
@@ -41,7 +51,7 @@ from tessera.models.documents import (
     UpsertDocumentsResponse,
 )
 from tessera.plan import PROTECTED_FIELDS
-from tessera.ports import DenseVector, Document, Vector
+from tessera.ports import DenseVector, Document, SparseText, Vector
 
 #: Longest id that a user may choose, in characters.
 MAX_ID_CHARS = 255
@@ -146,6 +156,7 @@ def upsert(
     place = _find_place(wh, principal, namespace, request.collection_id)
     sent = [_sent(document, number) for number, document in enumerate(request.documents)]
     _check_ids(sent)
+    has_words = _finds_words(place)
     key = request.options.idempotency_key if request.options else None
     once = idempotency.once(
         principal,
@@ -158,7 +169,11 @@ def upsert(
         inserted=len(stored),
         document_ids=[document.document_id for document in stored],
         dropped_payload_fields={item.document_id: item.dropped for item in sent if item.dropped},
-        unsearchable_document_ids=[document.document_id for document in stored if not document.vectors],
+        unsearchable_document_ids=[
+            document.document_id
+            for document in stored
+            if not (document.vectors or has_words(document.payload))
+        ],
     )
 
 
@@ -203,6 +218,12 @@ def _find_place(wh: Warehouse, principal: Principal, namespace: str, collection:
             for spelling in (index.feature_uri.rpartition("/")[2], index.feature_uri, index.name):
                 spellings[spelling] = index.name
     return _Place(row, found, vectors, spellings)
+
+
+def _finds_words(place: _Place) -> Callable[[Mapping[str, Any]], bool]:
+    """Return the test whether the namespace's keyword index has anything to find a payload by."""
+    names = [name for index in SparseText.all_of(place.namespace["sparse_vectors"]) for name in index.fields]
+    return lambda payload: any(isinstance(payload.get(name), str | list) and payload[name] for name in names)
 
 
 def _made(place: _Place, sent: Sequence[_Sent], internal_id: str) -> list[Document]:
@@ -372,6 +393,7 @@ def _store(
     try:
         with wh.db.write() as connection:
             row = namespaces.resolve(connection, principal, namespace_id)
+            log.hold(connection, namespace_id)
             collection_id = collections.find(connection, namespace_id, place.collection["collection_id"])[
                 "collection_id"
             ]
@@ -387,6 +409,7 @@ def _store(
                         seq = log.append_artifact(connection, namespace_id, key, documents=count)
                 else:
                     seq = log.append_edit(connection, namespace_id, upserts=made)
+                events.documents_written(connection, namespace_id, collection_id, written=len(made))
                 is_first = True
             else:
                 seq = row["head"]  # it is in the log already, at the latest there
@@ -459,7 +482,7 @@ def _check_elsewhere(
 
 def _known(connection: Connection, namespace_id: str, document_ids: Sequence[str]) -> dict[str, str]:
     """Return the collection of each ready-made document that exists, by its id."""
-    by_source = {documents.own_source(document_id): document_id for document_id in document_ids}
+    by_source = {derivation.own_source(document_id): document_id for document_id in document_ids}
     if not by_source:
         return {}
     return {
@@ -480,7 +503,7 @@ def _record(connection: Connection, namespace_id: str, collection_id: str, made:
             {
                 "namespace_id": namespace_id,
                 "collection_id": collection_id,
-                "source_id": documents.own_source(document.document_id),
+                "source_id": derivation.own_source(document.document_id),
                 "input_hash": "",
                 "plan_hash": "",
                 "document_ids": [document.document_id],

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import listing, namespaces, progress
+from tessera import listing, namespaces, progress, tiers
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import batch_rows, batches, tasks
 from tessera.db.tables import namespaces as namespace_rows
@@ -87,7 +87,7 @@ def delete(wh: Warehouse, principal: Principal, task_id: str) -> GenericDeleteRe
         if row["status"] not in FINISHED:
             remedy = (
                 "Cancel its batch first (POST /v1/buckets/<bucket>/batches/<batch>/cancel), or wait until it has ended."
-                if row["task_type"] == TaskType.BUCKETS_BATCHES_PROCESS
+                if row["task_type"] in (TaskType.BUCKETS_BATCHES_PROCESS, TaskType.FEATURE_EXTRACTOR_RUN)
                 else "Wait until it has ended."
             )
             raise ConflictError(
@@ -161,6 +161,8 @@ def _of_batch(connection: Connection, task: Mapping[Any, Any], known: Mapping[st
             # Not the ids themselves: a hundred thousand of them would be parsed for one number.
             sa.select(
                 *columns,
+                batches.c.status,
+                batches.c.tiers,
                 batches.c.task_id,
                 sa.func.json_array_length(batches.c.object_ids).label("object_count"),
             ).where(batches.c.batch_id == task["inputs"][0])
@@ -170,11 +172,12 @@ def _of_batch(connection: Connection, task: Mapping[Any, Any], known: Mapping[st
     )
     if batch is None:
         return {}
+    stages = tiers.of(batch)
     place = {
         **{column.name: batch[column.name] for column in columns},
         "object_count": batch["object_count"],
-        "current_tier": 0,
-        "total_tiers": 1,
+        "current_tier": tiers.current(stages) or 0,
+        "total_tiers": max(1, len(stages)),
     }
     if batch["task_id"] != task["task_id"]:
         # A retry has its own task; what this one did is what it said last.

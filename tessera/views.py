@@ -6,8 +6,9 @@ needs no look at the database. A view that is lost (its host died) is opened aga
 its durable mark; one that is damaged is set aside and rebuilt from the log under a new generation.
 
 The builder makes a view beside the one that answers (log, graphs, what came meanwhile) and switches one row:
-for vector graphs, for payload indexes over many documents, and for a view whose files cannot be checked because
-its server was killed while it was written to. Nobody waits for it; a build that is killed is thrown away.
+for vector graphs, for payload indexes over many documents, for a keyword index that it lacks, and for a view whose
+files cannot be checked because its server was killed while it was written to. Nobody waits for it; a build that is
+killed is thrown away.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tessera.ports import (
     Page,
     PageResult,
     Search,
+    SparseText,
     Vectors,
     View,
     ViewDamaged,
@@ -96,6 +98,7 @@ class _Open:
 
     __slots__ = (
         "behind",
+        "edits",
         "flush_from",
         "gone",
         "known",
@@ -110,6 +113,8 @@ class _Open:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        #: Held by whoever reckons a change from what the view holds.
+        self.edits = threading.Lock()
         self.view: View | None = None
         self.ready = False
         self.mark = Mark("", 0, 0)
@@ -203,13 +208,14 @@ class Views:
                     if self._wants_build(state):
                         self.request_build(namespace_id)
                     return state.mark
-                except QdrantError:
-                    state.behind = True
-                    raise
                 except ViewLost:
                     state.ready = False
                 except ViewDamaged as damage:
                     self._set_aside(namespace_id, state, damage)
+                except Exception:
+                    # Whoever failed, the engine or the database: the log may hold what the view does not.
+                    state.behind = True
+                    raise
             raise QdrantError(
                 "The namespace's index could not be brought up to date; try again.", retry_after_s=2
             )
@@ -235,6 +241,16 @@ class Views:
     def indexes(self, namespace_id: str) -> list[IndexReport]:
         """Ask the engine for its payload indexes."""
         return self._reading(namespace_id, self._vectors.indexes)
+
+    def position(self, namespace_id: str) -> tuple[str, int] | None:
+        """Return the view that answers here and the entry up to which it has been applied; None while none does.
+
+        What is read afterwards holds at least that much.
+        """
+        state = self._open.get(namespace_id)
+        if state is None or not state.ready or state.behind or state.view is None:
+            return None
+        return state.view.view_id, state.applied
 
     def document_count(self, namespace_id: str, stored: int) -> int:
         """Return the exact count that goes with the applied position; `stored` when the view is closed.
@@ -303,8 +319,14 @@ class Views:
         with self._attending(namespace_id, state, None):
             yield
 
+    @contextmanager
+    def editing(self, namespace_id: str) -> Iterator[None]:
+        """Let one change at a time be reckoned from what the view holds; the log tells of those of other servers."""
+        with self._state(namespace_id).edits:
+            yield
+
     def _wants_build(self, state: _Open) -> bool:
-        """Say whether the open view should be replaced: an index change waits, or its graphs lag."""
+        """Say whether the open view should be replaced: an index change waits or is missing, or its graphs lag."""
         assert state.view is not None
         if not self._vectors.builds_apart(state.view):
             return False
@@ -404,7 +426,7 @@ class Views:
                 raise _Overtaken
             view_id = f"{namespace_id}-{row.generation}"
             connection.execute(_doom(view_id, namespace_id, row.place, _UNFINISHED))
-        return row, self.view_at(namespace_id, view_id, old.vectors, row.place)
+        return row, self.view_at(namespace_id, view_id, old.vectors, row.place, old.sparse)
 
     def _follow(self, namespace_id: str, view: View, mark: Mark) -> Mark:
         """Apply what the log has beyond `mark` to a view that is being built, until hardly anything is left."""
@@ -472,10 +494,11 @@ class Views:
         view_id: str,
         vectors: tuple[DenseVector, ...],
         place: Mapping[str, Any] | None,
+        sparse: tuple[SparseText, ...] = (),
     ) -> View:
         """Return the view of that name as the engine must be told of it."""
         where = self._locate(view_id, place)
-        return View(namespace_id, view_id, vectors, where.location, alias=where.alias, secret=where.secret)
+        return View(namespace_id, view_id, vectors, where.location, where.alias, where.secret, sparse)
 
     def provision(self, view: View, indexes: Sequence[PayloadIndex], seq: int) -> None:
         """Make `view` where it shall live, with the payload indexes that hold at entry `seq`; durable.
@@ -624,6 +647,7 @@ class Views:
                 sa.select(
                     namespaces.c.view_id,
                     namespaces.c.vectors,
+                    namespaces.c.sparse_vectors,
                     namespaces.c.head,
                     namespaces.c.mark_seq,
                     namespaces.c.checkpoint_seq,
@@ -642,7 +666,8 @@ class Views:
             return
         row = self._row(namespace_id)
         vectors = tuple(DenseVector(**vector) for vector in row.vectors)
-        view = self.view_at(namespace_id, row.view_id, vectors, row.place)
+        sparse = SparseText.all_of(row.sparse_vectors)
+        view = self.view_at(namespace_id, row.view_id, vectors, row.place, sparse)
         state.openings += 1
         mark = self._vectors.open(view)
         if mark.seq < row.mark_seq or mark.seq > row.head:

@@ -27,7 +27,9 @@ class Gated(Extractor):
 
     ``open:PATH`` writes the worker's process id to a file and ``wait:PATH`` waits for one; ``die`` kills
     the worker, ``die-once:PATH`` only while the file is not there, ``exit:STATUS`` ends it and ``segfault``
-    lets it crash; ``raise``, ``bad`` and ``wrong-size`` are the three ways to fail; ``sleep:SECONDS`` sleeps.
+    lets it crash; ``raise`` (``raise-until:PATH`` only while the file is not there), ``bad`` and ``wrong-size``
+    are the three ways to fail; ``sleep:SECONDS`` sleeps, and
+    ``hog:MIB`` takes memory.
     """
 
     name = NAME
@@ -74,6 +76,11 @@ def _obeyed(text: str) -> Iterator[str]:
             os._exit(int(what))
         elif order == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
+        elif order == "raise-until":
+            if not Path(what).exists():
+                raise RuntimeError("a defect that was mended later")
+        elif order == "hog":
+            bytearray(int(what) * 2**20)
         elif order == "raise":
             raise RuntimeError("a defect of the extractor")
         elif order == "bad":
@@ -101,3 +108,24 @@ def install(folder: Path) -> dict[str, str]:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: gated\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(f"[tessera.extractors]\n{NAME} = {__name__}:{Gated.__name__}\n")
     return {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+
+
+class Gate:
+    """A file that a row waits for, and one that tells that it is waiting."""
+
+    def __init__(self, folder: Path, name: str = "gate") -> None:
+        self.reached, self.opened = folder / f"{name}.reached", folder / f"{name}.opened"
+        self.words = f"open:{self.reached} wait:{self.opened}"
+
+    def wait(self) -> None:
+        wait_for(self.reached)
+
+    def open(self) -> None:
+        self.opened.touch()
+
+
+def wait_for(path: Path, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} never came"
+        time.sleep(0.01)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tessera import alarms
 from tessera.ports import HERE, Compute, Failed
 
 logger = logging.getLogger("tessera.runner")
@@ -248,6 +249,10 @@ def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | 
     except TimeoutError:
         return Failed("timeout", f"The work took longer than {timeout_s:g} s.", crashed=True)
     except ProcessExpired as error:
+        if error.exitcode == alarms.STATUS:
+            return Failed(
+                "timeout", "A decoder did not come back from one page or one picture.", crashed=True
+            )
         if error.exitcode == _OUT_OF_MEMORY:
             return Failed(
                 "memory",
@@ -262,8 +267,14 @@ def _outcome(future: concurrent.futures.Future[Any], timeout_s: float) -> Any | 
             retryable=True,
         )
     except Exception as error:  # noqa: BLE001  by the port's contract whatever the function raised is a value
-        logger.warning("work in a worker raised %s", getattr(error, "traceback", error))
+        logger.warning("work in a worker raised %s%s", type(error).__name__, _where(error))
         return Failed("ours", f"{type(error).__name__}: {error}"[:_MESSAGE_CHARS])
+
+
+def _where(error: Exception) -> str:
+    """Return the places that an error in a worker came through; what it says may quote somebody's text."""
+    lines = str(getattr(error, "traceback", "")).splitlines()
+    return "".join(f"\n{line}" for line in lines if line.startswith('  File "'))
 
 
 def _told(status: int) -> str:
@@ -285,6 +296,7 @@ def _prepare_worker(memory_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A handler in Python would wait for the end of whatever native code runs.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    alarms.allow()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         import ctypes

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Path, Request
 
-from tessera import batches, collections
+from tessera import batches, collections, exports, schema_sync
 from tessera.api.auth import Asking
 from tessera.api.paging import Paging
-from tessera.api.routing import Router
+from tessera.api.routing import Router, exchange, require
 from tessera.api.scope import NamespaceId, Wh
 from tessera.models.collections import (
+    CloneCollectionRequest,
+    CloneCollectionResponse,
+    CollectionExportRequest,
+    CollectionExportResponse,
     CollectionResponse,
     CreateCollectionRequest,
     DescribeFeaturesResponse,
     ListCollectionsRequest,
     ListCollectionsResponse,
     PatchCollectionRequest,
+    SchemaSyncRequest,
+    SchemaSyncResponse,
+    SchemaSyncSkippedResponse,
     TriggerCollectionRequest,
     TriggerCollectionResponse,
 )
@@ -62,6 +69,7 @@ def get_collection(
 
 @router.patch("/v1/collections/{collection_identifier}")
 def patch_collection(
+    request: Request,
     wh: Wh,
     asking: Asking,
     namespace: NamespaceId,
@@ -69,6 +77,7 @@ def patch_collection(
     body: PatchCollectionRequest,
 ) -> CollectionResponse:
     """Change name, description, enabled or metadata; durable. Everything else is fixed."""
+    exchange(request).ignored.extend(sorted(body.model_extra or ()))
     return collections.patch(wh, asking, namespace, collection_identifier, body)
 
 
@@ -76,7 +85,10 @@ def patch_collection(
 def delete_collection(
     wh: Wh, asking: Asking, namespace: NamespaceId, collection_identifier: Collection
 ) -> GenericDeleteResponse:
-    """Delete a collection with its documents; durable, and no longer findable, when answered."""
+    """Delete a collection with its documents; durable, and no longer findable, when answered.
+
+    A collection that others read is a 409.
+    """
     return collections.delete(wh, asking, namespace, collection_identifier)
 
 
@@ -96,5 +108,41 @@ def trigger_collection(
     collection_identifier: Collection,
     body: TriggerCollectionRequest | None = None,
 ) -> TriggerCollectionResponse:
-    """Process all objects of the collection's buckets; durable when answered, findable when the task is COMPLETED."""
+    """Process all that the collection reads, then what it feeds; durable when answered, findable when COMPLETED."""
     return batches.trigger(wh, asking, namespace, collection_identifier, body or TriggerCollectionRequest())
+
+
+@router.post("/v1/collections/{collection_identifier}/clone", status_code=201)
+def clone_collection(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: CloneCollectionRequest,
+) -> CloneCollectionResponse:
+    """Create a collection like this one, but for what is given; durable when answered. It has no documents yet."""
+    return collections.clone(wh, asking, namespace, collection_identifier, body)
+
+
+@router.post("/v1/collections/{collection_identifier}/sync-schema")
+def sync_schema(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: SchemaSyncRequest | None = None,
+) -> SchemaSyncResponse | SchemaSyncSkippedResponse:
+    """Add the fields that documents have beyond the output schema to it; durable when answered."""
+    return schema_sync.sync(wh, asking, namespace, collection_identifier, body or SchemaSyncRequest())
+
+
+@router.post("/v1/collections/{collection_identifier}/export", dependencies=[require("read")])
+def export_collection(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: CollectionExportRequest | None = None,
+) -> CollectionExportResponse:
+    """Write the collection's documents into a file, and return a link to it that works for an hour without a key."""
+    return exports.export(wh, asking, namespace, collection_identifier, body or CollectionExportRequest())

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -49,6 +50,7 @@ class Database:
         self._later: queue.SimpleQueue[Callable[[Connection], None] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._writer_lock = threading.Lock()
+        self._listeners: defaultdict[str, list[Callable[[], object]]] = defaultdict(list)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -62,10 +64,21 @@ class Database:
 
         Keep blob and engine I/O outside: other writers wait.
         """
+        topics: set[str] = set()
         with _storage_errors(), self._write_lock, self.engine.connect() as connection:
-            writing = connection.execution_options(tessera_write=True)
+            writing = connection.execution_options(tessera_write=True, tessera_topics=topics)
             with writing.begin():
                 yield writing
+        for topic in topics:
+            for call in self._listeners[topic]:
+                call()
+
+    def listen(self, topic: str, call: Callable[[], object]) -> None:
+        """Have `call` called after each transaction of this process that committed a `notify` of `topic`.
+
+        In the thread of the transaction: `call` only wakes somebody up.
+        """
+        self._listeners[topic].append(call)
 
     def later(self, work: Callable[[Connection], None]) -> None:
         """Queue `work` for the group-committing writer; no caller waits for it and a crash may lose it.
@@ -140,6 +153,11 @@ class Database:
                 logger.warning("a value that may lag was not written: %s: %s", type(error).__name__, error)
 
 
+def notify(connection: Connection, topic: str) -> None:
+    """Tell who listens to `topic` (see `Database.listen`), once the transaction of `connection` has committed."""
+    connection.get_execution_options()["tessera_topics"].add(topic)
+
+
 def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
     """Insert `rows`, replacing those whose primary key exists."""
     if not rows:
@@ -151,6 +169,16 @@ def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[s
     keys = [column.name for column in table.primary_key]
     changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+
+
+def insert_missing(connection: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Insert those of `rows` whose primary key does not exist."""
+    if not rows:
+        return
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Batches: objects that are processed together by every collection that reads their bucket."""
+"""Batches: what is processed together, tier by tier, by every collection that reads it or is fed by one that does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_OBJECTS = 100_000
 
 
 class CreateBatchRequest(Model):
-    """Objects to process together. The collections that read the bucket are found when the batch is made."""
+    """Objects to process together. The collections that read the bucket, and those that these feed, are found now."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["obj_0f3a9c5e77d1b2c4"]}]})
 
     object_ids: list[str] = Field(min_length=1, max_length=MAX_OBJECTS)
     collection_ids: list[str] | None = Field(
-        None, min_length=1, max_length=1000, description="Only these of the collections that read the bucket."
+        None, min_length=1, max_length=1000, description="Only these of the collections, and what feeds them."
     )
     metadata: JsonObject | None = None
 
@@ -50,7 +50,9 @@ class RetryBatchRequest(Model):
     model_config = ConfigDict(json_schema_extra={"examples": [{"retry_mode": "all"}]})
 
     retry_mode: Literal["transient_only", "all"] = "transient_only"
-    tier_nums: list[int] | None = Field(None, description="Every collection here is in tier 0.")
+    tier_nums: list[int] | None = Field(
+        None, max_length=100, description="Only these tiers; all when absent."
+    )
     max_retry_count: int = Field(
         3, ge=1, le=10, description="Rows that retries ran again this often already stay failed."
     )
@@ -64,15 +66,35 @@ class TierError(Model):
     affected_count: int
 
 
-class TierTask(Model):
-    """One tier of a batch: the collections that run at the same time."""
+class Tier(Model):
+    """One tier of a batch: collections that do not feed each other. `source_collection_ids` feed it."""
 
     tier_num: int
-    source_type: Literal["bucket"] = "bucket"
+    source_type: Literal["bucket", "collection"]
+    status: TaskStatus
+    task_id: str | None = None
+    collection_ids: list[str]
+    source_collection_ids: list[str] | None = None
+    #: Whether there is a row for each of its sources; those of later tiers are made when the tier begins.
+    is_planned: bool = False
+    started_at: str | None = None
+    completed_at: str | None = None
+
+
+class TierTask(Model):
+    """One tier of a batch, and what became of it. A batch's only tier has the batch's task."""
+
+    tier_num: int
+    source_type: Literal["bucket", "collection"]
     status: TaskStatus
     task_id: str | None
+    parent_task_id: str | None
     collection_ids: list[str]
+    source_collection_ids: list[str] | None
+    started_at: str | None
+    completed_at: str | None
     errors: list[TierError]
+    error_summary: dict[str, int] | None
     documents_written: int
 
 
@@ -101,7 +123,7 @@ class BatchModel(Model):
     bucket_id: str
     namespace_id: str
     status: TaskStatus
-    type: Literal["BUCKET"] = "BUCKET"
+    type: Literal["BUCKET", "COLLECTION"]
     object_ids: list[str]
     collection_ids: list[str]
     task_id: str | None
@@ -110,7 +132,7 @@ class BatchModel(Model):
     metadata: JsonObject
     tier_tasks: list[TierTask]
     current_tier: int | None
-    total_tiers: int = 1
+    total_tiers: int
     dag_tiers: list[list[str]]
     progress: BatchProgress
     documents_written: int
@@ -146,11 +168,13 @@ class FailedRow(Model):
 
     `attempts` counts all tries, `retry_count` the retries that were asked for. `error_type` is ``transient`` where
     a retry can help (`can_retry`), ``resource`` where something was too large or took too much. A row that
-    `is_parked` ended its worker each time: only retry_mode ``all`` or its `failure_id` tries it again.
+    `is_parked` ended its worker each time: only retry_mode ``all`` or its `failure_id` tries it again. `object_id` is
+    what failed: an object, or in later tiers the document that `document_id` names too.
     """
 
     failure_id: str
     object_id: str
+    document_id: str | None
     collection_id: str
     tier_num: int
     error_type: Literal["transient", "permanent", "resource"]

@@ -1,7 +1,8 @@
-"""Collections: what an extractor makes of a bucket's objects, and the documents that come of it."""
+"""Collections: what an extractor makes of objects, or of other collections' documents, and what comes of it."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
@@ -15,14 +16,35 @@ MIN_NAME_LENGTH, NAME_LENGTH = 3, 100
 
 
 class SourceConfig(Model):
-    """Where the collection's objects come from: one or more buckets, by id or name."""
+    """What the collection reads: one or more buckets, or one or more other collections, by id or name.
 
-    type: str = Field("bucket", max_length=64, description="`bucket` in this version.")
+    A source that `source_filters` (a filter, also under the key `filters`) does not let through is left out, and has
+    no documents. Objects are seen with their fields and `blobs`, documents with all their fields.
+    """
+
+    type: str | None = Field(
+        None, max_length=64, description="`bucket` or `collection`; absent: what the ids are of."
+    )
     bucket_ids: list[str] | None = Field(None, max_length=100)
     bucket_id: str | None = Field(None, max_length=128, description="Short for `bucket_ids` of one.")
-    collection_id: str | None = Field(None, max_length=128, description="Not available in this version.")
-    collection_ids: list[str] | None = Field(None, description="Not available in this version.")
-    source_filters: JsonObject | None = Field(None, description="Not available in this version.")
+    collection_ids: list[str] | None = Field(None, max_length=100)
+    collection_id: str | None = Field(None, max_length=128, description="Short for `collection_ids` of one.")
+    source_filters: JsonObject | None = None
+
+    def kind(self) -> str:
+        """Return what is read, said or not."""
+        if self.type is not None:
+            return self.type
+        return "collection" if self.collection_ids or self.collection_id else "bucket"
+
+    def identifiers(self) -> list[str]:
+        """Return the ids and names given for what is read, each once."""
+        many, one = (
+            (self.collection_ids, self.collection_id)
+            if self.kind() == "collection"
+            else (self.bucket_ids, self.bucket_id)
+        )
+        return list(dict.fromkeys([*(many or ()), *([one] if one else ())]))
 
 
 class InputMapping(Model):
@@ -101,7 +123,7 @@ class CreateCollectionRequest(Model):
     source: SourceConfig
     feature_extractor: FeatureExtractorConfig
     description: str | None = Field(None, max_length=10_000)
-    input_schema: BucketSchema | None = Field(None, description="Absent: the schema of the source buckets.")
+    input_schema: BucketSchema | None = Field(None, description="Absent: what all sources together have.")
     enabled: bool = Field(True, description="A disabled collection takes no part in new batches.")
     metadata: JsonObject | None = None
     taxonomy_applications: list[Any] | None = Field(None, description="Not available in this version.")
@@ -109,6 +131,24 @@ class CreateCollectionRequest(Model):
     alert_applications: list[Any] | None = Field(None, description="Not available in this version.")
     retriever_enrichments: list[Any] | None = Field(None, description="Not available in this version.")
     schedule: JsonObject | None = Field(None, description="Not available in this version.")
+
+
+class CloneCollectionRequest(Model):
+    """A new name, and what shall differ from the collection that is cloned; an absent key is as it is there."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"collection_name": "quickstart-docs-2"}]})
+
+    collection_name: str = Field(
+        min_length=MIN_NAME_LENGTH,
+        max_length=NAME_LENGTH,
+        validation_alias=AliasChoices("collection_name", "name"),
+    )
+    source: SourceConfig | None = None
+    feature_extractor: FeatureExtractorConfig | None = None
+    description: str | None = Field(None, max_length=10_000)
+    enabled: bool | None = None
+    metadata: JsonObject | None = None
+    taxonomy_applications: list[Any] | None = Field(None, description="Not available in this version.")
 
 
 class PatchCollectionRequest(Model):
@@ -129,9 +169,18 @@ class PatchCollectionRequest(Model):
     metadata: JsonObject | None = None
 
 
+class SourceFilters(Model):
+    filters: JsonObject
+
+
 class SourceAnswer(Model):
-    type: Literal["bucket"] = "bucket"
-    bucket_ids: list[str]
+    """What the collection reads. `inherited_bucket_ids` are the buckets that its documents go back to."""
+
+    type: Literal["bucket", "collection"] = "bucket"
+    bucket_ids: list[str] | None = None
+    collection_ids: list[str] | None = None
+    inherited_bucket_ids: list[str] | None = None
+    source_filters: SourceFilters | None = None
 
 
 class FeatureExtractorAnswer(Model):
@@ -146,12 +195,12 @@ class FeatureExtractorAnswer(Model):
 
 
 class VectorIndex(Model):
-    """A vector of the collection's documents."""
+    """A vector of the collection's documents, or the index of their words, which has no `dimensions`."""
 
     name: str
     description: str
-    dimensions: int
-    type: Literal["dense"] = "dense"
+    dimensions: int | None
+    type: Literal["dense", "sparse"] = "dense"
     distance: str
     datatype: Literal["float32"] = "float32"
     supported_inputs: list[str]
@@ -185,7 +234,10 @@ class CollectionResponse(Model):
     enabled: bool
     metadata: JsonObject
     document_count: int
-    schema_version: int = 1
+    schema_version: int = Field(description="Grows with each sync that found new fields.")
+    last_schema_sync: str | None
+    #: Schemas grow when that is asked for, never by themselves.
+    schema_sync_enabled: Literal[False] = False
     taxonomy_applications: list[Any] = Field(default_factory=list)
     cluster_applications: list[Any] = Field(default_factory=list)
     created_at: str
@@ -234,17 +286,27 @@ class DescribeFeaturesResponse(Model):
 
 
 class TriggerCollectionRequest(Model):
-    """Which of the collection's buckets to process; all when absent."""
+    """Which of the collection's sources to process; all when absent.
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
+    `include_buckets` is for a collection of buckets, `include_collections` for one that collections feed; both take
+    ids and names. `source_filters` is a filter over objects or documents.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"source_filters": {"AND": [{"field": "metadata.lang", "operator": "eq", "value": "en"}]}}
+            ]
+        }
+    )
 
     include_buckets: list[str] | None = Field(None, max_length=100)
-    include_collections: list[str] | None = Field(None, description="Not available in this version.")
-    source_filters: JsonObject | None = Field(None, description="Not available in this version.")
+    include_collections: list[str] | None = Field(None, max_length=100)
+    source_filters: JsonObject | None = None
 
 
 class TriggerCollectionResponse(Model):
-    """A batch of all the collection's objects was submitted; follow `task_id`.
+    """A batch of the collection's sources was submitted, for it and all that it feeds; follow `task_id`.
 
     A collection of several buckets has a batch, and a task, for each.
     """
@@ -254,7 +316,80 @@ class TriggerCollectionResponse(Model):
     batch_ids: list[str]
     task_ids: list[str]
     collection_id: str
-    source_bucket_ids: list[str]
-    object_count: int
-    total_tiers: int = 1
+    source_bucket_ids: list[str] | None
+    source_collection_ids: list[str] | None
+    object_count: int | None
+    document_count: int | None
+    total_tiers: int
     message: str
+
+
+class CloneCollectionResponse(Model):
+    collection: CollectionResponse
+    source_collection_id: str
+
+
+class SchemaSyncRequest(Model):
+    """How many documents to look at, and whether collections that read this one get to know what is found."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"sample_size": 1000, "force": True}]})
+
+    sample_size: int = Field(1000, ge=1, le=10_000)
+    force: bool = Field(False, description="Also when the last sync is less than five minutes ago.")
+    cascade_to_downstream: bool = True
+
+
+class SchemaSyncResponse(Model):
+    success: Literal[True] = True
+    collection_id: str
+    schema_version: int
+    previous_version: int
+    fields_added: list[str]
+    fields_total: int
+    documents_sampled: int
+    downstream_collections_updated: list[str]
+    message: str | None
+
+
+class SchemaSyncSkippedResponse(Model):
+    """The last sync is too fresh for another one."""
+
+    success: Literal[True] = True
+    skipped: Literal[True] = True
+    reason: str
+    collection_id: str
+    schema_version: int
+    last_sync: str | None
+
+
+class ExportFormat(StrEnum):
+    """``json`` has a document a line."""
+
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class CollectionExportRequest(Model):
+    """Which documents to export, and how; all of them, as Parquet, when nothing is said."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"format": "json", "sample_size": 100}]})
+
+    format: ExportFormat = ExportFormat.PARQUET
+    include_vectors: bool = Field(False, description="Vectors too, in a file of their own.")
+    select_fields: list[str] | None = Field(None, max_length=100, description="Only these fields, by path.")
+    filters: JsonObject | None = None
+    sample_size: int | None = Field(None, ge=1, le=1_000_000, description="At most so many documents.")
+
+
+class CollectionExportResponse(Model):
+    """A file that can be fetched for an hour under `download_url`, and then is gone."""
+
+    download_url: str
+    s3_path: str = Field(description="Where the file lies in the server's storage.")
+    format: ExportFormat
+    document_count: int
+    file_size_bytes: int
+    exported_at: str
+    vectors_download_url: str | None
+    vectors_s3_path: str | None

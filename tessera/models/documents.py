@@ -11,10 +11,20 @@ from tessera.models.objects import ListSort
 
 
 class Lineage(Model):
+    """Where a document comes from: its root, what it was made of, and every step from the one to the other.
+
+    `path` are the bucket and the collections, with slashes between them. `path` and `chain` are null for documents
+    that came ready-made, or that an older release extracted.
+    """
+
     root_object_id: str | None = None
     root_bucket_id: str | None = None
     source_type: Literal["bucket", "collection"] = "bucket"
     source_object_id: str | None = None
+    source_document_id: str | None = None
+    source_collection_id: str | None = None
+    path: str | None = None
+    chain: list[JsonObject] | None = None
 
 
 class InternalPayload(Model):
@@ -282,7 +292,7 @@ class UpsertDocumentsRequest(Model):
 
 
 class UpsertDocumentsResponse(Model):
-    """`unsearchable_document_ids` are stored and listed, but carry no vector that a retriever could find them by."""
+    """`unsearchable_document_ids` are stored and listed, but carry no vector or text that could find them."""
 
     inserted: int
     document_ids: list[str]

@@ -25,7 +25,7 @@ class FailureFilter(Model):
     cause: list[Cause] | None = Field(None, min_length=1, description="Only these causes.")
     collection_id: str | None = Field(None, max_length=128, description="Only of this collection (its id).")
     batch_id: str | None = Field(None, max_length=128, description="Only of this batch.")
-    object_id: str | None = Field(None, max_length=128, description="Only of this object.")
+    object_id: str | None = Field(None, max_length=128, description="Only of this object, or document.")
 
 
 class ListFailuresRequest(FailureFilter):
@@ -64,7 +64,9 @@ class Failure(Model):
     bucket_id: str
     batch_id: str
     collection_id: str
-    object_id: str
+    tier_num: int
+    object_id: str = Field(description="What failed: an object, or in later tiers a document.")
+    document_id: str | None = Field(description="The document, where that failed.")
     filename: str | None
     attempts: int
     retry_count: int

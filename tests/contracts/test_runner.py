@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tessera import alarms
 from tessera.adapters import local
 from tessera.adapters.local import LocalRunner
 from tessera.ports import Failed
@@ -49,6 +51,14 @@ def sleep(seconds: float) -> float:
 def touch_and_sleep(path: str) -> None:
     Path(path).touch()
     time.sleep(60)
+
+
+def decode(limit_s: float) -> tuple[float, float]:
+    """Stay in code that nothing interrupts when `limit_s` is short; return what is left of the alarm else."""
+    with alarms.within(60), alarms.within(limit_s):
+        if limit_s < 1:
+            re.fullmatch(r"(a|a)*b", "a" * 60)
+    return signal.getitimer(signal.ITIMER_REAL)
 
 
 def use_memory(size_mib: int) -> int:
@@ -197,3 +207,15 @@ def test_an_item_that_wants_too_much_memory_costs_itself_alone() -> None:
     assert found == {0: 2**20, 2: 2 * 2**20}
     assert (late.kind, late.crashed, late.retryable) == ("memory", True, True)
     assert "worker_memory_mib" in late.message
+
+
+def test_a_decoder_that_does_not_come_back_ends_its_worker() -> None:
+    """A PDF of three kilobytes, whose forms draw each other ten times, kept a worker for as long as a film may take."""
+    runner = LocalRunner(1)
+    try:
+        found = dict(runner.map(decode, [30.0, 0.5, 90.0], timeout_s=120))
+    finally:
+        runner.close()
+    late = found.pop(1)
+    assert found == {0: (0.0, 0.0), 2: (0.0, 0.0)}, "what was in time is not ended later"
+    assert (late.kind, late.crashed, late.retryable) == ("timeout", True, False)

@@ -27,6 +27,8 @@ def draft(loop: Loop, bucket: str, *texts: str) -> tuple[str, list[str]]:
     return f"/buckets/{bucket}/batches/{batch['batch_id']}", object_ids
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/batches/{batch_id}", 200)
 def test_a_draft_knows_its_objects_and_collections(loop: Loop, bucket: str) -> None:
     first, second = loop.collection(bucket), loop.collection(bucket)
     loop.patch(f"/collections/{loop.collection(bucket)}", {"enabled": False})
@@ -55,6 +57,7 @@ def test_only_objects_of_the_bucket_can_be_in_a_batch(loop: Loop, bucket: str) -
     assert "at least 1 item" in loop.refused(422, "POST", path, {"object_ids": []})
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/submit", 200)
 def test_a_batch_runs_to_its_end_and_tells_its_progress(loop: Loop, bucket: str) -> None:
     first, second = loop.collection(bucket), loop.collection(bucket)
     path, object_ids = draft(loop, bucket, "a", "b", "c")
@@ -132,6 +135,7 @@ def test_a_batch_may_be_for_some_collections_only(loop: Loop, bucket: str) -> No
     assert loop.documents(other) == []
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/objects", 200)
 def test_objects_are_added_to_a_draft_only(loop: Loop, bucket: str) -> None:
     loop.collection(bucket)
     path, object_ids = draft(loop, bucket, "a")
@@ -153,6 +157,7 @@ def test_objects_deleted_before_the_submission_are_skipped(loop: Loop, bucket: s
     assert [item["root_object_id"] for item in loop.documents(collection)] == [object_ids[1]]
 
 
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/failed-documents", 200)
 def test_rows_fail_one_by_one_and_say_why(loop: Loop) -> None:
     bucket = loop.bucket({"note": {"type": "text"}})
     collection = loop.collection(bucket, {**TEXT, "input_mappings": {"text": "metadata.words"}})
@@ -180,6 +185,7 @@ def test_rows_fail_one_by_one_and_say_why(loop: Loop) -> None:
     assert [item["root_object_id"] for item in loop.documents(collection)] == [good]
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/retry", 200)
 def test_a_retry_runs_the_failed_rows_alone(loop: Loop) -> None:
     bucket = loop.bucket({"note": {"type": "text"}})
     collection = loop.collection(bucket, {**TEXT, "input_mappings": {"text": "metadata.words"}})
@@ -217,6 +223,8 @@ def test_cancel_keeps_what_is_done_and_retry_takes_up_the_rest(loop: Loop, bucke
     assert {item["root_object_id"] for item in loop.documents(collection)} == set(object_ids)
 
 
+@pytest.mark.operation("PATCH", "/v1/buckets/{bucket_identifier}/batches/{batch_id}", 200)
+@pytest.mark.operation("DELETE", "/v1/buckets/{bucket_identifier}/batches/{batch_id}", 200)
 def test_a_finished_batch_can_be_deleted_and_its_documents_stay(loop: Loop, bucket: str) -> None:
     collection = loop.collection(bucket)
     batch = loop.run(bucket, [loop.note(bucket, "a")])
@@ -227,6 +235,8 @@ def test_a_finished_batch_can_be_deleted_and_its_documents_stay(loop: Loop, buck
     assert len(loop.documents(collection)) == 1
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/list", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/batches", 200)
 def test_lists_by_status_and_collection(loop: Loop, bucket: str) -> None:
     collection = loop.collection(bucket)
     done = loop.run(bucket, [loop.note(bucket, "a")])["batch_id"]
@@ -236,6 +246,9 @@ def test_lists_by_status_and_collection(loop: Loop, bucket: str) -> None:
         return [item["batch_id"] for item in loop.post(f"/buckets/{bucket}/batches/list", body)["results"]]
 
     assert listed() == [path.rsplit("/", 1)[1], done], "the newest first"
+    assert [
+        item["batch_id"] for item in loop.get(f"/buckets/{bucket}/batches?limit=1")["results"]
+    ] == listed()[:1]
     assert listed({"status": "COMPLETED"}) == [done]
     assert listed({"collection_id": collection, "limit": 1, "offset": 1}) == [done]
     assert listed({"collection_id": "col_other"}) == []

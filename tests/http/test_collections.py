@@ -37,6 +37,8 @@ def body(bucket: str, extractor: dict[str, Any] | None = None, **fields: Any) ->
     }
 
 
+@pytest.mark.operation("POST", "/v1/collections", 200)
+@pytest.mark.operation("GET", "/v1/collections/{collection_identifier}", 200)
 def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -> None:
     extractor = {
         "field_passthrough": [{"source_path": "metadata.category"}, "year", {"source_path": "$.shop.city"}],
@@ -49,6 +51,7 @@ def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -
         "year": "integer",
         "city": "string",
         "text": "string",
+        "locator": "object",
     }
     assert made["input_schema"]["properties"] == PROPERTIES
     config = made["feature_extractor"]
@@ -56,14 +59,16 @@ def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -
     assert config["input_mappings"] == {"text": "note"}
     assert config["parameters"]["model"] == "multilingual-e5-large-instruct"
     assert [item["target_path"] for item in config["field_passthrough"]] == ["category", "year", "city"]
-    assert made["source"] == {"type": "bucket", "bucket_ids": [bucket]}
-    (vector,) = made["vector_indexes"]
+    assert (made["source"]["type"], made["source"]["bucket_ids"]) == ("bucket", [bucket])
+    vector, words = made["vector_indexes"]
     assert vector["feature_uri"].startswith("mixpeek://text_extractor@v1/")
+    assert words["feature_uri"] == "mixpeek://text_extractor@v1/bm25"
     assert (made["document_count"], made["enabled"], made["metadata"]) == (0, True, {"team": "a"})
     loop.patch(f"/buckets/{bucket}", {"schema": {"properties": {**PROPERTIES, "page": {"type": "integer"}}}})
     assert loop.get("/collections/notes") == loop.get(f"/collections/{made['collection_id']}") == made
 
 
+@pytest.mark.operation("GET", "/v1/collections/{collection_identifier}/features", 200)
 @pytest.mark.parametrize("version", ["v1", "1.0.0"])
 def test_either_spelling_of_the_version_is_the_namespaces(loop: Loop, bucket: str, version: str) -> None:
     made = loop.post("/collections", body(bucket, {"version": version}))
@@ -72,7 +77,7 @@ def test_either_spelling_of_the_version_is_the_namespaces(loop: Loop, bucket: st
         "as registered"
     )
     described = loop.get("/collections/notes/features")["features"]
-    assert [(item["primary"], item["version"]) for item in described] == [(True, version)]
+    assert [(item["primary"], item["version"]) for item in described] == [(True, version), (False, version)]
     index = described[0]["vector_index"]
     assert (index["type"], index["dimensions"]) == ("dense", 384)
 
@@ -163,9 +168,27 @@ def test_what_is_wrong_with_an_extractor_is_named(
         ({"collection_name": "a/b"}, 422, "slash"),
         ({"collection_name": "features"}, 422, "word of the API"),
         (
-            {"source": {"type": "collection", "collection_id": "x"}},
+            {"source": {"type": "taxonomy", "bucket_id": "x"}},
             400,
             "in this version a collection reads buckets",
+        ),
+        ({"source": {"collection_id": "x"}}, 404, "collection 'x' was not found"),
+        ({"source": {"type": "collection"}}, 422, "source.collection_ids is required"),
+        (
+            {"source": {"collection_ids": ["notes"]}},
+            422,
+            "Collection 'notes' would read itself",
+        ),
+        (
+            {
+                "source": {
+                    "type": "bucket",
+                    "bucket_ids": ["nowhere"],
+                    "source_filters": {"field": "a", "operator": "is"},
+                }
+            },
+            404,
+            "bucket 'nowhere' was not found",
         ),
         ({"source": {"type": "bucket"}}, 422, "source.bucket_ids is required"),
         ({"source": {"type": "bucket", "bucket_ids": ["nowhere"]}}, 404, "bucket 'nowhere' was not found"),
@@ -217,6 +240,9 @@ def test_the_passthrough_extractor_carries_everything_unless_told_what(loop: Loo
     assert set(made["output_schema"]["properties"]) == {"year"}
 
 
+@pytest.mark.operation("GET", "/v1/collections", 200)
+@pytest.mark.operation("POST", "/v1/collections/list", 200)
+@pytest.mark.operation("PATCH", "/v1/collections/{collection_identifier}", 200)
 def test_names_lists_and_changes(loop: Loop, bucket: str) -> None:
     made = loop.post("/collections", body(bucket))
     assert made["collection_id"] in loop.refused(409, "POST", "/collections", body(bucket))
@@ -235,9 +261,17 @@ def test_names_lists_and_changes(loop: Loop, bucket: str) -> None:
         {"a": 1},
     )
     assert "fixed when it is created" in loop.refused(400, "PATCH", path, {"feature_extractor": TEXT})
+    assert "not available" in loop.refused(
+        400, "PATCH", path, {"taxonomy_applications": [{"taxonomy_id": "t"}]}
+    )
+    body_with_more = {"description": "…", "no_such_field": 1, "schedule": None}
+    answer = loop.client.patch(f"/v1{path}", json=body_with_more, headers=loop.headers)
+    assert (answer.status_code, answer.json()["description"]) == (200, "…")
+    assert answer.headers["x-ignored-fields"].split(", ") == ["no_such_field", "schedule"]
     loop.get("/collections/notes", status=404)
 
 
+@pytest.mark.operation("DELETE", "/v1/collections/{collection_identifier}", 200)
 def test_delete_removes_the_documents_and_frees_the_name(loop: Loop) -> None:
     bucket = loop.bucket()
     collection, other = loop.collection(bucket, collection_name="notes"), loop.collection(bucket)
@@ -254,6 +288,7 @@ def test_delete_removes_the_documents_and_frees_the_name(loop: Loop) -> None:
     assert loop.documents(again) == [], "a collection of the same name never sees old documents"
 
 
+@pytest.mark.operation("POST", "/v1/collections/{collection_identifier}/trigger", 202)
 def test_trigger_processes_everything_in_the_buckets(loop: Loop) -> None:
     bucket = loop.bucket()
     collection, idle = loop.collection(bucket), loop.collection(bucket)
@@ -282,3 +317,14 @@ def test_another_namespace_sees_nothing(loop: Loop, bucket: str, namespace: Call
             assert answer["error"]["details"] == {"resource": "collection", "id": identifier}
     said = other.refused(404, "POST", "/collections", body(bucket))
     assert bucket in said
+
+
+@pytest.mark.operation("GET", "/v1/collections/features/extractors", 200)
+@pytest.mark.operation("GET", "/v1/collections/features/extractors/{feature_extractor_id}", 200)
+def test_the_catalogue_describes_each_extractor_that_it_lists(loop: Loop) -> None:
+    listed = loop.get("/collections/features/extractors")
+    assert {item["feature_extractor_name"] for item in listed} >= {"passthrough_extractor", "text_extractor"}
+    for item in listed:
+        one = loop.get(f"/collections/features/extractors/{item['feature_extractor_id']}")
+        assert one == item
+    loop.get("/collections/features/extractors/no_such_extractor_v1", status=404)

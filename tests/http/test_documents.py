@@ -97,12 +97,11 @@ def test_a_document_in_the_shape_of_the_api(loop: Loop) -> None:
     assert document["source_object_id"] == shop.object_ids[0]
     internal = document["_internal"]
     assert internal["namespace_id"] == loop.namespace_id
-    assert internal["lineage"] == {
-        "root_object_id": shop.object_ids[0],
-        "root_bucket_id": shop.bucket,
-        "source_type": "bucket",
-        "source_object_id": shop.object_ids[0],
-    }
+    lineage = internal["lineage"]
+    assert (lineage["root_object_id"], lineage["root_bucket_id"]) == (shop.object_ids[0], shop.bucket)
+    assert (lineage["source_type"], lineage["source_object_id"]) == ("bucket", shop.object_ids[0])
+    assert lineage["path"] == f"{shop.bucket}/{shop.collection}"
+    assert [step["document_id"] for step in lineage["chain"]] == [document["document_id"]]
     assert internal["created_at"].endswith("Z")
     text = loop.client.post(
         f"/v1/collections/{shop.collection}/documents/list", json={}, headers=loop.headers
@@ -255,6 +254,25 @@ def test_search_looks_into_every_text_of_the_users(
     still_shop: Shop, body: dict[str, Any], expected: list[int]
 ) -> None:
     assert sorted(still_shop.rows(**body)) == expected
+
+
+def test_a_list_may_be_asked_for_in_the_query(still_shop: Shop) -> None:
+    loop, path = still_shop.loop, f"/collections/{still_shop.collection}/documents"
+
+    def rows(query: str, method: str = "GET", below: str = "", body: Any = None) -> list[int]:
+        found = loop.send(method, f"{path}{below}?{query}", body)["results"]
+        return [still_shop.object_ids.index(item["root_object_id"]) for item in found]
+
+    assert rows('filters={"category": "lamps"}&sort=year:desc') == [2, 0]
+    assert rows('search=brass&sort={"field": "year", "direction": "asc"}') == [0, 3]
+    assert rows("sort=year") == [1, 0, 2, 3]
+    assert rows("search=brass&sort=year", "POST", "/list", {"search": "steel"}) == [2], "the body wins"
+    for query in ("filters={", "sort=year:sideways", "sort={}", "filters=7"):
+        loop.refused(422, "GET", f"{path}?{query}")
+    first = loop.get(f"{path}?sort=year&limit=3")
+    cursor = first["pagination"]["next_cursor"]
+    assert rows(f"sort=year&limit=3&cursor={cursor}") == [3]
+    assert "another collection" in loop.refused(400, "GET", f"{path}?sort=year:desc&limit=3&cursor={cursor}")
 
 
 def test_groups_share_a_value_and_are_paged(still_shop: Shop) -> None:

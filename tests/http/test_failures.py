@@ -145,6 +145,30 @@ def test_the_inbox_spans_batches_and_is_filtered(loop: Loop, bucket: str) -> Non
     assert row["failure_id"] in {item["failure_id"] for item in rows}
 
 
+def test_a_failure_of_a_later_tier_names_its_document(loop: Loop, bucket: str) -> None:
+    first = loop.collection(bucket, WORDS)
+    second = loop.collection(
+        bucket,
+        {**TEXT, "input_mappings": {"text": "metadata.absent"}},
+        source={"type": "collection", "collection_id": first},
+    )
+    object_id = loop.note(bucket, "word")
+    batch = loop.run(bucket, [object_id])
+    (document,) = loop.documents(first)
+    (row,) = loop.get(f"/failures?collection_id={second}")["results"]
+    assert (row["tier_num"], row["object_id"]) == (1, document["document_id"])
+    assert row["document_id"] == document["document_id"]
+    assert loop.get(f"/failures?object_id={document['document_id']}")["total_count"] == 1
+    path = path_of(bucket, batch)
+    for tier, count in ((0, 0), (1, 1), (2, 0)):
+        assert loop.get(f"{path}/failed-documents?tier_num={tier}")["total"] == count
+    loop.refused(409, "POST", f"{path}/retry", {"retry_mode": "all", "tier_nums": [0]})
+    retried = loop.post("/failures/retry", {"failure_ids": [row["failure_id"]]})
+    ended(loop, retried["batches"][0])
+    row = loop.get(f"/failures/{row['failure_id']}")
+    assert (row["state"], row["attempts"], row["tier_num"]) == ("failed", 2, 1)
+
+
 def test_what_the_inbox_is_asked_wrongly(loop: Loop, bucket: str) -> None:
     assert "model_missing" in loop.refused(422, "GET", "/failures?cause=bored")
     assert "resolved" in loop.refused(422, "POST", "/failures/list", {"state": "open"})
@@ -270,6 +294,22 @@ def test_a_row_that_ends_its_workers_is_parked(loop: Loop, bucket: str, tmp_path
     assert ended(loop, started)["status"] == "COMPLETED_WITH_ERRORS"
     assert loop.get(f"/failures/{row['failure_id']}")["attempts"] == 4
     assert [item["root_object_id"] for item in loop.documents(collection)] == [fine]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count what a process asks for")
+def test_a_row_that_wants_too_much_memory_fails_alone(loop: Loop, bucket: str) -> None:
+    loop.collection(bucket, WORDS)
+    batch = loop.run(bucket, [loop.note(bucket, "hog:4096"), loop.note(bucket, "fine")])
+    assert (batch["status"], batch["error_summary"]) == ("COMPLETED_WITH_ERRORS", {"limit": 1})
+    (row,) = loop.get("/failures")["results"]
+    assert (row["kind"], row["stage"], row["can_retry"], row["is_parked"]) == (
+        "memory",
+        "extract",
+        False,
+        False,
+    )
+    assert "worker_memory_mib" in row["message"]
+    assert "worker_memory_mib" in row["next_step"]
 
 
 # --- retry ---------------------------------------------------------------------------------------------

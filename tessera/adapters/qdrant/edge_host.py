@@ -43,7 +43,17 @@ import qdrant_edge
 from tessera import collector, failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
-from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps, finish
+from tessera.adapters.qdrant.view import (
+    EngineIndex,
+    LiveView,
+    Point,
+    Query,
+    Record,
+    Standing,
+    Steps,
+    finish,
+    sparse_recipe,
+)
 from tessera.errors import BadRequestError, EngineFullError, QdrantError, storage_trouble
 from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
@@ -193,6 +203,17 @@ class EdgeEngine:
         with _edge_call():
             for point_id, payload in payloads.items():
                 self._shard.update(qdrant_edge.UpdateOperation.overwrite_payload([point_id], payload))
+
+    def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
+        points = [qdrant_edge.PointVectors(point_id, dict(named)) for point_id, named in vectors.items()]
+        if points:
+            with _edge_call():
+                self._shard.update(qdrant_edge.UpdateOperation.update_vectors(points))
+
+    def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
+        if point_ids:
+            with _edge_call():
+                self._shard.update(qdrant_edge.UpdateOperation.delete_vectors(list(point_ids), [name]))
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -502,7 +523,7 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     clean, sums = (False, {}) if trusted else _verify_checksums(view, directory)
     if standing is None:
         directory.mkdir(parents=True, exist_ok=True)
-        standing = Standing(packed=True)
+        standing = Standing(packed=True, sparse=sparse_recipe(view.sparse))
         _write_durably(directory / _MARK, _mark_of(view, standing))
     shard_directory = directory / _SHARD
     try:
@@ -652,10 +673,11 @@ def _load_or_create(
 
 def _create(view: View, directory: Path, translator: Translator, *, graph: bool) -> qdrant_edge.EdgeShard:
     vectors = translator.vector_params(view.vectors)
+    sparse = translator.sparse_params(view.sparse)
     config = qdrant_edge.EdgeConfig(
         vectors=vectors or None,
         # Edge wants at least one vector, even of a view that only lists and filters.
-        sparse_vectors=None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()},
+        sparse_vectors=sparse or (None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()}),
         hnsw_config=qdrant_edge.HnswIndexConfig(
             m=GRAPH_M,
             ef_construct=GRAPH_EF_CONSTRUCT,

@@ -22,7 +22,7 @@ import numpy as np
 
 from tessera.filters import EARTH_RADIUS_M, And, Condition, Filter, Not, Or, instant
 from tessera.models import IndexType, PayloadIndex
-from tessera.ports import DenseVector
+from tessera.ports import DenseVector, SparseText
 
 #: Root key of a stored point under which case-folded copies of keyword fields lie; users never see it.
 SHADOW_KEY = "_s"
@@ -475,6 +475,17 @@ class Translator:
             vector.name: make(size=vector.dimensions, distance=self._distance(vector.distance), **placed)
             for vector in vectors
         }
+
+    def sparse_params(self, sparse: Sequence[SparseText]) -> dict[str, Any]:
+        """Return the engine's parameters of keyword indexes: it weighs words by how rare they are."""
+        if self._edge:
+            idf, placed = self._m.Modifier.Idf, {"memory": self._m.Memory.Cold}
+            return {one.name: self._m.EdgeSparseVectorParams(modifier=idf, **placed) for one in sparse}
+        return {one.name: self._m.SparseVectorParams(modifier=self._m.Modifier.IDF) for one in sparse}
+
+    def sparse_vector(self, indices: Sequence[int], values: Sequence[float]) -> Any:
+        """Return the engine's sparse vector."""
+        return self._m.SparseVector(indices=indices, values=values)
 
     def _distance(self, name: str) -> Any:
         return getattr(self._m.Distance, name.capitalize() if self._edge else name.upper())

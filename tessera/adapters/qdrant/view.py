@@ -38,10 +38,23 @@ from tessera.adapters.qdrant.translate import (
     path_segments,
     shadow_path,
 )
+from tessera.adapters.qdrant.words import RECIPE, words_asked, words_of
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import SEARCH, And, Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
-from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
+from tessera.ports import (
+    Document,
+    Entry,
+    Hit,
+    IndexReport,
+    Mark,
+    Page,
+    PageResult,
+    Payload,
+    Search,
+    SparseText,
+    View,
+)
 
 #: Points in one read of those that are looked through for a new index.
 LOOK_SLICE = 40
@@ -72,10 +85,10 @@ def finish(steps: Steps[T]) -> T:
 
 
 class Point(NamedTuple):
-    """A point to write; vectors are lists of numbers, which Edge takes faster than arrays."""
+    """A point to write; vectors are lists of numbers, which Edge takes faster than arrays, or the engine's sparse."""
 
     point_id: str
-    vectors: Mapping[str, list[float]]
+    vectors: Mapping[str, Any]
     payload: Payload
 
 
@@ -89,7 +102,7 @@ class Record(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One nearest-neighbour query in the engine's terms; `filter` is the engine's own object."""
+    """One nearest-neighbour query in the engine's terms; `filter` and a sparse `vector` are objects of the engine."""
 
     vector_name: str
     vector: Any
@@ -127,6 +140,12 @@ class Engine(Protocol):
 
     def overwrite_payloads(self, payloads: Mapping[str, Payload]) -> None:
         """Replace the payloads of existing points, by point id; their vectors stay."""
+
+    def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set named vectors of existing points, by point id; their other vectors and payloads stay."""
+
+    def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
+        """Remove the vector `name` of existing points; those that lack it stay as they are."""
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -167,6 +186,8 @@ class Standing:
     graphs: dict[str, int] = field(default_factory=dict)
     #: Whether the points hold their documents packed (`pack`), which all of a view do or none.
     packed: bool = False
+    #: The keyword indexes that the view has, as `sparse_recipe` spells them.
+    sparse: list[list[Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes."""
@@ -179,6 +200,7 @@ class Standing:
             "tail": self.tail,
             "graphs": self.graphs,
             "packed": self.packed,
+            "sparse": self.sparse,
         }
 
     @classmethod
@@ -198,7 +220,15 @@ class Standing:
         if not isinstance(packed, bool):
             raise ValueError("packed must be true or false")
         wide = {str(name): int(ef) for name, ef in graphs.items()}
-        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, packed)
+        sparse = value.get("sparse", [])  # there was none before release 0.4
+        if not isinstance(sparse, list):
+            raise ValueError("sparse must be a list")
+        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, packed, sparse)
+
+
+def sparse_recipe(sparse: Sequence[SparseText]) -> list[list[Any]]:
+    """Return what keyword indexes are made of, as JSON: equal recipes give equal vectors."""
+    return [[one.name, list(one.fields), RECIPE] for one in sparse]
 
 
 # --- what the indexes see ------------------------------------------------------------------------------
@@ -389,6 +419,9 @@ class LiveView:
         self._max_scan = max_scan_documents
         self._vectors = {vector.name: vector for vector in view.vectors}
         self._reveal = unpack if standing.packed else reveal
+        # A view from before is without the index, or has another; until it is replaced nobody can search by it.
+        self._has_sparse = standing.sparse == sparse_recipe(view.sparse)
+        self._sparse = view.sparse if self._has_sparse else ()
         self._index_changes = 0
         self._use(standing.indexes)
 
@@ -400,7 +433,7 @@ class LiveView:
             standing.seq,
             standing.document_count,
             durable,
-            behind=standing.behind,
+            behind=standing.behind or not self._has_sparse,
             tail=min(standing.tail, standing.document_count),
         )
 
@@ -499,6 +532,7 @@ class LiveView:
         for document in documents:
             point_id = self._point_id(document.document_id)
             vectors = {name: np.asarray(vector).tolist() for name, vector in document.vectors.items()}
+            vectors |= self._words(document)
             points[point_id] = Point(point_id, vectors, self._stored(document))
         existing = self._existing(list(points))
         self.engine.upsert(list(points.values()))
@@ -515,11 +549,27 @@ class LiveView:
         existing = {record.point_id for record in found}
         if existing:
             self.engine.overwrite_payloads({i: payload for i, payload in payloads.items() if i in existing})
+            self._set_words(documents, existing)
             failpoints.reach("apply.slice")
         # The engine takes them out of its graphs: a point with an indexed field is moved when it changes.
         self.standing.tail += len(existing)
         self.unflushed_points += len(existing)
         return sorted(existing)
+
+    def _words(self, document: Document) -> dict[str, Any]:
+        """Return the sparse vectors of a document's texts; none of a keyword index that it has no word for."""
+        found = ((sparse.name, words_of(document.payload, sparse.fields)) for sparse in self._sparse)
+        return {name: self._translator.sparse_vector(*words) for name, words in found if words is not None}
+
+    def _set_words(self, documents: Sequence[Document], existing: set[str]) -> None:
+        """Bring the keyword indexes to the texts of those of `documents` that exist."""
+        words = {self._point_id(document.document_id): self._words(document) for document in documents}
+        for sparse in self._sparse:
+            kept = {
+                i: {sparse.name: found[sparse.name]} for i, found in words.items() if sparse.name in found
+            }
+            self.engine.set_vectors({i: vectors for i, vectors in kept.items() if i in existing})
+            self.engine.drop_vectors(sorted(existing - kept.keys()), sparse.name)
 
     def _stored(self, document: Document) -> Payload:
         """Return the payload of `document` as it is stored, and note what the indexes do not see of it."""
@@ -667,8 +717,7 @@ class LiveView:
         places: list[int] = []
         queries: list[Query] = []
         for place, search in enumerate(searches):
-            self._check_vector(search)
-            if search.limit <= 0:
+            if not self._check_vector(search) or search.limit <= 0:
                 continue
             engine_filter, residual = self._split(search.filter)
             if residual is not None:
@@ -690,9 +739,12 @@ class LiveView:
             # Deep pages need a wider search: it cannot bring more than `ef` hits in the right order.
             wide = self.standing.graphs[search.vector_name]
             ef, exact = max(wide, 2 * (limit + offset)), wide == 0
+        words = None if search.text is None else words_asked(search.text)
         return Query(
             search.vector_name,
-            np.asarray(search.vector, dtype=np.float32),
+            np.asarray(search.vector, dtype=np.float32)
+            if words is None
+            else self._translator.sparse_vector(*words),
             limit,
             offset,
             filter,
@@ -701,18 +753,35 @@ class LiveView:
             search.with_vectors,
         )
 
-    def _check_vector(self, search: Search) -> None:
+    def _check_vector(self, search: Search) -> bool:
+        """Refuse a search that cannot be; say whether it can find anything at all."""
+        if search.vector_name in [sparse.name for sparse in self.view.sparse]:
+            return self._check_text(search)
         declared = self._vectors.get(search.vector_name)
         if declared is None:
             known = ", ".join(sorted(self._vectors)) or "none"
             raise BadRequestError(
                 f"There is no vector {search.vector_name!r} in this namespace; it has: {known}."
             )
+        if search.vector is None:
+            raise BadRequestError(f"{search.vector_name!r} is searched by a vector, not by words.")
         size = len(search.vector)
         if size != declared.dimensions:
             raise BadRequestError(
                 f"The query vector has {size} dimensions, {search.vector_name!r} has {declared.dimensions}."
             )
+        return True
+
+    def _check_text(self, search: Search) -> bool:
+        if search.text is None:
+            raise BadRequestError(f"{search.vector_name!r} is searched by words, not by a vector.")
+        if not self._has_sparse:
+            raise QdrantError(
+                "The keyword index of this namespace, which is from an earlier release, is still being made; "
+                "try again.",
+                retry_after_s=5,
+            )
+        return words_asked(search.text) is not None
 
     def _narrow(self, search: Search, engine_filter: Any | None, residual: Filter) -> Steps[Any]:
         """Return the hits themselves, or the engine filter that stands for the whole filter."""
@@ -734,7 +803,7 @@ class LiveView:
     @staticmethod
     def _finds_all(search: Search) -> bool:
         """Say whether fewer hits than asked for means that there are no others (a graph may miss some)."""
-        return search.exact
+        return search.exact or search.text is not None
 
     def _page(self, page: Page) -> Steps[PageResult]:
         engine_filter, residual = self._split(page.filter)
@@ -927,8 +996,11 @@ class LiveView:
 
     def _hit(self, record: Record) -> Hit:
         payload = self._reveal(record.payload or {})
+        # Keyword indexes are made from the payload, and are no vectors of the document's own.
         vectors = {
-            name: np.asarray(vector, dtype=np.float32) for name, vector in (record.vectors or {}).items()
+            name: np.asarray(vector, dtype=np.float32)
+            for name, vector in (record.vectors or {}).items()
+            if name in self._vectors
         }
         return Hit(payload["document_id"], payload, record.score, vectors)
 
