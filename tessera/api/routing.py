@@ -60,6 +60,8 @@ _MOST_CONTAINERS = 500_000
 #: Bodies from this size on are parsed in a thread, their long lists of numbers (bytes of text) one by one.
 _LARGE_BODY = 256 * 1024
 _LONG_LIST = 512
+#: With more ends of lists than this a body is parsed as a whole: looking at each would take longer.
+_MOST_LISTS = 20_000
 
 #: Of ignored keys the response header names the first few.
 _IGNORED_SHOWN = 20
@@ -313,6 +315,8 @@ def _parse_apart(body: bytes) -> Any:
     Each is cut out and an object put in its place, whose key nobody can know. Where it was not a list at all but part
     of a string, the key's quotation mark ends that string, and what is left is no JSON.
     """
+    if body.count(b"]") > _MOST_LISTS:
+        raise _NotApart
     key = secrets.token_hex(8)
     lists: list[list[Any]] = []
     parts: list[bytes] = []
