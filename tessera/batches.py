@@ -29,6 +29,7 @@ from tessera import (
     listing,
     namespaces,
     progress,
+    source_content,
     tasks,
     tiers,
 )
@@ -524,7 +525,11 @@ def _objects_of(
                 count = sa.select(sa.func.count()).select_from(objects).where(mine)
                 listing.refuse_long_scan(wh, connection.execute(count).scalar_one(), "objects")
                 with connection.execute(sa.select(objects).where(mine).order_by(*oldest_first)) as scan:
-                    ids = [item["object_id"] for item in scan.mappings() if test(ingest.as_filtered(item))]
+                    ids = [
+                        item["object_id"]
+                        for item in scan.mappings()
+                        if test(source_content.as_filtered(item))
+                    ]
             if ids:
                 found.append((bucket_id, ids))
     if not found:
