@@ -9,14 +9,19 @@ from collections.abc import Callable
 
 from bench import (
     hot_path,
+    hour,
     models,
     p1_create_namespace,
     p2_namespaces,
     p3_execute,
     p6_ready_vectors,
     p7_search_while_writing,
+    p8_hybrid,
+    p9_pipeline_overhead,
+    p10_video,
     p11_get_namespace,
     p12_start,
+    p14_text_ingest,
 )
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -25,13 +30,21 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "p3": p3_execute.main,
     "p6": p6_ready_vectors.main,
     "p7": p7_search_while_writing.main,
+    "p8": p8_hybrid.main,
+    "p9": p9_pipeline_overhead.main,
+    "p10": p10_video.main,
     "p11": p11_get_namespace.main,
     "p12": p12_start.main,
+    "p14": p14_text_ingest.main,
     "hot_path": hot_path.main,
+    "hour": hour.main,
     "models": models.main,
 }
 #: The same in a tenth of the size, where the whole takes longer than a few minutes.
-SMALL: dict[str, Callable[[], None]] = {"p2": lambda: p2_namespaces.main(small=True)}
+SMALL: dict[str, Callable[[], None]] = {
+    "p2": lambda: p2_namespaces.main(small=True),
+    "hour": lambda: hour.main(small=True),
+}
 
 
 def main() -> None:

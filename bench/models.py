@@ -39,11 +39,11 @@ QUERY = "wireless headphones with noise cancellation"
 
 
 def main() -> None:
-    whole = _docstrings()
+    whole = docstrings(TEXTS)
     with tempfile.TemporaryDirectory() as folder:
         for threads in sorted({1, os.cpu_count() or 1}):
             models = inference.Models(Path(folder), offline=True, threads=threads)
-            ours, theirs = models.text(), _fastembed(Path(folder), threads)
+            ours, theirs = models.text(), fastembed_loop(Path(folder), threads)
             for name, texts in (("docstrings", whole), ("sentences", [text[:100] for text in whole])):
                 cosine = float((ours.embed(texts[:32]) * theirs(texts[:32])).sum(axis=1).min())
                 assert cosine > 0.9999, cosine
@@ -73,17 +73,18 @@ def _seconds(function: Callable[[Any], Any], argument: Any) -> float:
     return time.perf_counter() - began
 
 
-def _docstrings() -> list[str]:
+def docstrings(count: int) -> list[str]:
+    """Return docstrings of Python's library, all different, at most `count`."""
     found: dict[str, None] = {}
     for name in MODULES:
         for _, member in inspect.getmembers(importlib.import_module(name)):
             text = getattr(member, "__doc__", None)
             if isinstance(text, str) and len(text) > 40:
                 found[text] = None
-    return list(found)[:TEXTS]
+    return list(found)[:count]
 
 
-def _fastembed(folder: Path, threads: int) -> Callable[[list[str]], Any]:
+def fastembed_loop(folder: Path, threads: int) -> Callable[[list[str]], Any]:
     """Return fastembed's loop over the same graph, with its weights inside and its tokens as output."""
     import onnx
     from fastembed import TextEmbedding

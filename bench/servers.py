@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -18,10 +18,11 @@ CHROMA = ROOT / ".bench-venv" / "bin" / "chroma"
 
 
 @contextlib.contextmanager
-def tessera(data: Path) -> Iterator[httpx.Client]:
-    """Yield a client, with its key, of a Tessera server on `data`."""
+def tessera(data: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[httpx.Client]:
+    """Yield a client, with its key, of a Tessera server on `data`, started with `options` and `env` besides."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tessera", "up", "--data", str(data), "--port", "0"],
+        [sys.executable, "-m", "tessera", "up", "--data", str(data), "--port", "0", *options],
+        env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import os
 import shlex
@@ -20,10 +21,14 @@ from typing import Any
 
 import httpx
 
-from tessera import sample_media
+from tessera import sample_media, sample_pages
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 180
+PATIENCE_S = 300
+#: Six sentences in flite's voice slt; ``scripts/make-speech`` made it.
+VOICE = ROOT / "tests" / "data" / "speech.flac"
+#: The film's voice says the first three of them, the recording has the others.
+VOICE_CUT_S = 12.4
 
 #: The request of the API page "Create Namespace", letter by letter.
 PAGE = """{
@@ -61,17 +66,22 @@ PAGE = """{
 
 LIBRARY = {
     "namespace_name": "demo_library",
-    "description": "Thirty short texts and twenty pictures",
+    "description": "A film with a voice, a recording, pictures, a PDF and short texts",
     "feature_extractors": [
+        {"feature_extractor_name": "multimodal_extractor", "version": "v1"},
         {"feature_extractor_name": "text_extractor", "version": "v1"},
         {"feature_extractor_name": "image_extractor", "version": "v1"},
+        {"feature_extractor_name": "document_graph_extractor", "version": "v1"},
     ],
     "payload_indexes": [{"field_name": "metadata.topic", "type": "keyword"}],
 }
 
 WORDS_URI = "mixpeek://video_extractor@1.0.0/multilingual_e5_large_instruct_v1"
+FILM_WORDS_URI = "mixpeek://multimodal_extractor@v1/multilingual_e5_large_instruct_v1"
+FILM_URI = "mixpeek://multimodal_extractor@v1/vertex_multimodal_embedding"
 TEXT_URI = "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"
 IMAGE_URI = "mixpeek://image_extractor@v1/google_siglip_base_v1"
+PAGE_URI = "mixpeek://document_graph_extractor@v1/multilingual_e5_large_instruct_v1"
 
 
 class Screen:
@@ -113,19 +123,19 @@ class Demo:
         if self.folder.exists():
             shutil.rmtree(self.folder)
         began = time.monotonic()
-        self.screen.title("1. Sample media, made by script")
-        media = sample_media.make_all(self.folder / "media")
+        media = self.make_media()
         pictures = {name: path for name, path in media.items() if path.parent.name == "pictures"}
-        self.screen.line(f"a video of {sum(s.seconds for s in sample_media.SHOTS):.0f} s with subtitles,")
-        self.screen.line(
-            f"{len(pictures)} pictures and {len(sample_media.TEXTS)} texts in {_shown(self.folder)}/media"
-        )
         server = self.start_server()
         try:
             page = self.create_namespaces()
             self.ingest_video(page, media["video.mp4"])
             self.ingest_library(pictures)
-            self.search_all(page, pictures)
+            self.ingest_film(media["film.mp4"], media["recording.ogg"])
+            self.ingest_pages(media["report.pdf"])
+            self.search_video_and_text(page)
+            self.search_film_and_sound()
+            self.search_by_picture(pictures)
+            self.search_pages()
         finally:
             server.terminate()
             server.wait(20)
@@ -135,6 +145,27 @@ class Demo:
         self.screen.line(f"then open http://127.0.0.1:8700/docs; the key is in {_shown(self.data)}/admin.key")
 
     # --- steps -------------------------------------------------------------------------------------
+
+    def make_media(self) -> dict[str, Path]:
+        """Make everything that is ingested; return name → path."""
+        self.screen.title("1. Sample media, made by script")
+        folder = self.folder / "media"
+        media = sample_media.make_all(folder)
+        made = {
+            "film.mp4": sample_media.film(VOICE, sound_until_s=VOICE_CUT_S),
+            "recording.ogg": sample_media.recording(VOICE, VOICE_CUT_S, 60),
+            "report.pdf": sample_pages.report(),
+        }
+        for name, data in made.items():
+            media[name] = folder / name
+            media[name].write_bytes(data)
+        seconds = [sum(shot.seconds for shot in s) for s in (sample_media.SHOTS, sample_media.FILM_SHOTS)]
+        self.screen.line(f"a video of {seconds[0]:.0f} s with subtitles,")
+        self.screen.line(f"a film of {seconds[1]:.0f} s with a voice and words in its picture, a recording,")
+        pictures = sum(path.parent.name == "pictures" for path in media.values())
+        self.screen.line("a PDF with tables and a scanned page,")
+        self.screen.line(f"{pictures} pictures and {len(sample_media.TEXTS)} texts in {_shown(folder)}")
+        return media
 
     def start_server(self) -> subprocess.Popen[str]:
         """Start ``tessera up`` on a free port and wait until it answers."""
@@ -176,7 +207,7 @@ class Demo:
         own = [index for index in made["payload_indexes"] if not index["is_protected"]][:2]
         self.screen.line("indexes:    " + ", ".join(f"{i['field_name']} ({i['type']})" for i in own))
         _ok(self.client.post("/v1/namespaces", json=LIBRARY))
-        self.screen.line("and a second one for texts and pictures: demo_library")
+        self.screen.line("and a second one for film, sound, pictures, pages and texts: demo_library")
         return str(made["namespace_id"])
 
     def ingest_video(self, namespace: str, video: Path) -> None:
@@ -230,21 +261,95 @@ class Demo:
             ],
         )
 
-    def search_all(self, page: str, pictures: dict[str, Path]) -> None:
-        """Search by meaning in texts, by words in the video, by a picture."""
+    def ingest_film(self, film: Path, recording: Path) -> None:
+        """Cut the film by its scenes, hear its voice and read its picture; cut the recording by its silences."""
+        self.screen.title("6. Ingest: the film (scenes, speech, words in the picture) and the recording")
+        self.inside("demo_library")
+        for name, kind, path, parameters in (
+            ("films", "video", film, {"split_method": "scene", "run_ocr": True}),
+            ("recordings", "audio", recording, {"split_method": "silence"}),
+        ):
+            bucket, collection = self.place(
+                name,
+                {"media": {"type": kind, "required": True}},
+                "multimodal_extractor",
+                "v1",
+                {kind: "media"},
+                ["metadata.file"],
+                parameters,
+            )
+            blob = {"property": "media", "type": kind, "data": _base64(path)}
+            self.ingest(bucket, [{"blobs": [blob], "metadata": {"file": path.name}}])
+            documents = _ok(
+                self.client.post(f"/v1/collections/{collection}/documents/list", json={"limit": 100})
+            )["results"]
+            shown = sum("bbox" in one["locator"] for one in documents)
+            heard = sum(len(one.get("words", ())) for one in documents)
+            read = f", {shown} texts in the picture" if shown else ""
+            self.screen.line(f"{path.name}: {len(documents) - shown} spans, {heard} words heard{read}")
+
+    def ingest_pages(self, report: Path) -> None:
+        """Take the PDF apart into headings, paragraphs and rows of tables; its last page is read by OCR."""
+        self.screen.title("7. Ingest: a PDF with tables and a scanned page")
+        self.inside("demo_library")
+        schema = {"file": {"type": "pdf", "required": True}}
+        bucket, collection = self.place(
+            "reports", schema, "document_graph_extractor", "v1", {"pdf": "file"}, ["metadata.file"]
+        )
+        blob = {"property": "file", "type": "pdf", "data": _base64(report)}
+        self.ingest(bucket, [{"blobs": [blob], "metadata": {"file": report.name}}])
+        documents = _ok(
+            self.client.post(f"/v1/collections/{collection}/documents/list", json={"limit": 100})
+        )["results"]
+        rows = sum(one["object_type"] == "table_row" for one in documents)
+        self.screen.line(f"{len(documents)} blocks on 3 pages, {rows} of them rows of tables")
+
+    def search_video_and_text(self, page: str) -> None:
+        """Search by meaning in texts, and by what subtitles say in the video."""
         question = "sleeping outside in bad weather"
-        self.screen.title(f"6. Search by meaning: {question!r}")
-        for hit in self.search("demo_library", "texts", TEXT_URI, {"text": question}):
+        self.screen.title(f"8. Texts, by meaning: {question!r}")
+        for hit in self.search("demo_library", ["texts"], TEXT_URI, {"text": question}):
             self.screen.line(f"{hit['score']:.3f}  {hit['topic']:<12}{hit['text']}")
         question = "looking at a planet with a telescope"
-        self.screen.title(f"7. Search inside the video: {question!r}")
-        for hit in self.search(page, "videos", WORDS_URI, {"text": question}):
-            span = f"{_clock(hit['start_time'])}–{_clock(hit['end_time'])}"
-            self.screen.line(f"{hit['score']:.3f}  video.mp4 {span}  {hit['transcription']}")
+        self.screen.title(f"9. Inside the video, by its subtitles: {question!r}")
+        for hit in self.search(page, ["videos"], WORDS_URI, {"text": question}):
+            self.screen.line(f"{hit['score']:.3f}  video.mp4 {_span(hit)}  {hit['transcription']}")
+
+    def search_film_and_sound(self) -> None:
+        """Search film and recording at once: by what is said in either, and by what is written in the picture."""
+        for number, question in ((10, "somebody is ill"), (11, "quiet port at dawn"), (12, "frozen compass")):
+            self.screen.title(f"{number}. Film and recording at once: {question!r}")
+            for hit in self.search(
+                "demo_library", ["films", "recordings"], FILM_WORDS_URI, {"text": question}
+            ):
+                said = hit.get("transcription")
+                words = f"spoken: {said}" if said else f"shown{_box(hit)}: {hit['ocr_text']}"
+                self.screen.line(f"{hit['score']:.3f}  {hit['file']} {_span(hit)}  {words}")
+
+    def search_by_picture(self, pictures: dict[str, Path]) -> None:
+        """Find a picture's original, and the scene of the film that a picture was taken from."""
         copy = "chessboard-cropped.png"
-        self.screen.title(f"8. Search by picture: {copy}, a copy of another one")
-        for hit in self.search("demo_library", "pictures", IMAGE_URI, {"image": _base64(pictures[copy])}):
+        self.screen.title(f"13. By picture: {copy}, a copy of another one")
+        query = {"image": _base64(pictures[copy])}
+        for hit in self.search("demo_library", ["pictures"], IMAGE_URI, query):
             self.screen.line(f"{hit['score']:.3f}  {hit['file']}")
+        mountain = self.folder / "media" / "mountain.png"
+        sample_media.shot_picture(sample_media.SHOTS[5]).save(mountain)
+        self.screen.title("14. By picture, in the film: a snowy mountain")
+        for hit in self.search("demo_library", ["films"], FILM_URI, {"image": _base64(mountain)}):
+            self.screen.line(f"{hit['score']:.3f}  {hit['file']} {_span(hit)}")
+
+    def search_pages(self) -> None:
+        """Find a cell and a scanned sentence by what they mean, and a number as it is written."""
+        for number, question in ((15, "what does the prism cost?"), (16, "how far could one hear the horn?")):
+            self.screen.title(f"{number}. In the PDF, by meaning: {question!r}")
+            for hit in self.search("demo_library", ["reports"], PAGE_URI, {"text": question}):
+                self.screen.line(f"{hit['score']:.3f}  {hit['file']} {_on_page(hit)}  {hit['text']}")
+        question = "XK-4471-B"
+        self.screen.title(f"17. In the PDF, by its words: {question!r}")
+        words = PAGE_URI.rpartition("/")[0] + "/bm25"
+        for hit in self.search("demo_library", ["reports"], words, {"text": question}):
+            self.screen.line(f"{hit['score']:.3f}  {hit['file']} {_on_page(hit)}  {hit['text']}")
 
     # --- calls -------------------------------------------------------------------------------------
 
@@ -316,7 +421,7 @@ class Demo:
             raise SystemExit(f"Task {task} ended {state['status']}: {state.get('error')}")
 
     def search(
-        self, namespace: str, collection: str, feature_uri: str, query: dict[str, str]
+        self, namespace: str, collections: list[str], feature_uri: str, query: dict[str, str]
     ) -> list[dict[str, Any]]:
         """Create a retriever of one stage, execute it, and return its first three hits."""
         self.inside(namespace)
@@ -325,8 +430,8 @@ class Demo:
             self.client.post(
                 "/v1/retrievers",
                 json={
-                    "retriever_name": f"{collection} by {kind}",
-                    "collection_identifiers": [collection],
+                    "retriever_name": f"retriever {next(_numbers)}",
+                    "collection_identifiers": collections,
                     "input_schema": {"query": {"type": kind, "required": True}},
                     "stages": [
                         {
@@ -352,6 +457,9 @@ class Demo:
         return found
 
 
+_numbers = itertools.count(1)
+
+
 def _ok(answer: httpx.Response) -> Any:
     if answer.status_code >= 400:
         raise SystemExit(
@@ -366,6 +474,22 @@ def _base64(path: Path) -> str:
 
 def _data_uri(path: Path, mime_type: str) -> str:
     return f"data:{mime_type};base64,{_base64(path)}"
+
+
+def _span(hit: dict[str, Any]) -> str:
+    """Say from when to when a hit lies in its source."""
+    return f"{_clock(hit['start_time'])}–{_clock(hit['end_time'])}"
+
+
+def _box(hit: dict[str, Any]) -> str:
+    """Say where in the picture a hit lies, if it says so."""
+    box = hit.get("locator", {}).get("bbox")
+    return f" at {box[0]:.0f},{box[1]:.0f} to {box[2]:.0f},{box[3]:.0f}" if box else ""
+
+
+def _on_page(hit: dict[str, Any]) -> str:
+    """Say on which page a hit stands, and where there."""
+    return f"page {hit['locator']['page'] + 1}{_box(hit)}"
 
 
 def _clock(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tessera.ports import Document
 VECTOR_PREFIX = "v:"
 #: Most documents in one artifact; larger results are split.
 MAX_DOCUMENTS = 2000
+#: Documents in each part of a file but the last.
+SLICE = 200
 
 
 def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, int]) -> None:
@@ -53,7 +56,7 @@ def write(path: Path, documents: Sequence[Document], dimensions: Mapping[str, in
     part = path.with_name(path.name + ".part")
     with part.open("wb") as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=200)
+            writer.write_table(table, max_chunksize=SLICE)
         sink.flush()
         os.fsync(sink.fileno())
     part.rename(path)
@@ -78,6 +81,22 @@ def _column(path: Path | str, name: str) -> Iterator[Any]:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number).column(name)
+
+
+class Payloads:
+    """Reads single payloads out of artifacts, in any order; keeps the artifacts that it used last mapped."""
+
+    #: Each is an open file.
+    KEPT = 64
+
+    def __init__(self) -> None:
+        self._columns = lru_cache(maxsize=self.KEPT)(lambda path: list(_column(path, "payload")))
+
+    def at(self, path: str, number: int) -> dict[str, Any]:
+        """Return the payload of the document `number`, from 0 on, of the artifact at `path`."""
+        column, row = divmod(number, SLICE)
+        payload: dict[str, Any] = orjson.loads(self._columns(path)[column][row].as_py())
+        return payload
 
 
 def read(path: Path | str) -> Iterator[list[Document]]:

@@ -6,6 +6,7 @@ states in one transaction and wake the jobs, which do the work (``ingest.py``).
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -315,7 +316,7 @@ def process(
     """Submit a batch of objects that were just made, and return its `batch_id` and `task_id`.
 
     Both are None when no collection reads the bucket: the objects wait for a batch then, as any others do. With an
-    `idempotency_key` that of the request which made them, a repeated call finds the first one's batch.
+    `idempotency_key` that of the request which made them, a repeated call for them finds the first one's batch.
     """
     with wh.db.write() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
@@ -323,8 +324,10 @@ def process(
         if not stages:
             return {"batch_id": None, "task_id": None}
         batch_id = new_id("btch")
-        route = f"POST /v1/buckets/{place['bucket_id']}/objects?auto_process"
-        once = idempotency.once(principal, route, idempotency_key, list(object_ids))
+        # Sent again, a request may have made more of its objects than the first time: those are another batch.
+        those = hashlib.sha256(" ".join(object_ids).encode()).hexdigest()
+        route = f"POST /v1/buckets/{place['bucket_id']}/objects?auto_process={those}"
+        once = idempotency.once(principal, route, idempotency_key, None)
         known = idempotency.claim(connection, once, batch_id) if once is not None else None
         if known is None:
             limits.check_quota(wh, connection, principal, "active_batches")
@@ -493,9 +496,10 @@ def _chosen_sources(connection: Connection, row: RowMapping, request: TriggerCol
     if not asked:
         return own
     find, key = (collections.find, "collection_id") if is_fed else (buckets.find, "bucket_id")
-    found = [find(connection, row["namespace_id"], identifier)[key] for identifier in dict.fromkeys(asked)]
-    for identifier, source_id in zip(asked, found, strict=False):
-        if source_id not in own:
+    found: list[str] = []
+    for identifier in asked:
+        found.append(find(connection, row["namespace_id"], identifier)[key])
+        if found[-1] not in own:
             raise BadRequestError(
                 f"{quote(identifier)} is not one of what collection {quote(row['collection_name'])} reads, which is: "
                 f"{', '.join(own)}."

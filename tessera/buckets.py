@@ -222,28 +222,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         count = connection.execute(
             sa.select(sa.func.count()).select_from(objects).where(objects.c.bucket_id == bucket_id)
         ).scalar_one()
-        own_batches = sa.select(batches.c.batch_id).where(batches.c.bucket_id == bucket_id)
-        unfinished = sa.select(batches).where(
-            batches.c.bucket_id == bucket_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"])
-        )
-        for batch in connection.execute(unfinished).mappings().all():
-            tiers.end_open(connection, batch, TaskStatus.CANCELED)
-            connection.execute(
-                sa.update(tasks)
-                .where(tasks.c.task_id == batch["task_id"])
-                .values(status="CANCELED", updated_at=at)
-            )
-        for table in (batch_rows, failures, batch_logs):
-            connection.execute(sa.delete(table).where(table.c.batch_id.in_(own_batches)))
-        connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
-        own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)
-        connection.execute(sa.delete(fetches).where(fetches.c.object_id.in_(own_objects)))
-        own_uploads = uploads.c.bucket_id == bucket_id
-        is_open = uploads.c.status == "PENDING"
-        connection.execute(sa.delete(uploads).where(own_uploads, ~is_open))
-        # What came and was not confirmed is removed by the sweep of those that expired.
-        connection.execute(sa.update(uploads).where(own_uploads, is_open).values(expires_at=at))
-        connection.execute(sa.delete(objects).where(objects.c.bucket_id == bucket_id))
+        _delete_contents(connection, bucket_id, at)
         connection.execute(sa.delete(buckets).where(buckets.c.bucket_id == bucket_id))
         audit.record(
             connection, principal, "bucket_deleted", "bucket", bucket_id, {"name": row["bucket_name"]}
@@ -270,6 +249,32 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         object_count=count,
         task_id=task_id,
     )
+
+
+def _delete_contents(connection: Connection, bucket_id: str, at: str) -> None:
+    """Delete what lies in a bucket and what refers to it; batches that are under way are cancelled."""
+    own_batches = sa.select(batches.c.batch_id).where(batches.c.bucket_id == bucket_id)
+    unfinished = sa.select(batches).where(
+        batches.c.bucket_id == bucket_id, batches.c.status.in_(["PENDING", "IN_PROGRESS"])
+    )
+    for batch in connection.execute(unfinished).mappings().all():
+        tiers.end_open(connection, batch, TaskStatus.CANCELED)
+        connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.task_id == batch["task_id"])
+            .values(status="CANCELED", updated_at=at)
+        )
+    for table in (batch_rows, failures, batch_logs):
+        connection.execute(sa.delete(table).where(table.c.batch_id.in_(own_batches)))
+    connection.execute(sa.delete(batches).where(batches.c.bucket_id == bucket_id))
+    own_objects = sa.select(objects.c.object_id).where(objects.c.bucket_id == bucket_id)
+    connection.execute(sa.delete(fetches).where(fetches.c.object_id.in_(own_objects)))
+    own_uploads = uploads.c.bucket_id == bucket_id
+    is_open = uploads.c.status == "PENDING"
+    connection.execute(sa.delete(uploads).where(own_uploads, ~is_open))
+    # What came and was not confirmed is removed by the sweep of those that expired.
+    connection.execute(sa.update(uploads).where(own_uploads, is_open).values(expires_at=at))
+    connection.execute(sa.delete(objects).where(objects.c.bucket_id == bucket_id))
 
 
 # --- for other services --------------------------------------------------------------------------------

@@ -14,7 +14,19 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, buckets, filters, limits, listing, log, names, namespaces, tiers
+from tessera import (
+    audit,
+    buckets,
+    events,
+    filters,
+    limits,
+    listing,
+    locators,
+    log,
+    names,
+    namespaces,
+    tiers,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, collections, sources
@@ -49,11 +61,13 @@ from tessera.models.collections import (
     ListCollectionsResponse,
     PatchCollectionRequest,
     SourceAnswer,
+    SourceConfig,
     VectorIndex,
 )
 from tessera.models.tasks import GenericDeleteResponse
 from tessera.pagination import PageRequest
 from tessera.plan import PROTECTED_FIELDS, effective_indexes, stored_indexes
+from tessera.ports import SparseText
 from tessera.registry import Registry
 from tessera.validation import schema_problems
 
@@ -125,6 +139,7 @@ def create(
             str(row["collection_id"]),
             {"name": name},
         )
+        events.collection_changed(connection, "created", row)
     return _answer(wh, place, row, 0)
 
 
@@ -251,6 +266,8 @@ def patch(
                 {"fields": sorted(values)},
             )
         row = find(connection, place["namespace_id"], row["collection_id"])
+        if values:
+            events.collection_changed(connection, "updated", row, fields=sorted(values))
         counts = _document_counts(connection, [row["collection_id"]])
     return _answer(wh, place, row, counts.get(row["collection_id"], 0))
 
@@ -299,6 +316,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             collection_id,
             {"name": row["collection_name"]},
         )
+        events.collection_changed(connection, "deleted", row, documents_deleted=len(documents))
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:
@@ -429,51 +447,53 @@ def _source_schema(
     connection: Connection, namespace_id: str, request: CreateCollectionRequest, plan: _Plan
 ) -> BucketSchema:
     """Find the sources, which join the plan, and return the properties of all of them together."""
-    source = request.source
+    source, kind = request.source, request.source.kind()
     try:
         wanted = parse_source_filters(source.source_filters, ("body", "source", "source_filters"))
     except ValidationError as error:
         plan.problems += error.problems
         wanted = None
-    kind = source.kind()
-    if kind not in ("bucket", "collection"):
-        plan.problems.append(
-            Problem(
-                ("body", "source", "type"),
-                f"source.type is {quote(kind)}; in this version a collection reads buckets, "
-                '{"type": "bucket", "bucket_ids": [...]}, or other collections, {"type": "collection", '
-                '"collection_ids": [...]}.',
-                "not_available",
-                BadRequestError.status,
-            )
-        )
+    plan.problems += _source_problems(source)
+    if kind not in ("bucket", "collection") or not source.identifiers(kind):
         return BucketSchema(properties={})
     name = f"{kind}_ids"
-    identifiers = source.identifiers()
-    if not identifiers:
-        plan.problems.append(
-            Problem(
-                ("body", "source", name),
-                f"source.{name} is required: one or more {kind} ids or names.",
-                "missing",
-            )
-        )
-        return BucketSchema(properties={})
     if kind == "bucket":
-        rows = [buckets.find(connection, namespace_id, identifier) for identifier in identifiers]
+        rows = [buckets.find(connection, namespace_id, each) for each in source.identifiers(kind)]
     else:
         rows = _feeding(connection, namespace_id, request, plan)
-    ids = list(dict.fromkeys(row[f"{kind}_id"] for row in rows))
-    plan.source = {"type": kind, name: ids}
+    plan.source = {"type": kind, name: list(dict.fromkeys(row[f"{kind}_id"] for row in rows))}
     if kind == "collection":
         roots = [b for row in rows for b in _root_buckets(row["source"])]
         plan.source["inherited_bucket_ids"] = list(dict.fromkeys(roots))
     if wanted is not None:
         plan.source["source_filters"] = {"filters": _logical(filters.to_json(wanted))}
-    schemas = [
-        (row[f"{kind}_name"], row["bucket_schema" if kind == "bucket" else "output_schema"]) for row in rows
-    ]
-    return _united(schemas, ("body", "source", name), kind, plan.problems)
+    schema = "bucket_schema" if kind == "bucket" else "output_schema"
+    named = [(row[f"{kind}_name"], row[schema]) for row in rows]
+    return _united(named, ("body", "source", name), kind, plan.problems)
+
+
+def _source_problems(source: SourceConfig) -> list[Problem]:
+    """Return what is wrong with a source before it is looked up."""
+    kind = source.kind()
+    if kind not in ("bucket", "collection"):
+        message = (
+            f"source.type is {quote(kind)}; in this version a collection reads buckets, "
+            '{"type": "bucket", "bucket_ids": [...]}, or other collections, {"type": "collection", '
+            '"collection_ids": [...]}.'
+        )
+        return [Problem(("body", "source", "type"), message, "not_available", BadRequestError.status)]
+    problems = []
+    other = "collection" if kind == "bucket" else "bucket"
+    if source.identifiers(other):
+        message = (
+            f"source names {other}s, but its type is {kind}. A collection reads one kind: leave {other}_ids out, "
+            "or make a collection for each."
+        )
+        problems.append(Problem(("body", "source", f"{other}_ids"), message, "ambiguous"))
+    if not source.identifiers(kind):
+        message = f"source.{kind}_ids is required: one or more {kind} ids or names."
+        problems.append(Problem(("body", "source", f"{kind}_ids"), message, "missing"))
+    return problems
 
 
 def _united(
@@ -503,7 +523,7 @@ def _feeding(
     location: Location = ("body", "source", "collection_ids")
     own = names.clean(request.collection_name)
     rows = []
-    for identifier in request.source.identifiers():
+    for identifier in request.source.identifiers("collection"):
         if names.clean(identifier) == own and _id_of_name(connection, namespace_id, own) is None:
             message = (
                 f"Collection {quote(own)} would read itself. Name other collections; what a collection makes cannot be "
@@ -832,7 +852,8 @@ def _passthrough(
         target = item.target_path or path.rsplit(".", 1)[-1]
         root = target.split(".")[0]
         ours = root in _SYSTEM_FIELDS or root.startswith("_")
-        written = "the system" if ours else "the extractor" if root in outputs.fields else None
+        made = root in outputs.fields or (root == locators.FIELD and bool(outputs.fields))
+        written = "the system" if ours else "the extractor" if made else None
         if written and item.target_path is None and path.split(".")[0] != root:
             target, written = path, None
         if written or not all(target.split(".")) or "[" in target:
@@ -881,6 +902,9 @@ def _output_schema(
         )
     for name, output in outputs.fields.items():
         properties[name] = {"type": output.type, "description": output.description}
+    if outputs.fields:
+        where = "Where in its source the document lies: a time, a page, a range of characters or a region."
+        properties[locators.FIELD] = {"type": "object", "description": where}
     return {"properties": properties}
 
 
@@ -980,7 +1004,7 @@ def vector_indexes(
         ),
         f"{name}@{version}",
     )
-    return [
+    dense = [
         CollectionVectorIndex(
             name=vector.name,
             feature_uri=f"mixpeek://{spelled}/{vector.inference_name}",
@@ -997,6 +1021,27 @@ def vector_indexes(
         )
         for vector in outputs.vectors
     ]
+    kept = {words.name for words in SparseText.all_of(place["sparse_vectors"])}
+    sparse = [
+        CollectionVectorIndex(
+            name=words.name,
+            feature_uri=f"mixpeek://{spelled}/{words.inference_name}",
+            description=words.description,
+            index=VectorIndex(
+                name=words.name,
+                description=words.description,
+                dimensions=None,
+                type="sparse",
+                distance="dot",
+                supported_inputs=["text"],
+                inference_name=words.inference_name,
+                inference_service_id=f"qdrant/{words.inference_name}",
+            ),
+        )
+        for words in outputs.sparse
+        if words.name in kept
+    ]
+    return [*dense, *sparse]
 
 
 def _long(vector: VectorOutput) -> str:

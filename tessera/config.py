@@ -92,6 +92,13 @@ class Settings(BaseModel):
         100_000, ge=1, description="Most documents a filter or sort without an index may read."
     )
 
+    result_cache_mib: int = Field(
+        64, ge=0, description="Results of retrievers with a cache_config that are kept in memory, in MiB."
+    )
+    execution_log_days: float = Field(
+        7, gt=0, description="How long the statistics of a retriever's executions can be read."
+    )
+
     workers: int = Field(
         default_factory=lambda: max(1, min(4, (os.cpu_count() or 2) - 1)),
         ge=1,
@@ -112,7 +119,7 @@ class Settings(BaseModel):
         le=3600,
         description="Several servers on one database: one that is not heard for so long loses its batches.",
     )
-    extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
+    extract_timeout_s: float = Field(1800, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
     row_retries: int = Field(
         3,
@@ -155,6 +162,21 @@ class Settings(BaseModel):
         600, gt=0, description="Longest time to fetch one URL, redirects included."
     )
     fetch_threads: int = Field(4, ge=1, le=64, description="URLs that one batch fetches at a time.")
+    webhook_retry_s: float = Field(
+        5,
+        ge=0.01,
+        le=3600,
+        description="Wait before an event is sent to a webhook again; each further one is four times as long, up to "
+        "6 hours.",
+    )
+    webhook_give_up_s: float = Field(
+        72 * 3600,
+        gt=0,
+        description="An event that no attempt has brought to a webhook for so long is given up.",
+    )
+    webhook_log_days: float = Field(
+        7, gt=0, description="How long deliveries that have ended can be read and sent again."
+    )
     s3_endpoint_url: str | None = Field(
         None, description="Store that `s3://` URLs are read from; default: AWS."
     )
@@ -335,6 +357,17 @@ def load(
             f"Setting {name} = {hidden} ({origins.get(name)}): {first['msg']}."
         ) from None
     return Configuration(settings, origins)
+
+
+def client_variables() -> tuple[str | None, str | None]:
+    """Return ``TESSERA_URL`` and ``TESSERA_API_KEY``: the server that commands ask, and the key that they send."""
+    url, key = (os.environ.get(name, "").strip() or None for name in ("TESSERA_URL", "TESSERA_API_KEY"))
+    return url, key
+
+
+def wants_colour() -> bool:
+    """Whether a terminal may be given colours: ``NO_COLOR`` (no-color.org) is not set, and it can show them."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def failpoint() -> tuple[str, int, str] | None:

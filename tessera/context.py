@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from tessera.result_cache import ResultCache
+
 if TYPE_CHECKING:
     from tessera.blobs import Blobs
     from tessera.config import Settings
     from tessera.db.engine import Database
+    from tessera.execution_log import ExecutionLog
     from tessera.fetching import Fetcher
     from tessera.ports import Runner, Vectors
     from tessera.registry import Registry
@@ -33,7 +36,8 @@ class Warehouse:
 
     `runner` extracts; `decoder` opens the pictures of queries, so that no decoder of a stranger's file runs in the
     server itself, and no query waits for a batch. `fetcher` is the only way to content behind a URL; `signing_key`
-    signs cursors and URLs (32 bytes), `vault` seals credentials of other systems.
+    signs cursors and URLs (32 bytes), `vault` seals credentials of other systems. `results` keeps what
+    retrievers found, `executions` notes that they ran.
     """
 
     settings: Settings
@@ -49,6 +53,8 @@ class Warehouse:
     signing_key: bytes = field(repr=False)
     vault: Vault = field(repr=False)
     base_url: str = "http://127.0.0.1:8700"
+    results: ResultCache = field(default_factory=ResultCache, repr=False)
+    executions: ExecutionLog | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ kind can be taken for another.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from tessera import events
 from tessera.db.tables import sources
 
 _DOCUMENT = "document:"
@@ -81,10 +83,14 @@ def _forget_level(connection: Connection, namespace_id: str, document_ids: Seque
     ids = [document_source(document_id) for document_id in document_ids]
     mine = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
     found = [
-        document_id
-        for known in connection.execute(sa.select(sources.c.document_ids).where(mine)).scalars()
+        (collection_id, document_id)
+        for collection_id, known in connection.execute(
+            sa.select(sources.c.collection_id, sources.c.document_ids).where(mine)
+        ).all()
         for document_id in known
     ]
     if found:
         connection.execute(sa.delete(sources).where(mine))
-    return found
+    for collection_id, count in Counter(collection_id for collection_id, _ in found).items():
+        events.documents_written(connection, namespace_id, collection_id, deleted=count)
+    return [document_id for _, document_id in found]

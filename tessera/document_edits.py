@@ -21,7 +21,17 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import artifact, collections, derivation, documents, links, log, namespaces, ready_documents
+from tessera import (
+    artifact,
+    collections,
+    derivation,
+    documents,
+    events,
+    links,
+    log,
+    namespaces,
+    ready_documents,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import document_edits, sources
@@ -40,6 +50,10 @@ from tessera.ports import Document, Hit, Payload
 
 #: Root fields that the system writes; the user's own names are all others.
 SYSTEM_FIELDS = ready_documents.RESERVED_FIELDS
+#: Most fields in one change.
+MAX_CHANGES = 1000
+#: Objects and lists inside each other, path and value together; engines read no more than about a hundred.
+MAX_DEPTH = 48
 #: An edit is made anew so often when others decide about the same documents in between.
 _TRIES = 30
 #: Ids in one statement; SQLite bounds the number of parameters.
@@ -60,10 +74,15 @@ class Edit:
 
 @dataclass(slots=True)
 class _Made:
-    """What came of edits: payloads by id, and why the others were not edited."""
+    """What becomes of documents: payloads by id, and why others are not edited.
+
+    `changed` are to be logged; `noted` is what was changed by hand of extracted ones in all, where that is new.
+    """
 
     payloads: dict[str, Payload] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    changed: list[Document] = field(default_factory=list)
+    noted: dict[str, Changes] = field(default_factory=dict)
 
 
 class _Overtaken(Exception):
@@ -239,39 +258,56 @@ def read_changes(
     What is wrong joins `problems`, or is raised as one `ValidationError` without them.
     """
     found: list[Problem] = [] if problems is None else problems
-    for path in given:
-        root = path.partition(".")[0]
-        if root in SYSTEM_FIELDS:
-            found.append(
-                Problem(
-                    (*location, path),
-                    f"{quote(path)} belongs to the system and cannot be changed. Leave it out; fields of your own "
-                    "have other names, or stand below metadata.",
-                    "system_field",
-                )
+    if len(given) > MAX_CHANGES:
+        found.append(
+            Problem(
+                location, f"One change has at most {MAX_CHANGES:,} fields, not {len(given):,}.", "too_long"
             )
-        elif not is_path(path):
-            found.append(
-                Problem(
-                    (*location, path),
-                    f"{quote(path)} is not a field: a path is names with dots between them, at most {MAX_PATH_CHARS} "
-                    "characters, without empty parts and without [].",
-                    "field",
-                )
-            )
-    for path in given:
-        above = next((other for other in given if path.startswith(f"{other}.")), None)
-        if above is not None:
-            found.append(
-                Problem(
-                    (*location, path),
-                    f"{quote(path)} lies inside {quote(above)}, which is changed as well; send it in there.",
-                    "conflict",
-                )
-            )
+        )
+        given = {}
+    for path, value in given.items():
+        problem = _change_problem(given, path, value)
+        if problem is not None:
+            found.append(Problem((*location, path), problem[1], problem[0]))
     if problems is None:
         raise_problems(found)
     return {path: _stored(wh, namespace_id, value) for path, value in given.items()}
+
+
+def _change_problem(given: JsonObject, path: str, value: Any) -> tuple[str, str] | None:
+    """Return (kind, message) of what is wrong with one field of a change, or None."""
+    if path.partition(".")[0] in SYSTEM_FIELDS:
+        return "system_field", (
+            f"{quote(path)} belongs to the system and cannot be changed. Leave it out; fields of your own have other "
+            "names, or stand below metadata."
+        )
+    if not is_path(path):
+        return "field", (
+            f"{quote(path)} is not a field: a path is names with dots between them, at most {MAX_PATH_CHARS} "
+            "characters, without empty parts and without []."
+        )
+    if path.count(".") + _depth(value) > MAX_DEPTH:
+        return "too_deep", f"{quote(path)} would nest deeper than {MAX_DEPTH} levels."
+    above = next((prefix for prefix in _above(path) if prefix in given), None)
+    if above is not None:
+        return (
+            "conflict",
+            f"{quote(path)} lies inside {quote(above)}, which is changed as well; send it in there.",
+        )
+    return None
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the paths that lead to what `path` lies in, the innermost first."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
 
 
 def _stored(wh: Warehouse, namespace_id: str, value: Any) -> Any:
@@ -318,11 +354,11 @@ def with_changes(payload: Payload, changes: Changes, *, by_force: bool = False) 
 
 def merged(edits: Changes, changes: Changes) -> dict[str, Any]:
     """Return what was changed by hand in all, when `changes` come after `edits`."""
-    result = dict(edits)
+    result = {
+        path: value for path, value in edits.items() if not any(above in changes for above in _above(path))
+    }
     for path, value in changes.items():
-        for below in [known for known in result if known.startswith(f"{path}.")]:
-            del result[below]
-        above = next((known for known in result if path.startswith(f"{known}.")), None)
+        above = next((known for known in _above(path) if known in result), None)
         if above is None:
             result[path] = value
         else:
@@ -342,6 +378,49 @@ def edited(payload: Payload, edit: Edit) -> Payload:
         return with_changes(payload, edit.changes)
     system = {name: value for name, value in payload.items() if name in SYSTEM_FIELDS}
     return with_changes(system, edit.changes)
+
+
+def _made(
+    edits: Mapping[str, Edit],
+    hits: Sequence[Hit],
+    known: Mapping[str, Changes],
+    twins: Collection[tuple[str, str]],
+    largest: int,
+) -> _Made:
+    """Reckon what becomes of the documents `hits`, of at most `largest` bytes.
+
+    `known` has what was changed by hand before of each of them that was extracted.
+    """
+    made = _Made()
+    for hit in hits:
+        edit, before = edits[hit.document_id], known.get(hit.document_id)
+        noted: Changes | None = None
+        if before is not None:
+            edit = Edit(with_twins(edit.changes, twins), edit.replaces)
+            noted = edit.changes if edit.replaces else merged(before, edit.changes)
+            if _is_same(noted, before):
+                noted = None
+        try:
+            payload = edited(hit.payload, edit)
+        except Blocked as blocked:
+            made.refused[hit.document_id] = str(blocked)
+            continue
+        if not _is_same(payload, hit.payload):
+            payload["updated_at"] = now()
+        size = len(orjson.dumps(payload))
+        if size > largest:
+            made.refused[hit.document_id] = (
+                f"With this change the document would have {size:,} bytes, more than {largest:,} (setting "
+                "max_body_bytes)."
+            )
+            continue
+        made.payloads[hit.document_id] = payload
+        if noted is not None:
+            made.noted[hit.document_id] = noted
+        # Logged also when only noted, so that whoever edits it at the same time sees that.
+        if noted is not None or not _is_same(payload, hit.payload):
+            made.changed.append(Document(hit.document_id, payload))
+    return made
 
 
 def with_twins(changes: Changes, twins: Collection[tuple[str, str]]) -> dict[str, Any]:
@@ -416,16 +495,17 @@ def _edit(
 ) -> _Made:
     """Log what becomes of the documents that exist, at most an artifact's worth, and make it findable."""
     for _ in range(_TRIES):
-        read_at = wh.views.apply(namespace_id).seq
-        hits = [
-            hit
-            for hit in wh.views.get(namespace_id, list(edits))
-            if hit.payload.get("collection_id") == collection_id
-        ]
-        try:
-            made, seq = _log(wh, principal, namespace_id, collection_id, edits, hits, read_at)
-        except (_Overtaken, log.Folded):
-            continue
+        with wh.views.editing(namespace_id):
+            read_at = wh.views.apply(namespace_id).seq
+            hits = [
+                hit
+                for hit in wh.views.get(namespace_id, list(edits))
+                if hit.payload.get("collection_id") == collection_id
+            ]
+            try:
+                made, seq = _log(wh, principal, namespace_id, collection_id, edits, hits, read_at)
+            except (_Overtaken, log.Folded):
+                continue
         if seq is not None:
             wh.views.apply(namespace_id, seq)
         return made
@@ -448,46 +528,24 @@ def _log(
         collection = collections.find(connection, namespace_id, collection_id)
         extracted = _extracted(connection, collection_id, hits)
         known = of_documents(connection, collection_id, extracted)
-    twins = _twins(collection)
-    made, changed, noted = _Made(), [], {}
-    for hit in hits:
-        edit = edits[hit.document_id]
-        if hit.document_id in extracted:
-            edit = Edit(with_twins(edit.changes, twins), edit.replaces)
-            noted[hit.document_id] = dict(edit.changes)
-            if not edit.replaces:
-                noted[hit.document_id] = merged(known.get(hit.document_id, {}), edit.changes)
-        try:
-            payload = edited(hit.payload, edit)
-        except Blocked as blocked:
-            made.refused[hit.document_id] = str(blocked)
-            noted.pop(hit.document_id, None)
-            continue
-        if not _is_same(payload, hit.payload):
-            payload["updated_at"] = now()
-            changed.append(Document(hit.document_id, payload))
-        made.payloads[hit.document_id] = payload
-    noted = {name: fields for name, fields in noted.items() if not _is_same(fields, known.get(name, {}))}
-    if not changed and not noted:
+    largest = wh.settings.max_body_bytes
+    made = _made(edits, hits, {i: known.get(i, {}) for i in extracted}, _twins(collection), largest)
+    if not made.changed:
         return made, None
-    keys = () if _fits_inline(changed) else _write(wh, namespace_id, collection_id, changed)
+    keys = () if _fits_inline(made.changed) else _write(wh, namespace_id, collection_id, made.changed)
     is_logged = False
     try:
         with wh.db.write() as connection:
             namespaces.resolve(connection, principal, namespace_id)
-            first, last = _append(wh, connection, namespace_id, changed, keys)
-            if log.touched(
-                connection,
-                namespace_id,
-                {*made.payloads},
-                after=read_at,
-                before=first,
-                local_path=wh.blobs.path,
-            ):
+            _note(connection, namespace_id, collection_id, extracted, made.noted)
+            first, last = _append(wh, connection, namespace_id, made.changed, keys)
+            decided = {"after": read_at, "before": first}
+            if log.touched(connection, namespace_id, {*made.payloads}, **decided, local_path=wh.blobs.path):
                 raise _Overtaken
-            # Behind that check: the sources that it refers to are still there.
-            _note(connection, namespace_id, collection_id, extracted, noted)
+            events.documents_written(connection, namespace_id, collection_id, written=len(made.changed))
         is_logged = True
+    except sa.exc.IntegrityError as error:
+        raise _Overtaken from error  # a source that it refers to is gone: so are its documents
     finally:
         if not is_logged:
             for key in keys:
@@ -502,10 +560,8 @@ def _append(
     changed: Sequence[Document],
     keys: Sequence[str],
 ) -> tuple[int, int]:
-    """Append the entries and return the numbers of the first and the last; with none to append, of what they'd be."""
+    """Append the entries and return the numbers of the first and the last."""
     if not keys:
-        # One that only notes that a value is the user's appends an empty entry: it too is valid only if nobody else
-        # was faster, and the number is what tells.
         seq = log.append_edit(connection, namespace_id, upserts=changed, keeps_vectors=True)
         return seq, seq
     ready_documents.check_there(wh, keys)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import pydantic
 
 from tessera import aggregation, documents, listing
 from tessera.context import Principal, Warehouse
@@ -16,6 +17,7 @@ from tessera.filters import SEARCH, SECRET_FIELDS, And, Condition, Filter, is_pa
 from tessera.models.aggregations import AggregationRequest, AggregationResponse
 from tessera.models.base import JsonObject
 from tessera.models.documents import ListDocumentsRequest
+from tessera.models.objects import ListSort
 from tessera.pagination import PageRequest, encode_cursor, paginate
 from tessera.plan import PROTECTED_FIELDS
 from tessera.ports import HIDDEN_FIELDS, Hit, Page
@@ -71,6 +73,34 @@ def list_(
         "total_documents": total,
         "stats": {"total_documents": total},
     }
+
+
+def stated_in_query(filters: str | None, search: str | None, sort: str | None) -> dict[str, Any]:
+    """Return the fields of a `ListDocumentsRequest` that a query string states. Raises `ValidationError`."""
+    stated: dict[str, Any] = {"search": search} if search else {}
+    problems: list[Problem] = []
+    if filters:
+        try:
+            stated["filters"] = orjson.loads(filters)
+        except orjson.JSONDecodeError:
+            message = (
+                f'filters in the query are JSON, such as {{"metadata.year": 2020}}, not {quote(filters)}.'
+            )
+            problems.append(Problem(("query", "filters"), message, "json_invalid"))
+    if sort:
+        path, _, direction = sort.partition(":")
+        try:
+            given = (
+                orjson.loads(sort)
+                if sort.startswith("{")
+                else {"field": path, "direction": direction or "asc"}
+            )
+            stated["sort"] = ListSort.model_validate(given)
+        except (orjson.JSONDecodeError, pydantic.ValidationError):
+            message = f"sort in the query is field:asc, field:desc or JSON of field and direction, not {quote(sort)}."
+            problems.append(Problem(("query", "sort"), message, "sort"))
+    raise_problems(problems)
+    return stated
 
 
 def aggregate(

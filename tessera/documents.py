@@ -5,13 +5,23 @@ A document's payload is one flat dictionary; `present` turns it into the shape t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import collections, content, derivation, links, log, namespaces
+from tessera import (
+    collections,
+    content,
+    derivation,
+    events,
+    links,
+    locators,
+    log,
+    namespaces,
+)
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import document_edits, sources
 from tessera.errors import BadRequestError, NotFoundError, quote
@@ -57,9 +67,11 @@ def present(
 
     User fields and extractor outputs stand at the root, system fields in `_internal`. Every value
     ``blob://…`` of this namespace becomes a URL that is good for an hour; with `return_urls` the list
-    `document_blobs` names it as `presigned_url` too. `vectors` are given as lists under `vectors`,
+    `document_blobs` names it as `presigned_url` too. The URL of the file that the document comes from has a
+    fragment that leads to the document's place in it. `vectors` are given as lists under `vectors`,
     `vector_names` sorted under `_vectors`. `select` are the paths to keep beside the ids.
     """
+    place = locators.locator_of(payload)
     system = {name: payload[name] for name in _SHOWN_SYSTEM_FIELDS if name in payload}
     fields = {
         name: value
@@ -68,6 +80,9 @@ def present(
     }
     blobs: list[JsonObject] = []
     fields = {name: _signed(wh, namespace_id, name, value, blobs) for name, value in fields.items()}
+    if place is not None:
+        fields.setdefault(locators.FIELD, place.to_json())
+        _lead_to(place, fields, blobs)
     if select:
         fields = _selected(fields, select)
     if return_urls:
@@ -127,12 +142,23 @@ def _signed(wh: Warehouse, namespace_id: str, path: str, value: Any, blobs: list
     return value
 
 
+def _lead_to(place: locators.Locator, fields: JsonObject, blobs: list[JsonObject]) -> None:
+    """Add the fragment of `place` to the URLs of the file that it is a place in."""
+    fragment = locators.fragment(place)
+    for name in locators.source_fields(place):
+        for blob in blobs:
+            if blob["field"] == name and fragment:
+                blob["url"] = fields[name] = f"{blob['url']}#{fragment}"
+
+
 def _role_and_type(wh: Warehouse, path: str, value: str) -> JsonObject:
     name = path.rsplit(".", 1)[-1]
     role = "thumbnail" if "thumbnail" in name else "source" if name.startswith("source_") else "artifact"
     if role == "thumbnail":
         return {"role": role, "type": "image"}
     kind = next((kind for kind in ("video", "image", "audio", "pdf") if kind in name), None)
+    if name == locators.source_field("text"):
+        kind = "text"
     return {"role": role, "type": kind or _kind_of_file(wh, value.removeprefix(links.SCHEME))}
 
 
@@ -325,7 +351,7 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     """
     gone = {document_id for document_id, _ in found}
     known = connection.execute(
-        sa.select(sources.c.collection_id, sources.c.source_id, sources.c.document_ids).where(
+        sa.select(sources).where(
             within,
             sources.c.source_id.in_(
                 {source_id for _, source_id in found}
@@ -359,6 +385,11 @@ def _forget(connection: Connection, within: sa.ColumnElement[bool], found: Seque
     none = [key for key in keys if not key["b_left"]]
     if none:
         connection.execute(sa.delete(sources).where(this), none)
+    went = Counter(
+        (row.namespace_id, row.collection_id) for row in known for d in row.document_ids if d in gone
+    )
+    for place, count in went.items():
+        events.documents_written(connection, *place, deleted=count)
 
 
 # --- what others need too ------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ from tessera import (
     compaction,
     derivation,
     documents,
+    events,
+    exports,
     failpoints,
     links,
     log,
@@ -163,6 +165,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     except QdrantError as error:
         # The log has the deletion, and a view answers nothing before it has the log.
         logger.warning("deletion %d of %s waits for its view: %s", seq, namespace_id, error.message)
+    wh.results.forget(namespace_id)
     wh.jobs.wake()
     return answer
 
@@ -194,9 +197,10 @@ def _take_objects(
     document_ids: set[str] = set()
     for ids in _slices(object_ids):
         mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
-        for blobs in connection.execute(sa.select(object_rows.c.blobs).where(mine)).scalars():
+        for row in connection.execute(sa.select(object_rows).where(mine)).mappings().all():
+            events.object_changed(connection, "deleted", row)
             # A short text stands in the row, and was a file all the same when it was uploaded.
-            hashes = {blob["details"]["hash"] for blob in blobs} - {None}
+            hashes = {blob["details"]["hash"] for blob in row["blobs"]} - {None}
             blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
         of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
         for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
@@ -603,6 +607,8 @@ def _remove_files(work: _Work) -> str | None:
     wh = work.wh
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
+    if (waits_for := exports.remove_all(wh, work.namespace_id)) is not None:
+        return waits_for
     asked_at = datetime.fromisoformat(work.created_at).timestamp()
     if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):
         return "documents that are being stored"

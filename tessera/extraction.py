@@ -264,9 +264,15 @@ def _document(job: ChunkJob, row: ChunkRow, feature: Feature, blobs: Blobs) -> D
         for name, (data, _mime_type) in feature.files.items()
     }
     place = {locators.FIELD: feature.locator.to_json()} if feature.locator is not None else {}
+    sources = {
+        locators.source_field(name): f"blob://{ref.blob_key}"
+        for name, ref in row.inputs.items()
+        if ref.blob_key is not None
+    }
     at = now()
     payload = {
         **row.passthrough,
+        **sources,
         **feature.fields,
         **files,
         **place,

@@ -1,4 +1,4 @@
-"""The one fetcher: whatever the server reads by URL because a user said so passes here.
+"""The one fetcher: whatever the server reads from, or sends to, a URL because a user said so passes here.
 
 A name is resolved once, every address of it is checked, and the connection is made to exactly the address that
 was checked: `_Pinned` is the only place where a connection begins, and it is given no name to look up again.
@@ -17,8 +17,8 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ DEFAULT_PORTS = frozenset({80, 443, 8080, 8443})
 _MOST_GROWTH = 100
 _GROWTH_FREE_BYTES = 2**20
 _PIECE_BYTES = 2**20
+_MOST_DRAINED_BYTES = 2**16
 #: A wait looks up so often whether it is still wanted.
 _LOOK_UP_S = 0.5
 #: Of a name's addresses so many are tried.
@@ -124,6 +125,14 @@ class Fetched:
     size_bytes: int
     content_type: str | None
     filename: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """What a receiver answered: its status, and the text of ``Retry-After``."""
+
+    status: int
+    retry_after: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +243,7 @@ class Fetcher:
                 try:
                     with pool.stream(
                         "GET",
-                        httpcore.URL(
-                            scheme=target.scheme.encode(),
-                            host=target.host.encode(),
-                            port=target.port,
-                            target=target.path.encode(),
-                        ),
+                        _url(target),
                         headers=_headers(target),
                         extensions={"timeout": {"connect": self.connect_s, "read": self.idle_s}},
                     ) as response:
@@ -252,6 +256,47 @@ class Fetcher:
                     ) from error
             target = self._follow(target, location, first)
         raise FetchError("redirect", f"{first} redirects more than {MAX_REDIRECTS} times.")
+
+    def post(
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        timeout_s: float,
+        stop: threading.Event | None = None,
+    ) -> Posted:
+        """Send `body` to an http(s) URL and return the status of the answer. Raises `FetchError` when none comes.
+
+        Redirects are answers like any other: they are not followed. What the answer holds is not kept.
+        """
+        target, first = parse(url), shown(url)
+        deadline = time.monotonic() + timeout_s
+        own = [(name, value) for name, value in _headers(target) if name != b"Accept-Encoding"]
+        own.append((b"Content-Length", str(len(body)).encode()))
+        given = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        backend = _Pinned(self, target, first, deadline, stop)
+        with httpcore.ConnectionPool(
+            ssl_context=self.tls or _tls(), max_connections=1, network_backend=backend
+        ) as pool:
+            try:
+                with pool.stream(
+                    "POST",
+                    _url(target),
+                    headers=own + given,
+                    content=body,
+                    extensions={"timeout": {"connect": self.connect_s, "read": timeout_s}},
+                ) as response:
+                    # A receiver that is still writing would take a closed connection for an error of its own.
+                    with suppress(FetchError, httpcore.NetworkError, httpcore.ProtocolError):
+                        _drain(response)
+                    return Posted(response.status, _header(response, b"retry-after"))
+            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+                raise FetchError("unreachable", f"{first} broke off before it had answered.") from error
+            except FetchError as error:
+                if error.kind != "timeout":
+                    raise
+                raise FetchError("timeout", f"{first} did not answer within {timeout_s:g} s.") from error
 
     def _target(self, url: str, access: S3Access) -> Target:
         if url.strip()[:5].lower() == "s3://":
@@ -585,6 +630,24 @@ def _decoded(encoding: str | None, pieces: Iterable[bytes], first: str) -> Itera
 def _inflater() -> zlib._Decompress:
     # 32 + the window: zlib and gzip headers are both recognised.
     return zlib.decompressobj(32 + zlib.MAX_WBITS)
+
+
+def _url(target: Target) -> httpcore.URL:
+    return httpcore.URL(
+        scheme=target.scheme.encode(),
+        host=target.host.encode(),
+        port=target.port,
+        target=target.path.encode(),
+    )
+
+
+def _drain(response: httpcore.Response) -> None:
+    """Read what may still come of an answer that nobody wants, up to a bound."""
+    seen = 0
+    for piece in response.iter_stream():
+        seen += len(piece)
+        if seen > _MOST_DRAINED_BYTES:
+            return
 
 
 def _headers(target: Target) -> list[tuple[bytes, bytes]]:

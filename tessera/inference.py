@@ -41,14 +41,19 @@ from tessera.errors import BadSample, InferenceServiceUnavailableError, quote
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tessera.reading import Reader
+    from tessera.speech import Recogniser
+
 logger = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
-Role = Literal["text", "picture"]
+Role = Literal["text", "picture", "speech", "reading"]
 
 MINILM = "all-MiniLM-L6-v2"
 CLIP = "clip-ViT-B-32"
 CLASSIC = descriptor.MODEL_ID
+POCKETSPHINX = "pocketsphinx-en-us"
+RAPIDOCR = "rapidocr-pp-ocrv6-small"
 
 #: Texts of one run of the model hold at most this many tokens, padding included: on a CPU larger batches
 #: only fall out of its caches (``python -m bench models`` tries several).
@@ -65,7 +70,8 @@ class Model:
 
     `names` are further spellings of this very model; a name that is nobody's (a vendor's, say) stands for
     the default of its role. `folders` lie below the model's folder in the models directory, each with its
-    id at the hub; `pooled_prefix` is written before texts to store and `query_prefix` before queries.
+    id at the hub; `package` runs the model, and without `folders` carries its files. `text_prefix` is written
+    before texts to store and `query_prefix` before queries.
     """
 
     model_id: str
@@ -79,6 +85,10 @@ class Model:
     size_bytes: int = 0
     text_prefix: str = ""
     query_prefix: str = ""
+    package: str = ""
+    #: The extra of Tessera that installs `package`.
+    extra: str = ""
+    languages: tuple[str, ...] = ()
 
     @property
     def service_id(self) -> str:
@@ -138,6 +148,51 @@ MODELS: tuple[Model, ...] = (
         "apache-2.0",
         "Colour, edges and texture, no learned weights: finds similar pictures, not words.",
         query_inputs=("image",),
+    ),
+    *(
+        Model(
+            f"faster-whisper-{size}",
+            "speech",
+            0,
+            "mit",
+            f"Speech to words, Whisper {size}: {languages}.",
+            names=(f"Systran/faster-whisper-{size}",),
+            query_inputs=(),
+            folders=(("", f"Systran/faster-whisper-{size}"),),
+            size_bytes=size_bytes,
+            package="faster_whisper",
+            extra="speech",
+            languages=("en",) if size.endswith(".en") else (),
+        )
+        for size, size_bytes, languages in (
+            ("medium", 1_530_000_000, "about 100 languages"),
+            ("small", 486_000_000, "about 100 languages"),
+            ("base", 148_000_000, "about 100 languages"),
+            ("base.en", 148_000_000, "English"),
+            ("tiny", 78_000_000, "about 100 languages"),
+            ("tiny.en", 78_000_000, "English"),
+        )
+    ),
+    Model(
+        POCKETSPHINX,
+        "speech",
+        0,
+        "bsd-2-clause",
+        "Speech to words, English, clear voices; many errors otherwise.",
+        query_inputs=(),
+        package="pocketsphinx",
+        extra="speech",
+        languages=("en",),
+    ),
+    Model(
+        RAPIDOCR,
+        "reading",
+        0,
+        "apache-2.0",
+        "Words in pictures: Latin letters and Chinese.",
+        query_inputs=(),
+        package="rapidocr",
+        extra="media",
     ),
 )
 _BY_ID = {model.model_id: model for model in MODELS}
@@ -199,8 +254,10 @@ class Models:
     def where(self, model_id: str) -> str | None:
         """Return where the files of a model lie: ``built in``, ``models directory``, ``wheel``, or None."""
         model = known(model_id)
+        if model.package and importlib.util.find_spec(model.package) is None:
+            return None
         if not model.folders:
-            return "built in"
+            return "wheel" if model.package else "built in"
         if all(_is_complete(self.directory / model.model_id / folder, model) for folder, _ in model.folders):
             return "models directory"
         if model.model_id == MINILM and minilm_wheel() is not None:
@@ -223,15 +280,40 @@ class Models:
             if role == "text":
                 return _BY_ID[MINILM]
             return _BY_ID[CLIP if self.installed(CLIP) else CLASSIC]
+        return self._fitting(model, role, str(word))
+
+    def _fitting(self, model: Model, role: Role, word: str) -> Model:
         if model.role != role:
             fitting = ", ".join(item.model_id for item in MODELS if item.role == role)
             raise BadSample(
                 "unsupported",
-                f"Model {quote(word)} makes vectors of a {model.role}, not of a {role}; there are {fitting}.",
+                f"Model {quote(word)} is for {model.role}, not for {role}; there are {fitting}.",
             )
         if not self.installed(model.model_id):
             raise BadSample("model_missing", f"Model {model.model_id} is not installed. {_remedy(model)}")
         return model
+
+    def choose_recogniser(self, word: str | None = None, language: str | None = None) -> Model | None:
+        """Return the model of speech that `word` names, else the best one installed that knows `language`.
+
+        None when there is none. Raises `BadSample` (``model_missing``, ``unsupported``) as `choose` does.
+        """
+        model = find(word) if word else None
+        if model is not None:
+            return self._fitting(model, "speech", str(word))
+        return next((one for one in self._recognisers() if _speaks(one, language)), None)
+
+    def missing_recogniser(self, language: str | None = None) -> str:
+        """Say why no speech is recognised, and what helps."""
+        if language is not None and any(not _speaks(one, language) for one in self._recognisers()):
+            return (
+                f"No installed model knows speech in language {quote(language)}. Install one with "
+                "`tessera models pull faster-whisper-small`."
+            )
+        return "There is no model of speech here: install one with `pip install 'tessera[speech]'`."
+
+    def _recognisers(self) -> list[Model]:
+        return [one for one in MODELS if one.role == "speech" and self.installed(one.model_id)]
 
     # --- loading --------------------------------------------------------------------------------------
 
@@ -252,6 +334,21 @@ class Models:
         if model.model_id == CLASSIC:
             return _ClassicModel()
         loaded: PictureModel = self._load(model, self._load_clip)
+        return loaded
+
+    def recogniser(self, model_id: str) -> Recogniser:
+        """Return the model of speech, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "speech":
+            raise ValueError(f"{model_id} is not a model of speech")
+        loaded: Recogniser = self._load(
+            model, self._load_pocketsphinx if model.model_id == POCKETSPHINX else self._load_whisper
+        )
+        return loaded
+
+    def reader(self) -> Reader:
+        """Return the reader of words in pictures, loaded. Raises `InferenceServiceUnavailableError`."""
+        loaded: Reader = self._load(known(RAPIDOCR), self._load_reader)
         return loaded
 
     def _load(self, model: Model, loader: Callable[[Model], Any]) -> Any:
@@ -296,6 +393,24 @@ class Models:
                 TextEmbedding(words_id, **self._fastembed_options(home / words)),
             )
 
+    def _load_pocketsphinx(self, model: Model) -> Recogniser:
+        from tessera.speech import Pocketsphinx
+
+        with _loading(model):
+            return Pocketsphinx()
+
+    def _load_whisper(self, model: Model) -> Recogniser:
+        from tessera.speech import Whisper
+
+        with _loading(model):
+            return Whisper(self.directory / model.model_id, self.threads)
+
+    def _load_reader(self, model: Model) -> Reader:
+        from tessera.reading import Reader
+
+        with _loading(model):
+            return Reader(self.threads)
+
     def _fastembed_options(self, folder: Path) -> dict[str, Any]:
         return {
             "specific_model_path": str(folder),
@@ -317,6 +432,10 @@ class Models:
             ids = ", ".join(item.model_id for item in MODELS)
             raise BadSample("unsupported", f"Model {quote(model_id)} is not known; known are {ids}.")
         home = self.directory / model.model_id
+        if model.package and importlib.util.find_spec(model.package) is None:
+            raise InferenceServiceUnavailableError(
+                f"Model {model.model_id} needs the package {model.package}. {_remedy(model)}"
+            )
         if not model.folders or self.where(model.model_id) == "models directory":
             return home
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -338,6 +457,10 @@ class Models:
 
     def _pull_if_allowed(self, model: Model) -> None:
         failure = self._hub_failure
+        if model.package and importlib.util.find_spec(model.package) is None:
+            raise InferenceServiceUnavailableError(
+                f"Model {model.model_id} is not installed. {_remedy(model)}"
+            )
         if self.offline:
             raise InferenceServiceUnavailableError(
                 f"Model {model.model_id} is not installed, and the setting `offline` forbids fetching it. "
@@ -387,7 +510,15 @@ def _plain(word: str) -> str:
 
 
 def _remedy(model: Model) -> str:
+    extra = f"pip install 'tessera[{model.extra}]'" if model.extra else ""
+    if model.extra and importlib.util.find_spec(model.package) is None:
+        pull = f", and its files with `tessera models pull {model.model_id}`" if model.folders else ""
+        return f"Install what runs it with `{extra}`{pull}."
     return f"Install it with `tessera models pull {model.model_id}`."
+
+
+def _speaks(model: Model, language: str | None) -> bool:
+    return language is None or not model.languages or language.partition("-")[0].lower() in model.languages
 
 
 @contextmanager
@@ -408,6 +539,8 @@ def _is_complete(folder: Path, model: Model) -> bool:
     # A folder is renamed into place when whole, so that one file tells; graphs copied by hand count too.
     if model.model_id == MINILM:
         return (folder / WEIGHTS).is_file() and (folder / TOKENIZER).is_file()
+    if model.role == "speech":
+        return (folder / "model.bin").is_file()
     return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
 
 
@@ -845,10 +978,13 @@ def _from_hub(model: Model, part: Path) -> None:
         for item in (*TextEmbedding.list_supported_models(), *ImageEmbedding.list_supported_models())
     }
     for folder, hub_id in model.folders:
-        source = hub_id if model.model_id == MINILM else described[hub_id]["sources"]["hf"]
+        ours = model.model_id == MINILM or model.role == "speech"
+        source = hub_id if ours else described[hub_id]["sources"]["hf"]
         info = HfApi().model_info(source, files_metadata=True, timeout=20)
         if model.model_id == MINILM:
             wanted = set(_MINILM_SHA256)
+        elif model.role == "speech":
+            wanted = {"model.bin"}
         else:
             wanted = {described[hub_id]["model_file"], *described[hub_id].get("additional_files", ())}
         for file in info.siblings or ():

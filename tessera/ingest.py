@@ -29,6 +29,7 @@ from tessera import (
     causes,
     derivation,
     document_edits,
+    events,
     failpoints,
     filters,
     links,
@@ -95,6 +96,10 @@ class Superseded(Exception):
     """The batch was cancelled, retried or deleted while we worked on it; nothing of ours counts any more."""
 
 
+class _Outdated(Exception):
+    """What users changed by hand of the documents is not what an artifact holds of it."""
+
+
 class _CollectionGone(Exception):
     """The collection was deleted while we worked for it; the batch goes on with its other collections."""
 
@@ -149,6 +154,8 @@ class _Pace:
     wary_chunks: int = 0
     #: What has changed under the documents that are being processed.
     watch: _Watch = field(default_factory=lambda: _Watch(0))
+    #: Of the tier that runs; `meter` is that of the whole batch.
+    tier_meter: Meter = field(default_factory=Meter)
     #: How often each source had to be read again.
     rereads: Counter[str] = field(default_factory=Counter)
 
@@ -314,12 +321,21 @@ def _take_up(wh: Warehouse, claim: Claim) -> _Attempt | None:
         attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
     if attempt.number > 1:
         _sweep(wh, attempt)
-    where = "on a Ray cluster" if compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    return attempt if _log_begin(wh, attempt) else None
+
+
+def _log_begin(wh: Warehouse, attempt: _Attempt) -> bool:
+    """Write into the batch's log that an attempt begins; False when the batch was cancelled or deleted by now."""
+    where = "on a Ray cluster" if attempt.compute.cluster else f"in {wh.settings.workers} worker process(es)"
+    count = sum(len(tier.collection_ids) for tier in attempt.tiers)
+    message = f"Attempt {attempt.number} begins: {count} collection(s), extracted {where}."
     with wh.db.write() as connection:
-        count = sum(len(tier.collection_ids) for tier in attempt.tiers)
-        message = f"Attempt {attempt.number} begins: {count} collection(s), extracted {where}."
+        try:
+            _check_attempt(connection, attempt)
+        except Superseded:
+            return False
         batch_logs.write(connection, attempt.batch_id, attempt.namespace_id, message)
-    return attempt
+    return True
 
 
 def _compute(
@@ -477,6 +493,7 @@ def _run_tier(wh: Warehouse, attempt: _Attempt, number: int, stop: Stop) -> None
             "completed_at": None,
         }
         tier = _write_tier(wh, attempt, tier.model_copy(update=begun))
+    attempt.pace.tier_meter = Meter()
     if not tier.is_planned:
         _plan_tier(wh, attempt, tier, stop)
         if stop.is_set():
@@ -572,7 +589,7 @@ def _end_tier(wh: Warehouse, attempt: _Attempt, tier: Tier) -> None:
         counts = _counts(connection, mine)
         status, error = _outcome(connection, mine, counts)
     ended = tier.model_copy(update={"status": status, "completed_at": now()})
-    _write_tier(wh, attempt, ended, error=error, told={"stage": "done", **_told(counts)})
+    _write_tier(wh, attempt, ended, error=error, counts=counts)
 
 
 def _write_tier(
@@ -581,9 +598,12 @@ def _write_tier(
     tier: Tier,
     *,
     error: str | None = None,
-    told: Mapping[str, Any] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> Tier:
-    """Write a tier into its batch, and its status into its task unless that is the batch's; return it."""
+    """Write a tier into its batch, and its status into its task and the log unless it is the only one; return it.
+
+    `counts` are those of its rows, when it has ended.
+    """
     with wh.db.write() as connection:
         _check_attempt(connection, attempt)
         written = [tier if known.tier_num == tier.tier_num else known for known in attempt.tiers]
@@ -595,14 +615,40 @@ def _write_tier(
         if tier.task_id is not None and tier.task_id != attempt.task_id:
             this = tasks.c.task_id == tier.task_id
             known = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar() or {}
-            extra = {**known, "stage": "extract", **(told or {}), **_links(attempt.compute)}
+            told = {"stage": "extract"} if counts is None else {"stage": "done", **_told(counts)}
+            extra = {**known, **told, **_links(attempt.compute)}
             connection.execute(
                 sa.update(tasks)
                 .where(this)
                 .values(status=tier.status, error=error, additional_data=extra, updated_at=now())
             )
+            _log_tier(connection, attempt, tier, counts)
     attempt.tiers[tier.tier_num] = tier
     return tier
+
+
+def _log_tier(
+    connection: Connection, attempt: _Attempt, tier: Tier, counts: Mapping[str, int] | None
+) -> None:
+    """Add to the batch's log that a tier begins, has its rows, or has ended with so many of each status."""
+    if counts is not None:
+        done, failed = counts.get("COMPLETED", 0), counts.get("FAILED", 0)
+        message = (
+            f"Tier {tier.tier_num} {tier.status}: {done} row(s) done, {failed} failed, "
+            f"{counts.get('SKIPPED', 0)} skipped."
+        )
+    else:
+        what = "has its rows" if tier.is_planned else f"begins: {len(tier.collection_ids)} collection(s)"
+        message, failed = f"Tier {tier.tier_num} {what}.", 0
+    level: batch_logs.Level = "warning" if failed else "info"
+    batch_logs.write(
+        connection,
+        attempt.batch_id,
+        attempt.namespace_id,
+        message,
+        level=level,
+        tier_num=tier.tier_num,
+    )
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -1106,12 +1152,17 @@ def _commit(wh: Warehouse, attempt: _Attempt, plan_hash: str, chunk: ChunkJob, r
     edits: Mapping[str, document_edits.Changes] = {}
     failpoints.reach("batch.commit")
     for _ in range(5):
-        with wh.db.write() as connection:
+        with contextlib.suppress(_Outdated), wh.db.write() as connection:
             late = _check(wh, connection, attempt, chunk)
             by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
             if by_hand == edits and not any(r.object_id in late and r.document_ids for r in kept.rows):
                 seq = _append(connection, wh, attempt, chunk, kept, rows, late, plan_hash)
-                break
+                # Who changes a document from here on comes behind us in the log, and sees us there; on PostgreSQL
+                # somebody may have come in between.
+                by_hand = document_edits.of_documents(connection, chunk.collection_id, documents)
+                if by_hand == edits:
+                    break
+                raise _Outdated
         kept, edits = _rewritten(wh, chunk, result, kept, late, by_hand), by_hand
     else:
         raise Superseded
@@ -1247,6 +1298,7 @@ def _append(
         if identifier not in set(r.document_ids)
     ]
     document_edits.forget(connection, chunk.collection_id, stale)
+    deleted = len(stale)
     # What was derived from documents that are no more goes with them, in every tier.
     stale += derivation.forget(connection, attempt.namespace_id, stale)
     insert_or_replace(
@@ -1279,6 +1331,15 @@ def _append(
         )
     if stale and not result.artifact_keys:
         seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
+    if seq is not None:
+        events.documents_written(
+            connection,
+            attempt.namespace_id,
+            chunk.collection_id,
+            written=result.documents,
+            deleted=deleted,
+            batch_id=attempt.batch_id,
+        )
     return seq
 
 
@@ -1429,6 +1490,9 @@ def _close_refused(wh: Warehouse, attempt: _Attempt, collection_id: str, refused
         ]
         if stale:
             connection.execute(sa.delete(sources).where(known))
+            events.documents_written(
+                connection, attempt.namespace_id, collection_id, deleted=len(stale), batch_id=attempt.batch_id
+            )
             stale += derivation.forget(connection, attempt.namespace_id, stale)
             seq = log.append_edit(connection, attempt.namespace_id, deletes=stale)
         connection.execute(
@@ -1492,7 +1556,9 @@ def _record_progress(
     if not attempt.task_id or (counts is None and started < attempt.pace.due_s):
         return
     if counts is None:
-        counts = _counts(connection, batch_rows.c.batch_id == attempt.batch_id)
+        by_collection = _counts_by_collection(connection, attempt.batch_id)
+        counts = sum(by_collection.values(), Counter())
+        _record_tier_progress(connection, attempt, stage, by_collection)
         counted = time.monotonic()
         attempt.pace.due_s = counted + max(PROGRESS_INTERVAL_S, 100 * (counted - started))
     told = _told(counts)
@@ -1509,6 +1575,36 @@ def _record_progress(
             },
             updated_at=now(),
         )
+    )
+
+
+def _counts_by_collection(connection: Connection, batch_id: str) -> dict[str, Counter[str]]:
+    """Return how many rows of each collection there are by status."""
+    found: dict[str, Counter[str]] = {}
+    for collection_id, status, count in connection.execute(
+        sa.select(batch_rows.c.collection_id, batch_rows.c.status, sa.func.count())
+        .where(batch_rows.c.batch_id == batch_id)
+        .group_by(batch_rows.c.collection_id, batch_rows.c.status)
+    ):
+        found.setdefault(collection_id, Counter())[status] = count
+    return found
+
+
+def _record_tier_progress(
+    connection: Connection, attempt: _Attempt, stage: str, by_collection: Mapping[str, Counter[str]]
+) -> None:
+    """Write how far the tier that runs is into its own task, if it has one."""
+    tier = next((tier for tier in attempt.tiers if tier.status == TaskStatus.IN_PROGRESS), None)
+    if tier is None or tier.task_id in (None, attempt.task_id):
+        return
+    told = _told(sum((by_collection.get(c, Counter()) for c in tier.collection_ids), Counter()))
+    rates = attempt.pace.tier_meter.read(time.monotonic(), done=told["done"], total=told["total"])
+    this = tasks.c.task_id == tier.task_id
+    known = connection.execute(sa.select(tasks.c.additional_data).where(this)).scalar() or {}
+    connection.execute(
+        sa.update(tasks)
+        .where(this)
+        .values(additional_data={**known, "stage": stage, **told, **rates}, updated_at=now())
     )
 
 

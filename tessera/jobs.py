@@ -1,4 +1,4 @@
-"""Background jobs: submitted batches and purges, driven by what the tables say.
+"""Background jobs: submitted batches, purges and deliveries to webhooks, driven by what the tables say.
 
 All truth is in the tables: a batch is taken up again because its row says IN_PROGRESS and that no live
 server holds it, a purge because its row exists. This module only decides what runs now: within
@@ -21,12 +21,13 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import compaction, erasure, ingest, namespaces, uploads
+from tessera import compaction, erasure, exports, ingest, namespaces, uploads
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batches, erasures, purges
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
+from tessera.deliveries import Deliverer
 from tessera.errors import StorageError, TesseraError
 from tessera.ingest import Claim, Stop
 from tessera.slots import Slot, Slots
@@ -103,6 +104,7 @@ class Jobs:
         self._purge_threads: ThreadPoolExecutor | None = None
         self._maintenance_threads: ThreadPoolExecutor | None = None
         self._next_sweep = 0.0
+        self._deliverer: Deliverer | None = None
 
     def start(self, wh: Warehouse) -> None:
         """Begin: first what an earlier server left unfinished, then what comes."""
@@ -116,8 +118,10 @@ class Jobs:
         self._heart = threading.Thread(
             target=self._beat, args=(wh.settings.job_lease_s / BEATS,), name="jobs-heart", daemon=True
         )
+        self._deliverer = Deliverer(wh, lambda: self._slot, self._alive)
         self._dispatcher.start()
         self._heart.start()
+        self._deliverer.start()
 
     def is_running(self) -> bool:
         """Whether work is taken up; what the server's health tells."""
@@ -141,6 +145,8 @@ class Jobs:
         with self._idle:
             self._idle.wait_for(lambda: not self._running, max(0.0, deadline - time.monotonic()))
         self._drop_all()
+        if self._deliverer is not None:
+            self._deliverer.stop()
         for threads in (self._batch_threads, self._purge_threads, self._maintenance_threads):
             if threads is not None:
                 threads.shutdown(wait=True, cancel_futures=True)
@@ -178,6 +184,9 @@ class Jobs:
             self._drop_all()
             self._wake.set()
 
+    def _alive(self) -> set[str]:
+        return self._slots.alive() if self._slots is not None else set()
+
     # --- what runs now -----------------------------------------------------------------------------------
 
     def _dispatch(self, wh: Warehouse) -> None:
@@ -201,6 +210,7 @@ class Jobs:
             self._start_purge(view_id, partial(namespaces.drop_doomed, wh, view_id))
         if time.monotonic() >= self._next_sweep:
             uploads.sweep(wh)
+            exports.sweep(wh)
             self._next_sweep = time.monotonic() + SWEEP_S
         if self._slots is None:
             # Where no other database is named, the server is the only one: it holds the data directory.
@@ -208,6 +218,8 @@ class Jobs:
         slot = self._slot
         if slot is None:
             slot = self._slot = self._slots.claim()
+            if self._deliverer is not None:
+                self._deliverer.wake()
         if self._slots.leads(slot):
             self._maintain(wh)
         for claim in self._claim_batches(wh, slot, self._slots):

@@ -59,15 +59,7 @@ def of_document(
     return DocumentLineageResponse(
         document_id=document_id,
         collection_id=row["collection_id"],
-        lineage=DocumentLineage(
-            root_object_id=payload.get("root_object_id"),
-            root_bucket_id=payload.get("root_bucket_id"),
-            source_type=known.get("source_type") or "bucket",
-            source_object_id=payload.get("source_object_id"),
-            source_document_id=known.get("source_document_id"),
-            source_collection_id=known.get("source_collection_id"),
-            lineage_chain=chain,
-        ),
+        lineage=DocumentLineage.model_validate({**documents.lineage(payload), "lineage_chain": chain}),
         depth=len(chain),
         total_steps=len(chain),
     )

@@ -36,8 +36,11 @@ def resolve(wh: Warehouse, namespace_id: str, value: object) -> str | None:
 
 
 def unsigned(wh: Warehouse, namespace_id: str, text: str) -> str | None:
-    """Return ``blob://<key>`` for a URL that this server signed for a blob of the namespace, expired or not."""
-    base, _, query = text.partition("?")
+    """Return ``blob://<key>`` for a URL that this server signed for a blob of the namespace, expired or not.
+
+    The fragment, which leads to a place in the file, is no part of that.
+    """
+    base, _, query = text.partition("#")[0].partition("?")
     key = base.removeprefix(f"{wh.base_url}/v1/blobs/")
     if base == key or not _is_of(namespace_id, key):
         return None

@@ -25,10 +25,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["FIELD", "Box", "Locator", "adjacent", "fragment", "joined", "locator_of"]
+__all__ = [
+    "FIELD",
+    "Box",
+    "Locator",
+    "adjacent",
+    "fragment",
+    "joined",
+    "locator_of",
+    "source_field",
+    "source_fields",
+]
 
 #: Field of a document that holds its locator.
 FIELD = "locator"
+#: The inputs of extractors that are sources of places of each kind.
+_SOURCES = {
+    "time": ("video", "audio"),
+    "page": ("pdf", "document"),
+    "text": ("text",),
+    "region": ("image",),
+}
 
 Kind = Literal["time", "page", "text", "region"]
 Box = tuple[float, float, float, float]
@@ -114,6 +131,16 @@ def fragment(locator: Locator) -> str:
     if locator.kind == "text":
         return f"char={locator.start_char},{locator.end_char}"
     return f"xywh={_corner_and_size(box)}" if box is not None else ""
+
+
+def source_field(input_name: str) -> str:
+    """Return the field of a document that leads to the file that was an extractor's input."""
+    return f"source_{input_name}_url"
+
+
+def source_fields(locator: Locator) -> tuple[str, ...]:
+    """Return the fields that may lead to the file in which `locator` is a place."""
+    return tuple(map(source_field, _SOURCES[locator.kind]))
 
 
 def adjacent(one: Locator, other: Locator, gap_ms: int) -> bool:

@@ -197,11 +197,8 @@ def changed_since(
         raise Folded(f"entry {after} lies before the checkpoint at {checkpoint}")
     changed: set[str] = set()
     last = after
-    for row in connection.execute(
-        sa.select(log_entries)
-        .where(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
-        .order_by(log_entries.c.seq)
-    ):
+    mine = sa.and_(log_entries.c.namespace_id == namespace_id, log_entries.c.seq > after)
+    for row in connection.execute(sa.select(log_entries).where(mine).order_by(log_entries.c.seq)).all():
         last = row.seq
         if row.kind == "indexes":
             continue
@@ -349,10 +346,10 @@ def fold(entries: Iterable[Entry], state: State | None = None) -> State:
     before = state or State()
     ordered = list(entries)
     decided: set[str] = set()
-    payloads: dict[str, Payload] = {}
-    newest = {document.document_id: document for document in survivors(reversed(ordered), decided, payloads)}
+    alone = _Alone()
+    newest = {document.document_id: document for document in survivors(reversed(ordered), decided, alone)}
     kept = {
-        document_id: replace(document, payload=payloads.get(document_id, document.payload))
+        document_id: alone.put_on(document)
         for document_id, document in before.documents.items()
         if document_id not in decided
     }
@@ -364,39 +361,62 @@ def fold(entries: Iterable[Entry], state: State | None = None) -> State:
     )
 
 
+class _Alone:
+    """Payloads that came without vectors, until the entry is met that has these: where each one lies."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, Payload | tuple[str, int]] = {}
+        self._artifacts = artifact.Payloads()
+
+    def note(self, document: Document, path: str | None, number: int) -> None:
+        """Remember the payload of `document`, unless a newer one is known; those of artifacts stay there."""
+        if document.document_id not in self._places:
+            self._places[document.document_id] = document.payload if path is None else (path, number)
+
+    def forget(self, document_id: str) -> None:
+        self._places.pop(document_id, None)
+
+    def put_on(self, document: Document) -> Document:
+        """Return `document` with the payload that came after it, if one did."""
+        place = self._places.pop(document.document_id, None)
+        if place is None:
+            return document
+        return replace(document, payload=self._artifacts.at(*place) if isinstance(place, tuple) else place)
+
+
 def survivors(
-    newest_first: Iterable[Entry], decided: set[str], payloads: dict[str, Payload] | None = None
+    newest_first: Iterable[Entry], decided: set[str], alone: _Alone | None = None
 ) -> Iterator[Document]:
     """Yield each document that exists after the entries, once, with its final value; the newest first.
 
     `newest_first` are entries from the last to the first; the ids that they decide about are added to
-    `decided`. Memory holds those ids and one artifact, however long the log is, and `payloads`: those that came
-    alone, until the entry is met that brings their documents' vectors. What is left there in the end is of
-    documents that these entries do not bring. Within one entry deletes come first, so that an id which an
-    artifact brings again survives.
+    `decided`. Memory holds those ids, one artifact, and small edits that brought payloads alone, however long the
+    log is. `alone` holds in the end what came alone for documents that these entries do not bring. Within one entry
+    deletes come first, so that an id which an artifact brings again survives.
     """
-    waiting: dict[str, Payload] = {} if payloads is None else payloads
+    waiting = _Alone() if alone is None else alone
     for entry in newest_first:
-        for documents in _slices_backwards(entry):
-            for document in reversed(documents):
-                document_id = document.document_id
-                if document_id in decided:
-                    continue
-                if entry.keeps_vectors:
-                    waiting.setdefault(document_id, document.payload)
-                    continue
-                decided.add(document_id)
-                final = waiting.pop(document_id, None)
-                yield document if final is None else replace(document, payload=final)
+        for path, number, document in _backwards(entry):
+            if document.document_id in decided:
+                continue
+            if entry.keeps_vectors:
+                waiting.note(document, path, number)
+            else:
+                decided.add(document.document_id)
+                yield waiting.put_on(document)
         for document_id in entry.deletes:
             decided.add(document_id)
-            waiting.pop(document_id, None)
+            waiting.forget(document_id)
 
 
-def _slices_backwards(entry: Entry) -> Iterator[Sequence[Document]]:
+def _backwards(entry: Entry) -> Iterator[tuple[str | None, int, Document]]:
+    """Yield the documents of an entry, the last first, each with its artifact and its number in there."""
     if entry.artifact_path is not None:
-        yield from reversed(list(artifact.read(entry.artifact_path)))
-    yield entry.upserts
+        documents = [document for part in artifact.read(entry.artifact_path) for document in part]
+        for number in range(len(documents) - 1, -1, -1):
+            yield entry.artifact_path, number, documents[number]
+    for number in range(len(entry.upserts) - 1, -1, -1):
+        yield None, number, entry.upserts[number]
 
 
 def check_documents(documents: Sequence[Document], vectors: Mapping[str, DenseVector]) -> None:

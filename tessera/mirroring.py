@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import RowMapping
 
-from tessera import content, objects
+from tessera import content, drafts, objects
 from tessera.causes import PERMANENT
 from tessera.context import Warehouse
 from tessera.db.tables import batch_rows, fetches, namespaces, secrets
@@ -128,7 +128,7 @@ def _mirror_one(
         came = wh.fetcher.fetch(url, part.write, access=access, stop=stop)
         part.finish()
         try:
-            entry = objects.stored_file(
+            entry = drafts.stored_file(
                 part.path,
                 f"{namespace_id}/blobs/{part.sha256}",
                 kind,

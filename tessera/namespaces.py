@@ -73,7 +73,7 @@ from tessera.plan import (
     plan_update,
     stored_indexes,
 )
-from tessera.ports import DenseVector, View
+from tessera.ports import DenseVector, SparseText, View
 
 logger = logging.getLogger("tessera.namespaces")
 
@@ -516,6 +516,7 @@ def create(
         "user_indexes": _dumped(plan.user_indexes),
         "added_indexes": _dumped(plan.added_indexes),
         "vectors": list(plan.vectors),
+        "sparse_vectors": list(plan.sparse_vectors) or None,
         "vector_inference_map": dict(plan.vector_inference_map),
         "infrastructure": _stored_infrastructure(wh, plan.infrastructure),
         "auto_create_indexes": plan.auto_create_indexes,
@@ -543,7 +544,11 @@ def create(
     else:
         row["mark_seq"] = 1
         view = wh.views.view_at(
-            namespace_id, row["view_id"], tuple(DenseVector(**v) for v in row["vectors"]), place
+            namespace_id,
+            row["view_id"],
+            tuple(DenseVector(**v) for v in row["vectors"]),
+            place,
+            SparseText.all_of(row["sparse_vectors"]),
         )
         try:
             with _provisioned(wh, view, plan.indexes, 1, place):
@@ -904,6 +909,7 @@ def _begun_move(wh: Warehouse, current: RowMapping, place: JsonObject | None) ->
         f"{namespace_id}-{generation}",
         tuple(DenseVector(**vector) for vector in current["vectors"]),
         place,
+        SparseText.all_of(current["sparse_vectors"]),
     )
     indexes = effective_indexes(
         stored_indexes(current["user_indexes"]), stored_indexes(current["added_indexes"])

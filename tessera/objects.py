@@ -8,10 +8,8 @@ files without a row are content-addressed and harm nothing. A blob that is a URL
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,20 +18,21 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import (
+    aggregation,
     buckets,
-    content,
     derivation,
+    drafts,
+    events,
     failpoints,
     idempotency,
     links,
     listing,
     log,
-    schemas,
     unique_keys,
 )
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
-from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources, uploads
+from tessera.db.tables import batch_rows, erasures, fetches, log_entries, metadata, objects, sources
 from tessera.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -42,80 +41,27 @@ from tessera.errors import (
     StorageError,
     TesseraError,
     ValidationError,
-    quote,
     raise_problems,
 )
-from tessera.fetching import SCHEMES, FetchError
 from tessera.filters import Filter, matches
 from tessera.ids import new_id
+from tessera.models.aggregations import AggregationRequest, AggregationResponse
 from tessera.models.base import JsonObject
-from tessera.models.buckets import BLOB_TYPES, BucketSchema, FieldType, Policy
+from tessera.models.buckets import FieldType, Policy
 from tessera.models.objects import (
     BatchObjectResult,
     BlobModel,
-    CreateBlobRequest,
     CreateObjectRequest,
     CreateObjectsBatchResponse,
     FailedObject,
     ListObjectsRequest,
     ListObjectsResponse,
-    LooseBlob,
     ObjectListStats,
     ObjectResponse,
     UpdateObjectRequest,
 )
 from tessera.pagination import PageRequest
-from tessera.validation import label, schema_problems
-
-#: Texts up to this size are kept in the row; longer ones become a blob.
-MAX_INLINE_TEXT_BYTES = 256 * 1024
-
-Location = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Content that is stored already: what a blob's entry says of it."""
-
-    entry: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Remote:
-    """Content behind a URL; `shown` is how answers show it, `again` asks for it although it came before."""
-
-    url: str
-    shown: str
-    again: bool
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.url.encode()).hexdigest()
-
-
-@dataclass(slots=True)
-class _Blob:
-    """A blob that passed its checks and is not stored yet."""
-
-    property: str
-    type: FieldType
-    content: content.Content | _Kept | _Remote
-    filename: str | None
-    key_prefix: str | None
-    metadata: JsonObject
-
-
-@dataclass(slots=True)
-class _Draft:
-    """An object that is to be stored, or what is wrong with it."""
-
-    key_prefix: str | None
-    fields: dict[str, Any] = field(default_factory=dict)
-    blobs: list[_Blob] = field(default_factory=list)
-    #: Digest of its values of the bucket's unique key.
-    unique_key: str | None = None
-    problems: list[Problem] = field(default_factory=list)
-
+from tessera.validation import schema_problems
 
 # --- create --------------------------------------------------------------------------------------------
 
@@ -144,6 +90,8 @@ def create(
     with wh.db.write() as connection:
         check_stored(wh, new.blobs)
         made = insert(connection, place, new)
+        if made.is_new:
+            events.object_changed(connection, "created", made.row)
     failpoints.reach("object.committed")
     return _answer(wh, made.row)
 
@@ -186,6 +134,8 @@ def create_batch(
                 made.append((index, insert(connection, place, new)))
             except (AlreadyExistsError, ConflictError, NotFoundError) as error:
                 failed.append(_failure(index, error))
+        new_ids = [item.row["object_id"] for _, item in made if item.is_new]
+        events.objects_created(connection, place, new_ids)
     succeeded = [
         BatchObjectResult.model_validate(
             {
@@ -229,7 +179,7 @@ def _failure(index: int, error: TesseraError) -> FailedObject:
 class New:
     """An object that is checked and whose files are written; only its row is missing."""
 
-    draft: _Draft
+    draft: drafts.Draft
     blobs: list[dict[str, Any]]
     #: The URLs that are still to be fetched, sealed, by property.
     remote: Mapping[str, str]
@@ -244,6 +194,11 @@ class Made:
 
     row: RowMapping
     replayed_by: str | None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the object was not there before, not even with another content."""
+        return self.replayed_by is None and self.row["version"] == 1
 
 
 def prepare(
@@ -270,7 +225,7 @@ def prepare(
     fields = dict(request.model_extra or {})
     if request.metadata is not None:
         fields["metadata"] = request.metadata
-    draft = _draft(wh, bucket, request, fields, uploaded=uploaded)
+    draft = drafts.check(wh, bucket, request, fields, uploaded=uploaded)
     raise_problems(draft.problems)
     stored = _store(wh, bucket["namespace_id"], draft)
     return New(draft, stored, _sealed(wh, draft), once, bool(request.skip_duplicates), policy)
@@ -399,7 +354,16 @@ def get(
     with wh.db.read() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
         row = _row(connection, place, object_id)
-    return _answer(wh, row, presigned_urls=presigned_urls, texts=True)
+        made = sa.and_(
+            sources.c.namespace_id == place["namespace_id"], sources.c.source_id == row["object_id"]
+        )
+        documents = connection.execute(
+            sa.select(
+                sa.func.coalesce(sa.func.sum(sa.func.json_array_length(sources.c.document_ids)), 0)
+            ).where(made)
+        ).scalar_one()
+    answer = _answer(wh, row, presigned_urls=presigned_urls, texts=True)
+    return answer.model_copy(update={"document_count": documents})
 
 
 def list_(
@@ -450,21 +414,61 @@ def list_(
         _selected(_answer(wh, row, presigned_urls=bool(request.return_presigned_urls)), request.select)
         for row in rows
     ]
-    blob_count = sum(len(row["blobs"]) for row in rows)
-    statuses: dict[str, int] = {}
-    for row in rows:
-        statuses[row["status"]] = statuses.get(row["status"], 0) + 1
     return ListObjectsResponse(
         results=results,
         pagination=listing.stand(wh, page, total, len(rows)),
         total_count=total,
-        stats=ObjectListStats(
-            total_objects=len(rows),
-            total_blobs=blob_count,
-            avg_blobs_per_object=blob_count / len(rows) if rows else 0.0,
-            objects_by_status=statuses,
-        ),
+        stats=_statistics(rows),
     )
+
+
+def _statistics(rows: Sequence[RowMapping]) -> ObjectListStats:
+    blob_count = sum(len(row["blobs"]) for row in rows)
+    statuses: dict[str, int] = {}
+    for row in rows:
+        statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+    return ObjectListStats(
+        total_objects=len(rows),
+        total_blobs=blob_count,
+        avg_blobs_per_object=blob_count / len(rows) if rows else 0.0,
+        objects_by_status=statuses,
+    )
+
+
+def aggregate(
+    wh: Warehouse, principal: Principal, namespace: str, bucket: str, request: AggregationRequest
+) -> AggregationResponse:
+    """Group a bucket's objects and reckon figures of each group, over all that the filters let through.
+
+    Paths find the user's fields at the root and in `metadata`, what filters of a list see, and `blobs` (with
+    ``property``, ``type`` and ``details``).
+    """
+    wanted = listing.parse_filters(request.filters)
+    read = 0
+    with wh.db.read() as connection:
+        place = buckets.resolve(connection, principal, namespace, bucket)
+        in_bucket = objects.c.bucket_id == place["bucket_id"]
+        total = connection.execute(
+            sa.select(sa.func.count()).select_from(objects).where(in_bucket)
+        ).scalar_one()
+        listing.refuse_long_scan(wh, total, "objects")
+
+        def records() -> Iterator[Mapping[str, Any]]:
+            nonlocal read
+            with connection.execute(sa.select(objects).where(in_bucket)) as scan:
+                for row in scan.mappings():
+                    record = searchable(row)
+                    if wanted is None or matches(wanted, record):
+                        read += 1
+                        yield {**record, "blobs": [_shown_blob(blob) for blob in row["blobs"]]}
+
+        results, groups = aggregation.aggregate(records(), request)
+    info = {"bucket_id": place["bucket_id"], "objects": read}
+    return AggregationResponse(results=results, total_groups=groups, query_info=info)
+
+
+def _shown_blob(blob: Mapping[str, Any]) -> JsonObject:
+    return {"property": blob["property"], "type": blob["type"], "details": blob["details"]}
 
 
 def _chosen(
@@ -527,7 +531,7 @@ def update(
         fields["metadata"] = {**earlier, **request.metadata} if request.metadata is not None else None
     fields = {name: value for name, value in fields.items() if value is not None}
     kept = [] if request.blobs is not None else before["blobs"]
-    draft = _draft(wh, place, request, fields, kept={blob["property"] for blob in kept})
+    draft = drafts.check(wh, place, request, fields, kept={blob["property"] for blob in kept})
     if draft.key_prefix is None:
         draft.key_prefix = before["key_prefix"]
     raise_problems(draft.problems)
@@ -552,7 +556,7 @@ def _change(
     connection: Connection,
     bucket: RowMapping,
     before: RowMapping,
-    draft: _Draft,
+    draft: drafts.Draft,
     stored: Sequence[Mapping[str, Any]],
     remote: Mapping[str, str],
 ) -> RowMapping:
@@ -580,7 +584,9 @@ def _change(
     gone = fetches.c.property.not_in([blob["property"] for blob in stored if is_missing(blob)])
     connection.execute(sa.delete(fetches).where(fetches.c.object_id == before["object_id"], gone))
     _note_remote(connection, bucket["namespace_id"], before["object_id"], remote)
-    return _row(connection, bucket, before["object_id"])
+    row = _row(connection, bucket, before["object_id"])
+    events.object_changed(connection, "updated", row)
+    return row
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, object_id: str) -> None:
@@ -619,6 +625,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
         )
         connection.execute(sa.delete(fetches).where(fetches.c.object_id == row["object_id"]))
         connection.execute(sa.delete(objects).where(objects.c.object_id == row["object_id"]))
+        events.object_changed(connection, "deleted", row)
         if documents:
             seq = log.append_edit(connection, namespace_id, deletes=documents)
     if seq is not None:
@@ -636,7 +643,7 @@ def check_fields(
     And the digest of its unique key, in a bucket that has one.
     """
     request = CreateObjectRequest(metadata=metadata)
-    draft = _draft(wh, bucket, request, {"metadata": metadata}, kept={blob_property})
+    draft = drafts.check(wh, bucket, request, {"metadata": metadata}, kept={blob_property})
     return draft.problems, draft.unique_key
 
 
@@ -652,329 +659,10 @@ def standing_for(connection: Connection, bucket: RowMapping, unique_key: str | N
     return str(holder["object_id"]) if policy == "insert" and holder is not None else None
 
 
-def _draft(
-    wh: Warehouse,
-    bucket: RowMapping,
-    request: CreateObjectRequest | UpdateObjectRequest,
-    fields: JsonObject,
-    *,
-    kept: set[str] | None = None,
-    uploaded: Mapping[Any, Any] | None = None,
-) -> _Draft:
-    """Check a request against its bucket's schema.
-
-    `fields` are the object's own, `kept` the properties whose stored blobs stay, `uploaded` is an upload that
-    is just being confirmed.
-    """
-    schema = BucketSchema.model_validate(bucket["bucket_schema"])
-    draft = _Draft(request.key_prefix)
-    _take_fields(draft, schema, fields)
-    blobs: list[tuple[Location, CreateBlobRequest]] = [
-        (("body", "blobs", i), blob) for i, blob in enumerate(request.blobs or ())
-    ]
-    if request.blob is not None:
-        named = _named_blob(schema, request.blob, draft.problems)
-        if named is not None:
-            blobs.append((("body", "blob"), named))
-    blobs += _fields_as_blobs(draft, schema, {blob.property for _, blob in blobs})
-    known = _uploads(wh, bucket, [blob.upload_id for _, blob in blobs if blob.upload_id is not None])
-    if uploaded is not None:
-        known[uploaded["upload_id"]] = uploaded
-    seen: set[str] = set()
-    for location, blob in blobs:
-        if blob.property in seen:
-            draft.problems.append(
-                Problem(
-                    (*location, "property"),
-                    f"{label(location)}: property {quote(blob.property)} is given twice; a property holds one blob. "
-                    "Use a property for each, or an object for each.",
-                    "duplicate_property",
-                )
-            )
-            continue
-        seen.add(blob.property)
-        again = request.force_remirror if blob.force_remirror is None else blob.force_remirror
-        _take_blob(wh, draft, schema, blob, location, known, again=bool(again))
-    _check_values(draft, schema)
-    _check_required(draft, schema, seen | (kept or set()))
-    key = buckets.unique_key(bucket)
-    if key is not None:
-        draft.unique_key = unique_keys.digest(key, schema, draft.fields, draft.problems)
-    return draft
-
-
-def _take_fields(draft: _Draft, schema: BucketSchema, fields: JsonObject) -> None:
-    draft.fields = dict(fields)
-    if isinstance(fields.get("metadata"), dict):
-        draft.fields["metadata"] = dict(fields["metadata"])
-    for name in list(draft.fields):
-        if name == "metadata":
-            continue
-        if schemas.is_reserved(name):
-            draft.problems.append(
-                Problem(
-                    ("body", name),
-                    f"{name[:100]} at the root is a field of the system; send yours inside `metadata`.",
-                    "reserved_field",
-                )
-            )
-    try:
-        orjson.dumps(draft.fields)
-    except TypeError as error:
-        draft.problems.append(
-            Problem(
-                ("body",), f"The object's fields cannot be stored as JSON: {error}.", "fields_not_storable"
-            )
-        )
-        draft.fields = {}
-    for name, declared in schema.properties.items():
-        if declared.type in BLOB_TYPES or declared.default is None:
-            continue
-        if not _has(draft.fields, name):
-            draft.fields[name] = declared.default
-
-
-def _named_blob(schema: BucketSchema, blob: LooseBlob, problems: list[Problem]) -> CreateBlobRequest | None:
-    """Give a blob that names no property the bucket's only one."""
-    candidates = [name for name, declared in schema.properties.items() if declared.type in BLOB_TYPES]
-    if len(candidates) != 1:
-        has = (
-            f"several properties for blobs ({', '.join(candidates)})"
-            if candidates
-            else "no property for blobs"
-        )
-        problems.append(
-            Problem(
-                ("body", "blob"),
-                f"`blob` names no property, and the bucket has {has}. Send "
-                '"blobs": [{"property": …, "type": …, "data": …}].',
-                "ambiguous_blob",
-                400,
-            )
-        )
-        return None
-    return CreateBlobRequest(property=candidates[0], **blob.model_dump(exclude_none=True))
-
-
-def _fields_as_blobs(
-    draft: _Draft, schema: BucketSchema, given: set[str]
-) -> list[tuple[Location, CreateBlobRequest]]:
-    """Take fields that the schema declares as blobs out of the fields: `{"text": "…"}` is as good as a blob."""
-    found: list[tuple[Location, CreateBlobRequest]] = []
-    nested = draft.fields.get("metadata")
-    for name, declared in schema.properties.items():
-        if declared.type not in BLOB_TYPES:
-            continue
-        if draft.fields.get(name) is not None:
-            found.append((("body", name), CreateBlobRequest(property=name, data=draft.fields.pop(name))))
-        elif name not in given and isinstance(nested, dict) and nested.get(name) is not None:
-            value = nested.pop(name)
-            found.append((("body", "metadata", name), CreateBlobRequest(property=name, data=value)))
-    return found
-
-
-class _BadBlob(Exception):
-    """A blob that cannot be taken: which of its keys is wrong, and what a sentence goes on with after the place."""
-
-    def __init__(self, key: str, message: str, kind: str, status: int = 422) -> None:
-        super().__init__(message)
-        self.key, self.message, self.kind, self.status = key, message, kind, status
-
-
-def _take_blob(
-    wh: Warehouse,
-    draft: _Draft,
-    schema: BucketSchema,
-    blob: CreateBlobRequest,
-    location: Location,
-    known_uploads: Mapping[str, Mapping[Any, Any]],
-    *,
-    again: bool,
-) -> None:
-    """Add a blob to the draft, or to its fields where the schema wants a value, or what is wrong with it."""
-    try:
-        kind = _declared_type(schema, blob)
-        source = _source(blob)
-        if kind in BLOB_TYPES:
-            found, named = _content(wh, blob, source, kind, known_uploads, again=again)
-        elif source == "upload_id":
-            raise _BadBlob(
-                "upload_id",
-                f": property {quote(blob.property)} is {kind.value}, a value and no file. Send it in `data`.",
-                "type_mismatch",
-            )
-        else:
-            draft.fields[blob.property] = getattr(blob, source)
-            return
-    except _BadBlob as bad:
-        # A field that stands for a blob is its own place; a blob has one for each of its keys.
-        place = (*location, bad.key) if location[1] in ("blobs", "blob") else location
-        draft.problems.append(Problem(place, f"{label(place)}{bad.message}", bad.kind, bad.status))
-        return
-    filename = _filename(named) if isinstance(named, str) else None
-    draft.blobs.append(_Blob(blob.property, kind, found, filename, blob.key_prefix, blob.metadata or {}))
-
-
-def _declared_type(schema: BucketSchema, blob: CreateBlobRequest) -> FieldType:
-    """Return the type of a blob's property in the schema, which the blob may only repeat."""
-    declared = schema.properties.get(blob.property)
-    if declared is None:
-        known = ", ".join(f"{name} ({item.type.value})" for name, item in schema.properties.items()) or "none"
-        raise _BadBlob(
-            "property",
-            f": the bucket has no property {quote(blob.property)}; its properties are: {known}.",
-            "unknown_property",
-        )
-    if blob.type is not None and blob.type != declared.type:
-        raise _BadBlob(
-            "type",
-            f": property {quote(blob.property)} is {declared.type.value} in the bucket's schema, not "
-            f"{blob.type.value}. Send type {declared.type.value}, or leave it out.",
-            "type_mismatch",
-        )
-    return declared.type
-
-
-def _source(blob: CreateBlobRequest) -> str:
-    """Return the one key that a blob has its content in."""
-    given = [name for name in ("data", "url", "upload_id") if getattr(blob, name) is not None]
-    if len(given) > 1:
-        raise _BadBlob(given[1], f": {' and '.join(given)} are given; send exactly one of them.", "ambiguous")
-    if not given:
-        raise _BadBlob("data", " is required.", "missing")
-    return given[0]
-
-
-def _content(
-    wh: Warehouse,
-    blob: CreateBlobRequest,
-    source: str,
-    kind: FieldType,
-    known_uploads: Mapping[str, Mapping[Any, Any]],
-    *,
-    again: bool,
-) -> tuple[content.Content | _Kept | _Remote, object]:
-    """Return a blob's content, checked as far as it is here, and the name of its file, if it has one."""
-    value = getattr(blob, source)
-    named = blob.filename or (blob.metadata or {}).get("filename")
-    try:
-        if source == "upload_id":
-            row = known_uploads.get(value)
-            problem = _upload_problem(row, value)
-            if row is None or problem is not None:
-                raise _BadBlob(source, f": {problem}", "upload", 400)
-            return _uploaded(wh, row, kind), named or row["filename"]
-        if isinstance(value, str) and (source == "url" or content.url_scheme(value) in SCHEMES):
-            return _Remote(value.strip(), wh.fetcher.check(value), again), named
-        return content.decode(value, kind.value, max_bytes=wh.settings.max_body_bytes), named
-    except content.BadContent as error:
-        status = 400 if error.kind == "url" else 422
-        raise _BadBlob(source, f" {error.message}", f"data_{error.kind}", status) from None
-    except FetchError as error:
-        raise _BadBlob(source, f" cannot be fetched: {error.message}", f"fetch_{error.kind}", 400) from None
-
-
-def _uploads(wh: Warehouse, bucket: RowMapping, upload_ids: Sequence[str]) -> dict[str, Mapping[Any, Any]]:
-    if not upload_ids:
-        return {}
-    with wh.db.read() as connection:
-        rows = connection.execute(
-            sa.select(uploads).where(
-                uploads.c.upload_id.in_(upload_ids), uploads.c.bucket_id == bucket["bucket_id"]
-            )
-        ).mappings()
-        return {row["upload_id"]: row for row in rows}
-
-
-def _upload_problem(row: Mapping[Any, Any] | None, upload_id: str) -> str | None:
-    if row is None:
-        return f"this bucket has no upload {quote(upload_id)}."
-    if row["blob_key"] is None:
-        return (
-            f"upload {upload_id} is {row['status']}. Confirm it first (POST …/uploads/{upload_id}/confirm); an "
-            "upload for a blob is made with create_object_on_confirm false."
-        )
-    return None
-
-
-def _uploaded(wh: Warehouse, row: Mapping[Any, Any], kind: FieldType) -> _Kept:
-    path = wh.blobs.path(row["blob_key"])
-    if not path.is_file():
-        raise content.BadContent("gone", "is an upload whose file is gone; upload it again.")
-    declared = row["content_type"].partition(";")[0].strip().lower()
-    return _Kept(stored_file(path, row["blob_key"], kind, declared, row["filename"], row["sha256"]))
-
-
-def stored_file(
-    path: Path, key: str, kind: FieldType, declared: str | None, filename: str | None, sha256: str
-) -> dict[str, Any]:
-    """Return what a blob's entry says of the file `key`. Raises `content.BadContent` when it is not of type `kind`."""
-    mime_type = content.identify(path, kind.value, declared)
-    size_bytes = path.stat().st_size
-    entry: dict[str, Any] = {
-        "details": {
-            "filename": _filename(filename) if filename else None,
-            "size_bytes": size_bytes,
-            "mime_type": mime_type,
-            "hash": sha256,
-        }
-    }
-    if kind is FieldType.TEXT and size_bytes <= MAX_INLINE_TEXT_BYTES:
-        entry["text"] = path.read_bytes().decode("utf-8-sig")
-    else:
-        entry["blob_key"] = key
-    return entry
-
-
-def _filename(name: str) -> str | None:
-    """Return the last part of a path without control characters: it may end up in a header."""
-    last = re.split(r"[\\/]", name)[-1]
-    return "".join(c for c in last if c.isprintable() and c != '"')[:255].strip(" .") or None
-
-
-def _check_values(draft: _Draft, schema: BucketSchema) -> None:
-    """Check fields that the schema names, at the root or in `metadata`, against their types."""
-    nested = draft.fields.get("metadata")
-    places: list[tuple[Location, Mapping[str, Any]]] = [(("body",), draft.fields)]
-    if isinstance(nested, dict):
-        places.append((("body", "metadata"), nested))
-    for location, fields in places:
-        for name, declared in schema.properties.items():
-            if declared.type in BLOB_TYPES or fields.get(name) is None:
-                continue
-            wrong = schemas.value_problem(declared, fields[name])
-            if wrong is not None:
-                place = (*location, name)
-                draft.problems.append(Problem(place, f"{label(place)} {wrong}", "type_mismatch"))
-
-
-def _check_required(draft: _Draft, schema: BucketSchema, blobs: set[str]) -> None:
-    for name, declared in schema.properties.items():
-        if not declared.required or name in blobs or _has(draft.fields, name):
-            continue
-        how = (
-            f'"blobs": [{{"property": "{name}", "type": "{declared.type.value}", "data": …}}]'
-            if declared.type in BLOB_TYPES
-            else f"`{name}` at the root or in `metadata`"
-        )
-        draft.problems.append(
-            Problem(
-                ("body", name),
-                f"{name} ({declared.type.value}) is required by the bucket's schema. Send {how}.",
-                "missing",
-            )
-        )
-
-
-def _has(fields: Mapping[str, Any], name: str) -> bool:
-    nested = fields.get("metadata")
-    return fields.get(name) is not None or (isinstance(nested, dict) and nested.get(name) is not None)
-
-
 # --- storing, answering --------------------------------------------------------------------------------
 
 
-def _store(wh: Warehouse, namespace_id: str, draft: _Draft) -> list[dict[str, Any]]:
+def _store(wh: Warehouse, namespace_id: str, draft: drafts.Draft) -> list[dict[str, Any]]:
     """Write the draft's files and return its blobs as the row keeps them. Can be repeated: same bytes, same key."""
     stored = []
     for blob in draft.blobs:
@@ -987,10 +675,10 @@ def _store(wh: Warehouse, namespace_id: str, draft: _Draft) -> list[dict[str, An
         }
         details: dict[str, Any] = {"filename": None, "size_bytes": None, "mime_type": None, "hash": None}
         found = blob.content
-        if isinstance(found, _Kept):
+        if isinstance(found, drafts.Kept):
             entry |= found.entry
             details = dict(found.entry["details"])
-        elif isinstance(found, _Remote):
+        elif isinstance(found, drafts.Remote):
             entry["source"] = {"url": found.shown, "digest": found.digest}
         else:
             details |= {
@@ -998,7 +686,7 @@ def _store(wh: Warehouse, namespace_id: str, draft: _Draft) -> list[dict[str, An
                 "mime_type": found.mime_type,
                 "hash": hashlib.sha256(found.data).hexdigest(),
             }
-            if blob.type is FieldType.TEXT and len(found.data) <= MAX_INLINE_TEXT_BYTES:
+            if blob.type is FieldType.TEXT and len(found.data) <= drafts.MAX_INLINE_TEXT_BYTES:
                 entry["text"] = found.data.decode()
             else:
                 entry["blob_key"] = wh.blobs.put(namespace_id, found.data)
@@ -1039,7 +727,7 @@ def is_named(connection: Connection, key: str, *, but_for: Sequence[sa.Table] = 
 
 
 def _reused(
-    draft: _Draft,
+    draft: drafts.Draft,
     stored: Sequence[dict[str, Any]],
     remote: Mapping[str, str],
     before: Sequence[Mapping[str, Any]],
@@ -1071,9 +759,13 @@ def _reused(
     return kept, still
 
 
-def _asked_again(draft: _Draft) -> set[str]:
+def _asked_again(draft: drafts.Draft) -> set[str]:
     """Return the properties whose URL is to be fetched although it was fetched before."""
-    return {blob.property for blob in draft.blobs if isinstance(blob.content, _Remote) and blob.content.again}
+    return {
+        blob.property
+        for blob in draft.blobs
+        if isinstance(blob.content, drafts.Remote) and blob.content.again
+    }
 
 
 def is_missing(blob: Mapping[str, Any]) -> bool:
@@ -1081,11 +773,11 @@ def is_missing(blob: Mapping[str, Any]) -> bool:
     return "text" not in blob and "blob_key" not in blob
 
 
-def _sealed(wh: Warehouse, draft: _Draft) -> dict[str, str]:
+def _sealed(wh: Warehouse, draft: drafts.Draft) -> dict[str, str]:
     return {
         blob.property: wh.vault.seal(blob.content.url)
         for blob in draft.blobs
-        if isinstance(blob.content, _Remote)
+        if isinstance(blob.content, drafts.Remote)
     }
 
 
@@ -1107,7 +799,7 @@ def _note_remote(
     )
 
 
-def _content_hash(draft: _Draft, stored: Sequence[Mapping[str, Any]]) -> str:
+def _content_hash(draft: drafts.Draft, stored: Sequence[Mapping[str, Any]]) -> str:
     """Return the digest of everything that the user gave: two objects with the same one are duplicates."""
     parts = {
         "key_prefix": draft.key_prefix,

@@ -78,8 +78,8 @@ class NamespacePlan:
     """A namespace as it will be: what was asked for, normalised, and what follows from it.
 
     `user_indexes` stand in the order sent; `added_indexes` are those that extractors, then the system,
-    need. `vectors` are ``{name, dimensions, distance}``, `vector_inference_map` names for each the model
-    that really runs. `infrastructure` is None when none was sent.
+    need. `vectors` are ``{name, dimensions, distance}``, `sparse_vectors` the keyword indexes ``{name, fields}``;
+    `vector_inference_map` names for each the model that really runs. `infrastructure` is None when none was sent.
     """
 
     namespace_name: str
@@ -89,6 +89,7 @@ class NamespacePlan:
     user_indexes: tuple[PayloadIndex, ...]
     added_indexes: tuple[PayloadIndex, ...]
     vectors: tuple[JsonObject, ...]
+    sparse_vectors: tuple[JsonObject, ...]
     vector_inference_map: Mapping[str, str]
     infrastructure: NamespaceInfrastructure | None
     auto_create_indexes: bool
@@ -139,6 +140,7 @@ def plan_namespace(body: object, registry: Registry) -> NamespacePlan:
         user_indexes=tuple(user_indexes),
         added_indexes=(*extractors.indexes, *SYSTEM_INDEXES),
         vectors=tuple(extractors.vectors.values()),
+        sparse_vectors=tuple(extractors.sparse.values()),
         vector_inference_map=extractors.inference,
         infrastructure=request.infrastructure,
         auto_create_indexes=bool(request.auto_create_indexes),
@@ -276,6 +278,7 @@ class _Extractors:
     registered: list[JsonObject] = field(default_factory=list)
     indexes: list[PayloadIndex] = field(default_factory=list)
     vectors: dict[str, JsonObject] = field(default_factory=dict)
+    sparse: dict[str, JsonObject] = field(default_factory=dict)
     inference: dict[str, str] = field(default_factory=dict)
 
 
@@ -332,6 +335,10 @@ def _plan_extractors(
                 "distance": vector.distance,
             }
             plan.inference[vector.name] = vector.model_id
+        for words in outputs.sparse:
+            # One index for the words of all extractors, so that their scores can be compared.
+            known = plan.sparse.setdefault(words.name, {"name": words.name, "fields": []})
+            known["fields"] += [name for name in words.fields if name not in known["fields"]]
         _add_needed(plan.indexes, outputs.indexes)
     return plan
 

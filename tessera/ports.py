@@ -35,6 +35,23 @@ class DenseVector:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseText:
+    """A keyword index of a view: the words of each document's root fields `fields`, weighed by BM25.
+
+    The engine's adapter makes the vectors from payloads, so they stand in no log entry, follow every change of a
+    text, and are there for whatever is written. A field is a text or an array of texts.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+
+    @classmethod
+    def all_of(cls, stored: Sequence[Mapping[str, Any]] | None) -> tuple[SparseText, ...]:
+        """Read them from the column of a namespace's row that holds them; null means none."""
+        return tuple(cls(row["name"], tuple(row["fields"])) for row in stored or ())
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """An index built from a namespace's log, and where it stands.
 
@@ -49,6 +66,7 @@ class View:
     location: str
     alias: str | None = None
     secret: str | None = field(default=None, repr=False)
+    sparse: tuple[SparseText, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +105,8 @@ class Mark:
 
     `durable` says whether this position is flushed to disk (survives power loss), `checked` whether all the
     view's files were compared with their checksums when it was opened. `behind` tells that an index change
-    was passed over, `tail` how many documents at most lie outside the vector graphs (all, without a graph).
+    was passed over, or that a keyword index is missing, `tail` how many documents at most lie outside the vector
+    graphs (all, without a graph).
     """
 
     view_id: str
@@ -103,17 +122,19 @@ class Mark:
 class Search:
     """Nearest documents to `vector` among those that `filter` lets through.
 
-    `exact` scans; otherwise `ef` widens the graph search (engine default when None).
+    `exact` scans; otherwise `ef` widens the graph search (engine default when None). A search of a `SparseText`
+    has a `text` instead of a vector; it finds the documents that have one of its words.
     """
 
     vector_name: str
-    vector: Vector
+    vector: Vector | None
     limit: int
     filter: Filter | None = None
     offset: int = 0
     ef: int | None = None
     exact: bool = False
     with_vectors: bool = False
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tessera import extractors as extractors_package
 from tessera.errors import NotFoundError
-from tessera.extractors.base import Extractor, FieldOutput, Outputs, VectorOutput
+from tessera.extractors.base import Extractor, FieldOutput, Outputs, SparseOutput, VectorOutput
 from tessera.inference import Models, find, known, open_models
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def parse_feature_uri(uri: str) -> FeatureUri:
     return FeatureUri(**match.groupdict())
 
 
-def match_output(outputs: Outputs, word: str) -> VectorOutput | None:
-    """Return the vector output that `word` names, or None.
+def match_output(outputs: Outputs, word: str) -> VectorOutput | SparseOutput | None:
+    """Return the vector output, or the keyword index, that `word` names, or None.
 
     It may be the name in the collection, the inference name, the short name (``embedding``), an alias, or
     the model that runs; of several outputs, one that is named exactly comes first.
@@ -68,7 +68,7 @@ def match_output(outputs: Outputs, word: str) -> VectorOutput | None:
         for vector in outputs.vectors:
             if word in spellings(vector):
                 return vector
-    return None
+    return next((words for words in outputs.sparse if word in {words.name, words.inference_name}), None)
 
 
 def short_name(vector: VectorOutput) -> str:
@@ -130,8 +130,8 @@ class Registry:
                 return self.describe(name, version)
         raise NotFoundError("feature extractor", feature_extractor_id)
 
-    def resolve_feature(self, uri: str) -> VectorOutput:
-        """Return the vector output that a feature URI names, with default parameters.
+    def resolve_feature(self, uri: str) -> VectorOutput | SparseOutput:
+        """Return the vector output, or the keyword index, that a feature URI names, with default parameters.
 
         Raises `ValueError` for what is no feature URI, `LookupError` for an extractor or an output that is
         not there; the message names those that are.
@@ -151,7 +151,8 @@ class Registry:
             outputs, address.output.replace(f"{address.extractor}_v1_", f"{extractor.name}_v1_", 1)
         )
         if vector is None:
-            there = ", ".join(output.inference_name for output in outputs.vectors) or "none"
+            named: tuple[VectorOutput | SparseOutput, ...] = (*outputs.vectors, *outputs.sparse)
+            there = ", ".join(output.inference_name for output in named) or "none"
             raise LookupError(f"{address.extractor} has no output {address.output}; there are {there}")
         return vector
 
@@ -192,7 +193,8 @@ class Registry:
             "default_parameters": params.model_dump(mode="json"),
             "costs": {"tier": extractor.cost_tier, "tier_label": _TIERS[extractor.cost_tier], "rates": []},
             "required_vector_indexes": [
-                _vector_index(vector, extractor, name, version) for vector in outputs.vectors
+                *(_vector_index(vector, extractor, name, version) for vector in outputs.vectors),
+                *(_sparse_index(words, name, version) for words in outputs.sparse),
             ],
             "required_payload_indexes": [
                 index.model_copy(update={"is_protected": True}).model_dump(mode="json")
@@ -304,6 +306,27 @@ def _vector_index(vector: VectorOutput, extractor: Extractor, name: str, version
             "inference_name": vector.inference_name,
             "inference_service_id": known(running.model_id).service_id if running else vector.model_id,
             "purpose": vector.purpose,
+        },
+    }
+
+
+def _sparse_index(words: SparseOutput, name: str, version: str) -> dict[str, Any]:
+    return {
+        "name": words.name,
+        "description": words.description,
+        "type": "single",
+        "feature_uri": str(FeatureUri(name, version, words.inference_name)),
+        "index": {
+            "name": words.name,
+            "description": words.description,
+            "type": "sparse",
+            "distance": "dot",
+            "datatype": "float32",
+            "on_disk": False,
+            "supported_inputs": ["text", "string"],
+            "inference_name": words.inference_name,
+            "inference_service_id": f"qdrant/{words.inference_name}",
+            "purpose": "text",
         },
     }
 

@@ -7,9 +7,10 @@ is found when it is executed, before anything is searched.
 from __future__ import annotations
 
 import hashlib
+import pickle
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, content, documents, limits, media, names, namespaces, templates
+from tessera import audit, content, documents, limits, links, media, names, namespaces, templates
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import collections, retrievers
@@ -30,28 +31,33 @@ from tessera.errors import (
     BadRequestError,
     NotFoundError,
     Problem,
+    TesseraError,
     UnavailableError,
     ValidationError,
     quote,
     raise_problems,
 )
 from tessera.extraction import configured
-from tessera.extractors.base import BadSample
-from tessera.filters import And, Condition, Filter, parse
-from tessera.ids import new_id
+from tessera.extractors.base import BadSample, SparseOutput, VectorOutput
+from tessera.filters import And, Condition, Filter, parse, values_at
+from tessera.ids import new_id, point_id
 from tessera.models import PayloadIndex
 from tessera.models.retrievers import (
     AdhocExecuteRequest,
+    CacheConfig,
+    CloneRetrieverRequest,
     CreateRetrieverRequest,
     ExecuteRequest,
     InputField,
     PatchRetrieverRequest,
     SearchDocumentsRequest,
 )
-from tessera.pagination import PageRequest, decode_cursor, encode_cursor, paginate
+from tessera.pagination import PageRequest, paginate
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import HIDDEN_FIELDS, Failed, Hit, Page, Vector
+from tessera.ports import HIDDEN_FIELDS, Failed, Hit, Page, SparseText, Vector
 from tessera.registry import Registry
+from tessera.result_cache import Kept
+from tessera.retriever_pages import Cut, Ranked, following, position_after, read_cut
 from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext
 from tessera.validation import schema_problems
 
@@ -63,10 +69,20 @@ _STAGE_KEYS = frozenset(
     | {"feature_extractor", "collection_ids", "parameters"}
 )
 
+#: What of a retriever no PATCH changes.
+FIXED_FIELDS = ("stages", "input_schema", "collection_identifiers", "budget_limits", "cache_config")
+
 #: A picture in a query, decoded, may not be larger than this.
 MAX_QUERY_IMAGE_BYTES = 16 * 2**20
+#: A text in a query that comes as content, likewise.
+MAX_QUERY_TEXT_BYTES = 2**20
 #: Longest time to decode a query image.
 QUERY_IMAGE_TIMEOUT_S = 20.0
+#: What a search by words is answered where there is nothing to search.
+_NO_WORDS = (
+    "This namespace has no keyword index: none of its extractors writes texts. Search by a vector, or create a "
+    "namespace with one that does, for example text_extractor."
+)
 
 
 # --- stages, normalised --------------------------------------------------------------------------------
@@ -182,7 +198,7 @@ def create(
                 "stages": stages,
                 "input_schema": {name: field.model_dump(exclude_none=True) for name, field in fields.items()},
                 "budget_limits": request.budget_limits,
-                "cache_config": request.cache_config,
+                "cache_config": request.cache_config.model_dump() if request.cache_config else None,
                 "tags": request.tags,
                 "visibility": request.visibility,
                 "display_config": request.display_config,
@@ -246,14 +262,41 @@ def list_(
     }
 
 
+def clone(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: CloneRetrieverRequest
+) -> dict[str, Any]:
+    """Store another retriever like this one, under a name of its own; what the request states replaces what it has.
+
+    Everything is checked as for a new one; a taken name is a 409.
+    """
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        source = find(connection, place["namespace_id"], identifier)
+    definition = source["definition"]
+    inherited = {
+        name: definition[name]
+        for name in CreateRetrieverRequest.model_fields
+        if name in definition and name not in ("collection_ids", "retriever_name")
+    }
+    # By id: a name may stand for another collection by now.
+    inherited |= {
+        "collection_identifiers": definition["collection_ids"],
+        "description": source["description"],
+    }
+    stated = request.model_dump(exclude_none=True)
+    made = create(wh, principal, namespace, CreateRetrieverRequest.model_validate({**inherited, **stated}))
+    return {**made, "retriever": made, "source_retriever_id": source["retriever_id"]}
+
+
 def patch(
     wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: PatchRetrieverRequest
 ) -> dict[str, Any]:
-    """Change a retriever's metadata; absent fields stay."""
+    """Change a retriever's metadata; absent fields stay. What it does is fixed: another value of that is refused."""
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         row = dict(find(connection, place["namespace_id"], identifier))
-        given = request.model_dump(exclude_unset=True)
+        raise_problems(_fixed_problems(wh, row, request))
+        given = request.model_dump(exclude_unset=True, exclude=set(FIXED_FIELDS))
         if not given:
             return _answer(row)
         name = names.clean(given.pop("retriever_name", None) or row["retriever_name"])
@@ -290,9 +333,36 @@ def patch(
             "retriever_updated",
             "retriever",
             row["retriever_id"],
-            {"fields": sorted(request.model_fields_set)},
+            {"fields": sorted(request.model_fields_set.difference(FIXED_FIELDS))},
         )
     return _answer(row)
+
+
+def _fixed_problems(wh: Warehouse, row: Mapping[str, Any], request: PatchRetrieverRequest) -> list[Problem]:
+    """Return a problem for each field that is fixed and would change; sent back as it was read it is none."""
+    definition = row["definition"]
+    problems = []
+    for name in FIXED_FIELDS:
+        value = getattr(request, name)
+        if value is None or value == definition.get(name):
+            continue
+        if name == "collection_identifiers" and value == definition["collection_ids"]:
+            continue
+        if (
+            name == "stages"
+            and [normalise_stage(wh, raw, n)[0] for n, raw in enumerate(value)] == (definition["stages"])
+        ):
+            continue
+        problems.append(
+            Problem(
+                ("body", name),
+                f"{name} of a retriever is fixed when it is created. POST /v1/retrievers/{row['retriever_id']}/clone "
+                f"makes another one with other {name}.",
+                "fixed",
+                BadRequestError.status,
+            )
+        )
+    return problems
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> str:
@@ -331,14 +401,86 @@ def stage_catalogue(wh: Warehouse, category: str | None = None) -> list[dict[str
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """A retriever, ready to run in its namespace."""
+class Plan:
+    """A retriever, ready to run in its namespace.
+
+    `cache_ttl_s` is how long a result may be kept, null when it may not; `version` changes with the retriever.
+    """
 
     place: RowMapping
     retriever_id: str
     collection_ids: list[str]
     stages: list[dict[str, Any]]
     fields: dict[str, InputField]
+    cache_ttl_s: float | None = None
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The answer to an execution, and what its headers say: HIT, MISS or BYPASS, and the ETag where there is one."""
+
+    body: dict[str, Any]
+    cache_status: str = "BYPASS"
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one execution asks for beside the retriever: how its answer is cut, and what is shown of documents."""
+
+    request: ExecuteRequest
+    inputs: dict[str, Any]
+    cut: Cut
+    return_urls: bool = False
+    return_vectors: bool = False
+    skip_cache: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage that begins (`statistics` is null) or has ended, with the documents that it left, if they were read."""
+
+    index: int
+    name: str
+    statistics: dict[str, Any] | None = None
+    hits: list[Hit] | None = None
+
+
+def stored_plan(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    identifier: str,
+    wanted: Sequence[str] | None = None,
+) -> tuple[Plan, RowMapping]:
+    """Return a stored retriever, ready to run over its collections or those that are `wanted`, and its row."""
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+        definition = row["definition"]
+        if not wanted:
+            # A collection deleted since then simply has no documents any more.
+            found = definition["collection_ids"] or _all_collections(connection, place["namespace_id"])
+        else:
+            own = definition["collection_ids"] if principal.through is not None else None
+            found, problems = _collections(connection, place["namespace_id"], wanted, own)
+            raise_problems(problems)
+    fields = {name: InputField.model_validate(value) for name, value in definition["input_schema"].items()}
+    ttl_s = _cache_ttl_s(definition.get("cache_config"))
+    return Plan(
+        place, row["retriever_id"], found, definition["stages"], fields, ttl_s, row["updated_at"]
+    ), row
+
+
+def _cache_ttl_s(config: Mapping[str, Any] | None) -> float | None:
+    if not config:
+        return None
+    try:
+        read = CacheConfig.model_validate(config)
+    except pydantic.ValidationError:
+        return None  # of a release that took anything: then nothing is kept
+    return read.ttl_seconds if read.enabled else None
 
 
 def execute(
@@ -350,23 +492,14 @@ def execute(
     *,
     return_urls: bool = False,
     return_vectors: bool = False,
-) -> dict[str, Any]:
-    """Run a stored retriever and answer its documents, best first, with statistics of every stage."""
-    with wh.db.read() as connection:
-        place = namespaces.resolve(connection, principal, namespace)
-        row = find(connection, place["namespace_id"], identifier)
-        definition = row["definition"]
-        wanted = request.collection_identifiers
-        if not wanted:
-            # A collection deleted since then simply has no documents any more.
-            found = definition["collection_ids"] or _all_collections(connection, place["namespace_id"])
-        else:
-            own = definition["collection_ids"] if principal.through is not None else None
-            found, problems = _collections(connection, place["namespace_id"], wanted, own)
-            raise_problems(problems)
-    fields = {name: InputField.model_validate(value) for name, value in definition["input_schema"].items()}
-    plan = _Plan(place, row["retriever_id"], found, definition["stages"], fields)
-    return _run(wh, plan, request, return_urls=return_urls, return_vectors=return_vectors)
+    skip_cache: bool = False,
+) -> Answered:
+    """Run a stored retriever and answer its documents, best first, with statistics of every stage.
+
+    With a ``cache_config`` the result may be one that was read before, if nothing was written to the namespace since.
+    """
+    plan, _ = stored_plan(wh, principal, namespace, identifier, request.collection_identifiers)
+    return _run(wh, plan, _asked_for(wh, plan, request, return_urls, return_vectors, skip_cache))
 
 
 def execute_adhoc(
@@ -377,8 +510,13 @@ def execute_adhoc(
     *,
     return_urls: bool = False,
     return_vectors: bool = False,
-) -> dict[str, Any]:
-    """Run stages that are not stored; the answer is that of `execute`."""
+) -> Answered:
+    """Run stages that are not stored; the answer is that of `execute`, and nothing is kept."""
+    plan = _adhoc_plan(wh, principal, namespace, request)
+    return _run(wh, plan, _asked_for(wh, plan, request, return_urls, return_vectors, skip_cache=True))
+
+
+def _adhoc_plan(wh: Warehouse, principal: Principal, namespace: str, request: AdhocExecuteRequest) -> Plan:
     wanted = list(request.collection_identifiers or [])
     for stage in request.stages:
         ids = stage.get("collection_ids")
@@ -392,8 +530,7 @@ def execute_adhoc(
         raise_problems(problems + unknown)
         if not wanted:
             found = _all_collections(connection, place["namespace_id"])
-    plan = _Plan(place, "", found, stages, fields)
-    return _run(wh, plan, request, return_urls=return_urls, return_vectors=return_vectors)
+    return Plan(place, "", found, stages, fields)
 
 
 def search_documents(
@@ -416,15 +553,158 @@ def search_documents(
             limit=request.page_size,
             collection_identifiers=request.collection_ids or None,
         ),
-    )
+    ).body
 
 
-def _run(
-    wh: Warehouse, plan: _Plan, request: ExecuteRequest, *, return_urls: bool, return_vectors: bool
-) -> dict[str, Any]:
-    started = time.perf_counter()
+def stream(
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    identifier: str | None,
+    request: ExecuteRequest,
+    *,
+    return_urls: bool = False,
+    return_vectors: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Run a retriever (stages that are not stored, without `identifier`) and yield its events as they come.
+
+    ``stage_start`` and ``stage_complete`` for each stage, then ``execution_complete`` with the whole answer, or
+    ``execution_error``. What is wrong with the request itself is raised before the first of them.
+    """
+    if identifier is not None:
+        plan, _ = stored_plan(wh, principal, namespace, identifier, request.collection_identifiers)
+    else:
+        assert isinstance(request, AdhocExecuteRequest)
+        plan = _adhoc_plan(wh, principal, namespace, request)
+    return _events(wh, plan, _asked_for(wh, plan, request, return_urls, return_vectors, skip_cache=True))
+
+
+def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]:
+    note = _Note(wh, plan, asked)
+    common = {"execution_id": note.execution_id, "total_stages": len(plan.stages)}
+    steps = _steps(wh, plan, asked)
+    try:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as ended:
+                ranked: Ranked = ended.value
+                break
+            event = {**common, "stage_name": step.name, "stage_index": step.index}
+            if step.statistics is None:
+                yield {"event_type": "stage_start", **event}
+                continue
+            shown = (step.hits or ())[: asked.cut.limit]
+            yield {
+                "event_type": "stage_complete",
+                **event,
+                "documents": _presented(wh, plan, asked, shown),
+                "statistics": step.statistics,
+                "budget_used": {"credits_used": 0.0, "time_elapsed_ms": note.elapsed_ms()},
+            }
+        body = _body(wh, plan, asked, ranked, note, is_hit=False)
+    except TesseraError as error:
+        note.failed(error)
+        told = {"type": error.type, "message": error.message, "status": error.status}
+        yield {"event_type": "execution_error", **common, "error": told}
+        return
+    note.completed(ranked, body)
+    yield {"event_type": "execution_complete", **common, **body}
+
+
+def _asked_for(
+    wh: Warehouse,
+    plan: Plan,
+    request: ExecuteRequest,
+    return_urls: bool,
+    return_vectors: bool,
+    skip_cache: bool,
+) -> Asked:
     inputs = _inputs(plan.fields, request.inputs)
-    context = _context(wh, plan, inputs, request.filters)
+    cut = read_cut(wh, request.pagination or {}, request.limit, lambda: _digest(plan, inputs, request))
+    return Asked(request, inputs, cut, return_urls or bool(request.return_urls), return_vectors, skip_cache)
+
+
+def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
+    note = _Note(wh, plan, asked)
+    # Before anything is searched: what is written from here on is not hidden by what is kept under it.
+    place = _position(wh, plan, asked)
+    try:
+        key = _cache_key(plan, asked) if place is not None else b""
+        namespace_id = plan.place["namespace_id"]
+        kept = wh.results.get(namespace_id, place, key) if place is not None else None
+        if kept is not None:
+            ranked, etag = pickle.loads(kept.packed), kept.etag  # noqa: S301  packed by this process
+        else:
+            ranked, etag = _last(_steps(wh, plan, asked)), None
+        # Links are signed for each answer.
+        body = _body(wh, plan, asked, ranked, note, is_hit=kept is not None)
+    except TesseraError as error:
+        note.failed(error)
+        raise
+    note.completed(ranked, body)
+    if place is None or plan.cache_ttl_s is None:
+        return Answered(body)
+    if etag is None:
+        etag = _etag(ranked)
+        wh.results.put(namespace_id, place, key, Kept(pickle.dumps(ranked), etag), plan.cache_ttl_s)
+    return Answered(body, "MISS" if kept is None else "HIT", f'W/"{etag}{_age_of_links(body)}"')
+
+
+def _position(wh: Warehouse, plan: Plan, asked: Asked) -> tuple[Any, ...] | None:
+    """Return where the namespace stands, for a result that may be kept; None when it must be read anew.
+
+    The log's head was read with the retriever's row. A view that is behind it is about to change, or another server
+    has brought it on: what would be read now is kept under no position.
+    """
+    if plan.cache_ttl_s is None or asked.skip_cache or asked.return_vectors:
+        return None
+    position = wh.views.position(plan.place["namespace_id"])
+    if position is None or position[1] < plan.place["head"]:
+        return None
+    return position
+
+
+def _cache_key(plan: Plan, asked: Asked) -> bytes:
+    """Return a digest of all that decides the answer beside what the namespace holds."""
+    request = asked.request
+    told = [
+        plan.retriever_id,
+        plan.version,
+        plan.collection_ids,
+        asked.inputs,
+        request.filters,
+        request.limit,
+        request.pagination,
+    ]
+    return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def _etag(ranked: Ranked) -> str:
+    """Return a digest of what was found: the same after a write that changed none of it."""
+    told = [ranked.total, ranked.offset, [[hit.document_id, hit.score, hit.payload] for hit in ranked.hits]]
+    return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)).hexdigest()[:24]
+
+
+def _age_of_links(body: Mapping[str, Any]) -> str:
+    """Return what makes an ETag end before the links of its answer do; "" for one without links."""
+    if not any(document["document_blobs"] for document in body["documents"]):
+        return ""
+    return f"-{int(time.time() // (links.LIFETIME_S / 2))}"
+
+
+def _last(steps: Generator[Step, None, Ranked]) -> Ranked:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            ranked: Ranked = ended.value
+            return ranked
+
+
+def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ranked]:
+    """Run the stages one after the other; yield each when it begins and when it has ended."""
+    context = context_of(wh, plan, asked.inputs, asked.request.filters)
     hits: list[Hit] | None = None
     #: Documents that the stages so far let through; `hits` is None while nobody had to read them.
     passed = 0
@@ -437,17 +717,18 @@ def _run(
             raise BadRequestError(
                 f"Stage {quote(spec['config']['stage_id'])} of this retriever is not installed any more."
             )
+        name = spec["stage_name"] if spec["stage_name"] not in statistics else f"{spec['stage_name']}_{index}"
+        yield Step(index, name)
         before = time.perf_counter()
-        params = _params(stage, spec, {"INPUT": inputs, "STAGE": results, "CONTEXT": {}}, index)
+        params = stage_params(stage, spec, {"INPUT": asked.inputs, "STAGE": results, "CONTEXT": {}}, index)
         count_in = passed
-        narrowed = stage.narrow(params, context) if hits is None else None
-        if narrowed is not None:
-            context = replace(context, within=And((context.within, narrowed)))
+        within = stage.narrow(params, context) if hits is None else None
+        if within is not None:
+            context = narrowed(context, within)
             passed = wh.views.count(namespace_id, context.within)
         else:
             hits = stage.run(hits, params, context)
             passed = len(hits)
-        name = spec["stage_name"] if spec["stage_name"] not in statistics else f"{spec['stage_name']}_{index}"
         results[name] = {"count": passed}
         statistics[name] = {
             "input_count": count_in,
@@ -457,71 +738,141 @@ def _run(
             "cache_hit": False,
             "error": None,
         }
-    offset, limit = _cut(wh, request, lambda: _asked(plan, inputs, request))
-    total = passed
-    if hits is None:
-        shown = list(context.page(Page(limit=limit, offset=offset, filter=context.within)).hits)
-    else:
+        yield Step(index, name, statistics[name], hits)
+    return _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
+
+
+def _page_of(
+    hits: list[Hit] | None,
+    total: int,
+    cut: Cut,
+    context: StageContext,
+    namespace_id: str,
+    statistics: dict[str, Any],
+) -> Ranked:
+    """Return the page of the stages' documents that `cut` asks for; they are read only now when `hits` is null."""
+    limit = cut.limit
+    if hits is not None:
+        offset = cut.offset if cut.after is None else position_after(hits, cut.after)
         shown = hits[offset : offset + limit]
-    if return_vectors and shown:
-        full = {
-            hit.document_id: hit.vectors
-            for hit in wh.views.get(namespace_id, [h.document_id for h in shown], True)
-        }
-    else:
-        full = {}
-    answered = [
+        return Ranked(shown, total, offset, limit, offset + limit < total, statistics)
+    if cut.after is None:
+        page = context.page(Page(limit=limit, offset=cut.offset, filter=context.within))
+        return Ranked(list(page.hits), total, cut.offset, limit, cut.offset + limit < total, statistics)
+    last = point_id(namespace_id, cut.after.document_id)
+    page = context.page(Page(limit=limit, filter=context.within, after=last))
+    return Ranked(list(page.hits), total, None, limit, page.next_after is not None, statistics)
+
+
+def _presented(wh: Warehouse, plan: Plan, asked: Asked, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    namespace_id = plan.place["namespace_id"]
+    full: dict[str, Any] = {}
+    if asked.return_vectors and hits:
+        found = wh.views.get(namespace_id, [hit.document_id for hit in hits], True)
+        full = {hit.document_id: hit.vectors for hit in found}
+    return [
         {
             **documents.present(
                 wh,
                 namespace_id,
                 hit.payload,
-                return_urls=return_urls or bool(request.return_urls),
+                return_urls=asked.return_urls,
                 vectors=full.get(hit.document_id),
             ),
             "score": hit.score,
         }
-        for hit in shown
+        for hit in hits
     ]
-    elapsed_ms = round((time.perf_counter() - started) * 1000, 3)
-    more = offset + limit < total
-    cursor = encode_cursor(wh, {"o": offset + limit, "r": _asked(plan, inputs, request)}) if more else None
+
+
+def _body(
+    wh: Warehouse, plan: Plan, asked: Asked, ranked: Ranked, note: _Note, *, is_hit: bool
+) -> dict[str, Any]:
+    answered = _presented(wh, plan, asked, ranked.hits)
+    elapsed_ms = note.elapsed_ms()
     return {
-        "execution_id": new_id("exec"),
+        "execution_id": note.execution_id,
         "retriever_id": plan.retriever_id,
         "status": "completed",
         "documents": answered,
         "results": answered,
-        "pagination": {
-            "total": total,
-            "page": offset // limit + 1,
-            "page_size": limit,
-            "total_pages": -(-total // limit),
-            "next_cursor": cursor,
-            "has_more": more,
+        "pagination": following(wh, asked.cut, ranked, lambda: _digest(plan, asked.inputs, asked.request)),
+        "stage_statistics": {
+            "stages": {name: {**told, "cache_hit": is_hit} for name, told in ranked.statistics.items()},
+            "total_time_ms": elapsed_ms,
+            "credits_used": 0.0,
         },
-        "stage_statistics": {"stages": statistics, "total_time_ms": elapsed_ms, "credits_used": 0.0},
         "budget": {"credits_used": 0.0, "credits_limit": None, "time_elapsed_ms": elapsed_ms},
-        "cache_hit": False,
+        "cache_hit": is_hit,
         "error": None,
     }
 
 
-def _asked(plan: _Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> str:
+class _Note:
+    """What is noted of one execution: when it began, how it ended."""
+
+    def __init__(self, wh: Warehouse, plan: Plan, asked: Asked) -> None:
+        self.execution_id = new_id("exec")
+        self._wh, self._plan, self._asked = wh, plan, asked
+        self._begun, self._created_at = time.perf_counter(), now()
+
+    def elapsed_ms(self) -> float:
+        return round((time.perf_counter() - self._begun) * 1000, 3)
+
+    def completed(self, ranked: Ranked, body: Mapping[str, Any]) -> None:
+        self._write(
+            status="completed",
+            statistics=body["stage_statistics"],
+            pagination=body["pagination"],
+            error=None,
+            total_returned=len(ranked.hits),
+            cache_hit=body["cache_hit"],
+        )
+
+    def failed(self, error: TesseraError) -> None:
+        self._write(
+            status="failed",
+            statistics={"stages": {}, "total_time_ms": self.elapsed_ms(), "credits_used": 0.0},
+            pagination=None,
+            error=error.message,
+            total_returned=0,
+            cache_hit=False,
+        )
+
+    def _write(self, **told: Any) -> None:
+        if not self._plan.retriever_id or self._wh.executions is None:
+            return  # stages that are not stored have no log
+        inputs = orjson.dumps(self._asked.inputs, option=orjson.OPT_SORT_KEYS)
+        self._wh.executions.note(
+            {
+                "execution_id": self.execution_id,
+                "retriever_id": self._plan.retriever_id,
+                "total_stages": len(self._plan.stages),
+                "inputs_hash": hashlib.sha256(inputs).hexdigest()[:16],
+                "duration_ms": self.elapsed_ms(),
+                "created_at": self._created_at,
+                "completed_at": now(),
+                **told,
+            }
+        )
+
+
+def _digest(plan: Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> str:
     """Return a digest of all that decides the ranking: a cursor is good for this very search only."""
-    asked = [
+    told = [
         plan.place["namespace_id"],
         plan.retriever_id or plan.stages,
         sorted(plan.collection_ids),
         inputs,
         request.filters or None,
     ]
-    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def _context(
-    wh: Warehouse, plan: _Plan, inputs: Mapping[str, Any], filters: Mapping[str, Any] | None
+def context_of(
+    wh: Warehouse, plan: Plan, inputs: Mapping[str, Any], filters: Mapping[str, Any] | None
 ) -> StageContext:
+    """Return what the first stage may use: the plan's collections, of which `filters` leave some documents."""
     namespace_id = plan.place["namespace_id"]
     within: Filter = Condition("collection_id", "in", list(plan.collection_ids), True)
     if filters:
@@ -536,10 +887,16 @@ def _context(
         search=lambda searches: wh.views.search(namespace_id, searches),
         page=lambda page: wh.views.page(namespace_id, page),
         embed=lambda uri, query: _embed(wh, plan, uri, query),
+        words=lambda query: _words(wh, plan, query),
         text_features=lambda: _text_features(wh, plan.place),
         collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
         vectors=lambda document_ids, uri: _vectors(wh, plan, document_ids, uri),
     )
+
+
+def narrowed(context: StageContext, within: Filter) -> StageContext:
+    """Return `context` with every read limited to `within` too."""
+    return replace(context, within=And((context.within, within)))
 
 
 @lru_cache(maxsize=1024)
@@ -553,7 +910,8 @@ def _indexes(user: bytes, added: bytes) -> Mapping[str, PayloadIndex]:
     }
 
 
-def _params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
+def stage_params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
+    """Return a stage's parameters with the values of `scope` filled in. Raises `ValidationError`."""
     location: Location = ("stages", index, "parameters")
     parameters = spec["config"]["parameters"]
     later = {name: value for name, value in parameters.items() if name in stage.per_document}
@@ -623,57 +981,13 @@ def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[
     return inputs
 
 
-def _cut(wh: Warehouse, request: ExecuteRequest, asked: Callable[[], str]) -> tuple[int, int]:
-    """Return (offset, limit) of the answer from `limit` and the pagination method; a cursor must be that of `asked`."""
-    pagination = request.pagination or {}
-    method = pagination.get("method", "cursor")
-
-    def number(name: str, default: int, low: int, high: int) -> int:
-        value = pagination.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValidationError(
-                [
-                    Problem(
-                        ("body", "pagination", name),
-                        f"pagination.{name} is {quote(value)}; a whole number from {low} to {high} is needed.",
-                        "range",
-                    )
-                ]
-            )
-        return value
-
-    if method == "cursor":
-        limit = request.limit or number("limit", number("page_size", 10, 1, 500), 1, 500)
-        cursor = pagination.get("cursor")
-        if not cursor:
-            page = number("page_number", 1, 1, 10_000)
-            return (page - 1) * limit, limit
-        value = decode_cursor(wh, str(cursor))
-        if value.get("r") != asked() or not isinstance(value.get("o"), int):
-            raise BadRequestError(
-                "pagination.cursor belongs to another retriever, other inputs or other filters. Send what it came "
-                "with, or start again without a cursor."
-            )
-        return value["o"], limit
-    if method == "offset":
-        size = request.limit or number("page_size", 10, 1, 500)
-        return (number("page_number", 1, 1, 10_000) - 1) * size, size
-    raise ValidationError(
-        [
-            Problem(
-                ("body", "pagination", "method"),
-                f"pagination.method is {quote(method)}; allowed here: 'cursor', 'offset'.",
-                "enum",
-            )
-        ]
-    )
-
-
 # --- query vectors -------------------------------------------------------------------------------------
 
 
-def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVector:
+def _embed(wh: Warehouse, plan: Plan, uri: str, query: QueryInput) -> QueryVector:
     vector, extractor = _vector_of(wh, plan.place, uri)
+    if isinstance(vector, SparseOutput):
+        return _words(wh, plan, query)
     if query.kind == "vector":
         if query.value.shape != (vector.dimensions,):
             raise BadRequestError(
@@ -681,16 +995,13 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
             )
         return QueryVector(vector.name, query.value)
     if query.kind == "document":
-        found = wh.views.get(plan.place["namespace_id"], [str(query.value)], True)
-        # A document of a collection that this retriever does not read must look like one that does not exist.
-        if not found or found[0].payload.get("collection_id") not in plan.collection_ids:
-            raise NotFoundError("document", str(query.value))
-        stored = found[0].vectors.get(vector.name)
+        stored = _query_document(wh, plan, query.value).vectors.get(vector.name)
         if stored is None:
             raise BadRequestError(
                 f"Document {quote(query.value)} has no vector {vector.name}; choose another feature_uri."
             )
         return QueryVector(vector.name, np.asarray(stored, dtype=np.float32))
+    query = _told(query)
     try:
         if query.kind == "text":
             return QueryVector(vector.name, extractor.embed_query(vector, "text", _text(query.value)))
@@ -703,6 +1014,48 @@ def _embed(wh: Warehouse, plan: _Plan, uri: str, query: QueryInput) -> QueryVect
             f"{uri} cannot take this query: {error.message}",
             details={"feature_uri": uri, "input": query.kind},
         ) from error
+
+
+def _words(wh: Warehouse, plan: Plan, query: QueryInput) -> QueryVector:
+    """Return a search of the namespace's keyword index for the words of a text, or of a stored document."""
+    indexes = SparseText.all_of(plan.place["sparse_vectors"])
+    if not indexes:
+        raise BadRequestError(_NO_WORDS)
+    query = _told(query)
+    if query.kind == "text":
+        return QueryVector(indexes[0].name, None, _text(query.value))
+    if query.kind == "document":
+        payload = _query_document(wh, plan, query.value).payload
+        values = [value for name in indexes[0].fields for value in values_at(payload, name)]
+        texts = [value for value in values if isinstance(value, str)]
+        if not any(text.strip() for text in texts):
+            raise BadRequestError(f"Document {quote(query.value)} has no text; choose another feature_uri.")
+        return QueryVector(indexes[0].name, None, "\n".join(texts))
+    raise BadRequestError(
+        f"The keyword index is searched by a text or a document, not by {query.kind}.",
+        details={"input": query.kind},
+    )
+
+
+def _query_document(wh: Warehouse, plan: Plan, document_id: object) -> Hit:
+    found = wh.views.get(plan.place["namespace_id"], [str(document_id)], True)
+    # A document of a collection that this retriever does not read must look like one that does not exist.
+    if not found or found[0].payload.get("collection_id") not in plan.collection_ids:
+        raise NotFoundError("document", str(document_id))
+    return found[0]
+
+
+def _told(query: QueryInput) -> QueryInput:
+    """Return what a query given as content is: a text when it is a data URI of one, else a picture."""
+    if query.kind != "content":
+        return query
+    if not isinstance(query.value, str) or not query.value.lower().startswith("data:text/"):
+        return QueryInput("image", query.value)
+    try:
+        data = content.decode(query.value, "text", max_bytes=MAX_QUERY_TEXT_BYTES).data
+    except content.BadContent as error:
+        raise BadRequestError(f"The query text {error.message}", details={"reason": error.kind}) from None
+    return QueryInput("text", data.decode())
 
 
 def _settled_picture(wh: Warehouse, data: bytes, folder: Path) -> Path:
@@ -740,7 +1093,7 @@ def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filt
 
 
 def _vectors(
-    wh: Warehouse, plan: _Plan, document_ids: Sequence[str], uri: str | None
+    wh: Warehouse, plan: Plan, document_ids: Sequence[str], uri: str | None
 ) -> dict[str, Mapping[str, Vector]]:
     """Return the vectors of documents by id and name; only that of the feature `uri` when it is named."""
     name = _vector_of(wh, plan.place, uri)[0].name if uri else None
@@ -773,16 +1126,19 @@ def _vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
 
 
 def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], ...]:
-    """Return (URI, vector output, extractor) for every vector of the namespace."""
+    """Return (URI, vector output, extractor) for every vector and keyword index of the namespace."""
     return _features_of(
         wh.registry,
         orjson.dumps(place["feature_extractors"]),
         orjson.dumps(place["vector_inference_map"]),
+        frozenset(index.name for index in SparseText.all_of(place["sparse_vectors"])),
     )
 
 
 @lru_cache(maxsize=1024)
-def _features_of(registry: Registry, extractors: bytes, running: bytes) -> tuple[tuple[str, Any, Any], ...]:
+def _features_of(
+    registry: Registry, extractors: bytes, running: bytes, sparse: frozenset[str]
+) -> tuple[tuple[str, Any, Any], ...]:
     # A namespace's extractors and models are fixed when it is made; asking for them looks for files.
     found = []
     models = orjson.loads(running)
@@ -794,14 +1150,21 @@ def _features_of(registry: Registry, extractors: bytes, running: bytes) -> tuple
             entry.get("params") or {},
             models,
         )
-        for vector in extractor.outputs(params).vectors:
+        outputs = extractor.outputs(params)
+        kept = [words for words in outputs.sparse if words.name in sparse]
+        named: list[VectorOutput | SparseOutput] = [*outputs.vectors, *kept]
+        for vector in named:
             uri = f"mixpeek://{entry['feature_extractor_name']}@{entry['version']}/{vector.inference_name}"
             found.append((uri, vector, extractor))
     return tuple(found)
 
 
 def _text_features(wh: Warehouse, place: RowMapping) -> list[str]:
-    return [uri for uri, vector, _ in _features(wh, place) if "text" in vector.query_inputs]
+    return [
+        uri
+        for uri, vector, _ in _features(wh, place)
+        if isinstance(vector, VectorOutput) and "text" in vector.query_inputs
+    ]
 
 
 def _text(value: Any) -> str:
@@ -815,6 +1178,11 @@ def _image_bytes(value: Any) -> bytes:
     try:
         return content.decode(value, "image", max_bytes=MAX_QUERY_IMAGE_BYTES).data
     except content.BadContent as error:
+        if error.kind == "url":
+            raise BadRequestError(
+                "The query image is a URL; queries fetch nothing. Send the picture itself, as base64 or as a data URI.",
+                details={"reason": error.kind},
+            ) from None
         raise BadRequestError(f"The query image {error.message}", details={"reason": error.kind}) from None
 
 
@@ -897,6 +1265,9 @@ def _feature_problems(
         if not isinstance(search, Mapping):
             continue  # an input that holds the whole search
         uri = search.get("feature_uri") or search.get("feature_address")
+        if search.get("lexical") is True and not place["sparse_vectors"]:
+            where: Location = ("body", "stages", index, "parameters", "searches", number, "lexical")
+            problems.append(Problem(where, _NO_WORDS, "no_keyword_index", 400))
         if uri is None or templates.is_template(uri):
             continue
         try:

@@ -8,17 +8,19 @@ grey. Nothing is fetched.
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from av.container import OutputContainer
     from av.packet import Packet
     from av.subtitles.stream import SubtitleStream
     from av.video.frame import VideoFrame
@@ -298,6 +300,195 @@ _DRAWINGS: dict[str, Callable[[ImageDraw, Shot, float], None]] = {
     "snowy mountain": _mountain,
     "market at noon": _market,
 }
+
+
+# --- a film with words in the picture and a voice -----------------------------------------------------
+
+#: What is written in the film's picture. Two words each; none is spoken.
+PHRASES: tuple[Line, ...] = (
+    Line(1.5, 4.5, "purple lantern"),
+    Line(7.0, 10.0, "marble staircase"),
+    Line(12.5, 16.0, "frozen compass"),
+    Line(18.0, 21.5, "copper kettle"),
+)
+#: Cuts at 6, 11 and 17 s.
+FILM_SHOTS: tuple[Shot, ...] = tuple(
+    Shot(seconds, *(getattr(SHOTS[number], name) for name in ("name", "sky", "ground", "thing")))
+    for seconds, number in ((6, 1), (5, 3), (6, 5), (6.2, 6))
+)
+
+
+def film(
+    sound: Path | None = None,
+    *,
+    shots: Sequence[Shot] = FILM_SHOTS,
+    phrases: Sequence[Line] = PHRASES,
+    moving: bool = True,
+    sound_until_s: float = math.inf,
+) -> bytes:
+    """Return an MP4 without subtitles, `phrases` burned into its picture, with the sound of a file."""
+    import av
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
+    font = ImageFont.load_default(34)
+    from_image: Callable[[Image], VideoFrame] = av.VideoFrame.from_image
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
+        seen: Any = target.add_stream("mpeg4", rate=FRAMES_PER_S, options={"g": "20", "qscale": "3"})
+        seen.width, seen.height, seen.pix_fmt, seen.thread_count = 2 * WIDTH, 2 * HEIGHT, "yuv420p", 1
+        heard: Any = target.add_stream("aac", rate=48_000, layout="mono") if sound else None
+        number = 0
+        for shot in shots:
+            count = round(shot.seconds * FRAMES_PER_S)
+            for index in range(count):
+                picture = shot_picture(shot, index / count if moving else 0.5).resize(
+                    (2 * WIDTH, 2 * HEIGHT), Pillow.Resampling.NEAREST
+                )
+                for line in phrases:
+                    if line.start_s <= number / FRAMES_PER_S < line.end_s:
+                        ImageDraw.Draw(picture).text(
+                            (90, 380), line.text, "white", font, stroke_width=3, stroke_fill="black"
+                        )
+                target.mux(seen.encode(from_image(picture)))
+                number += 1
+        target.mux(seen.encode())
+        if sound is not None:
+            _add_sound(target, heard, sound, 0, min(sound_until_s, sum(shot.seconds for shot in shots)))
+    return out.getvalue()
+
+
+def recording(sound: Path, from_s: float, until_s: float) -> bytes:
+    """Return a part of the sound of a file as an Ogg file (Opus)."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg", options={"fflags": "+bitexact"}) as target:
+        heard: Any = target.add_stream("libopus", rate=48_000, layout="mono")
+        _add_sound(target, heard, sound, from_s, until_s)
+    return out.getvalue()
+
+
+def _add_sound(target: OutputContainer, heard: Any, sound: Path, from_s: float, until_s: float) -> None:
+    import av
+
+    with av.open(str(sound)) as source:
+        resampler: Any = av.AudioResampler(
+            heard.format.name, "mono", heard.rate, frame_size=heard.frame_size or 1024
+        )
+        for frame in itertools.takewhile(lambda frame: (frame.time or 0) < until_s, source.decode(audio=0)):
+            if (frame.time or 0) >= from_s:
+                frame.pts = None
+                for made in resampler.resample(frame):
+                    target.mux(heard.encode(made))
+        for made in resampler.resample(None):
+            target.mux(heard.encode(made))
+    target.mux(heard.encode())
+
+
+# --- a video of cuts ----------------------------------------------------------------------------------
+
+CUTS_WIDTH, CUTS_HEIGHT, CUTS_FRAMES_PER_S = 320, 180, 24
+_FADE_FRAMES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class CutsVideo:
+    """A video to measure scene detection with: when scenes begin (0 left out), and what looks like a cut."""
+
+    data: bytes
+    cuts_s: tuple[float, ...]
+    flashes_s: tuple[float, ...]
+    fades_s: tuple[float, ...]
+
+
+def cuts_video(
+    *,
+    scenes: int = 52,
+    seed: int = 5,
+    enlarged: int = 1,
+    codec: str = "mpeg4",
+    options: Mapping[str, str] | None = None,
+) -> CutsVideo:
+    """Return scenes that share six colours: still, with something moving, panned slowly or fast.
+
+    Every seventh has flashes of one to three frames, every thirteenth ends in a fade to black and out of it
+    again, whose darkest moment counts as the cut. All of it has the grain of a camera. `enlarged` times the size of
+    320×180 by repeating pixels; `options` go to the encoder.
+    """
+    import av
+
+    random = np.random.default_rng(seed)
+    grain = random.normal(0, 3, (8, CUTS_HEIGHT, CUTS_WIDTH, 1))
+    out = io.BytesIO()
+    cuts, flashes, fades = [], [], []
+    written = 0
+    with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
+        track: Any = target.add_stream(codec, rate=CUTS_FRAMES_PER_S, options=dict(options or {}))
+        track.width, track.height = CUTS_WIDTH * enlarged, CUTS_HEIGHT * enlarged
+        track.pix_fmt, track.bit_rate, track.thread_count = "yuv420p", 1_000_000 * enlarged, 1
+        for number in range(scenes):
+            count = int(random.integers(20, 56))
+            if number and number - 1 not in _fading(scenes):
+                cuts.append(written / CUTS_FRAMES_PER_S)
+            flash = int(random.integers(6, count - 8)) if number % 7 == 3 else -9
+            if flash > 0:
+                flashes.append((written + flash) / CUTS_FRAMES_PER_S)
+            for index, picture in enumerate(_scene(random, number, count)):
+                lit = picture * _light(number, index, count, scenes)
+                if 0 <= index - flash <= number % 3:
+                    lit = 255 - (255 - lit) * 0.2
+                shown = np.clip(lit + grain[written % 8], 0, 255).astype(np.uint8)
+                shown = shown.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+                target.mux(track.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+                written += 1
+            if number in _fading(scenes):
+                cuts.append(written / CUTS_FRAMES_PER_S)
+                fades.append(cuts[-1])
+        target.mux(track.encode())
+    return CutsVideo(out.getvalue(), tuple(cuts), tuple(flashes), tuple(fades))
+
+
+def _fading(scenes: int) -> frozenset[int]:
+    return frozenset(number for number in range(scenes - 1) if number % 13 == 9)
+
+
+def _light(number: int, index: int, count: int, scenes: int) -> float:
+    """Return how much light is left in a frame: it goes at the end before a fade, and comes back behind it."""
+    fading = _fading(scenes)
+    if number in fading and index >= count - _FADE_FRAMES:
+        return (count - 1 - index) / _FADE_FRAMES
+    if number - 1 in fading and index < _FADE_FRAMES:
+        return index / _FADE_FRAMES
+    return 1.0
+
+
+_PALETTE = ((32, 58, 92), (196, 84, 58), (232, 208, 160), (84, 128, 96), (140, 108, 150), (54, 46, 44))
+
+
+def _scene(random: np.random.Generator, number: int, count: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield the frames of a scene: the same colours every time, put together anew."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    wide = 3 * CUTS_WIDTH
+    order = [_PALETTE[int(index)] for index in random.permutation(len(_PALETTE))]
+    image = Pillow.new("RGB", (wide, CUTS_HEIGHT), order[0])
+    draw = ImageDraw.Draw(image)
+    for step in range(36):
+        x, y = int(random.integers(-40, wide)), int(random.integers(-30, CUTS_HEIGHT))
+        size = int(random.integers(20, 90))
+        shape = draw.ellipse if random.random() < 0.5 else draw.rectangle
+        shape((x, y, x + size, y + int(size * 0.7)), fill=order[1 + step % 5])
+    speed = (0, 0, 2, 5, 9)[number % 5]
+    moving = number % 5 == 1
+    for index in range(count):
+        left = speed * index
+        frame = image.crop((left, 0, left + CUTS_WIDTH, CUTS_HEIGHT))
+        if moving:
+            x = 4 * index
+            ImageDraw.Draw(frame).ellipse((x, 60, x + 50, 110), fill=order[3])
+        yield np.asarray(frame, np.float64)
 
 
 # --- the pictures -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, collections, namespaces, tiers
+from tessera import audit, collections, events, namespaces, tiers
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import collections as collection_rows
@@ -63,6 +63,7 @@ def sync(
             audit.record(
                 connection, principal, "collection_updated", "collection", row["collection_id"], fields
             )
+            events.collection_changed(connection, "updated", row, **fields)
     return SchemaSyncResponse(
         collection_id=row["collection_id"],
         schema_version=row["schema_version"] + bool(added),

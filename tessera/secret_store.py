@@ -18,6 +18,7 @@ from tessera.db.tables import (
     organizations,
     purges,
     secrets,
+    webhooks,
 )
 from tessera.errors import AlreadyExistsError, NotFoundError, quote, raise_problems
 from tessera.models.organizations import (
@@ -41,6 +42,8 @@ _SEALED: tuple[tuple[sa.Table, str], ...] = (
     (doomed_views, "place"),
     (purges, "targets"),
     (fetches, "sealed_url"),
+    (webhooks, "secret"),
+    (webhooks, "channels"),
 )
 
 

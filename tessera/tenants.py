@@ -23,6 +23,7 @@ from tessera.db.tables import (
     secrets,
     usage_counts,
     users,
+    webhooks,
 )
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.errors import AlreadyExistsError, BadRequestError, NotFoundError, Problem, ValidationError, quote
@@ -177,7 +178,7 @@ def delete(wh: Warehouse, caller: Caller, identifier: str) -> SuccessResponse:
                 ).scalars()
             )
             if not ids:
-                for table in (users, usage_counts, idempotency, audit_events, organizations):
+                for table in (webhooks, users, usage_counts, idempotency, audit_events, organizations):
                     connection.execute(table.delete().where(table.c.organization_id == organization_id))
                 break
         # A request that was under way when the keys went may have made one more in the meantime.

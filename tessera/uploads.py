@@ -23,7 +23,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import buckets, content, failpoints, idempotency, links, listing, objects, tasks
+from tessera import buckets, content, events, failpoints, idempotency, links, listing, objects, tasks
 from tessera.blobs import Part
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -195,28 +195,8 @@ def _planned(
         place = (*location, name)
         problems.append(Problem(place, f"{label(place)} {message}", kind, status))
 
-    name = request.filename
-    if name in (".", "..") or not name.isprintable() or re.search(r"[\\/]", name) or name != name.strip():
-        wrong(
-            "filename",
-            f"is {quote(name)}; a name without slashes, control characters and blanks at its ends is allowed "
-            "(clip.mp4).",
-            "filename",
-        )
+    _check_declared(wh, request, wrong)
     media_type = request.content_type.strip().lower()
-    if not _MEDIA_TYPE.fullmatch(media_type):
-        wrong(
-            "content_type",
-            f"is {quote(request.content_type)}, which is no media type (video/mp4).",
-            "content_type",
-        )
-    if request.file_size_bytes is not None and request.file_size_bytes > wh.settings.max_upload_bytes:
-        wrong(
-            "file_size_bytes",
-            f"is {request.file_size_bytes}; at most {wh.settings.max_upload_bytes} bytes are taken (setting "
-            "max_upload_bytes).",
-            "too_large",
-        )
     makes_object = request.create_object_on_confirm is not False
     blob_property, blob_type = _destination(bucket, request, wrong, required=makes_object)
     if blob_type is not None and not _may_be(media_type, blob_type):
@@ -241,7 +221,7 @@ def _planned(
         "upload_id": new_id("upl"),
         "namespace_id": bucket["namespace_id"],
         "bucket_id": bucket["bucket_id"],
-        "filename": name,
+        "filename": request.filename,
         "content_type": request.content_type.strip(),
         "file_size_bytes": request.file_size_bytes,
         "file_hash": request.file_hash,
@@ -258,6 +238,32 @@ def _planned(
         "expires_at": _text(at.replace(microsecond=0) + timedelta(seconds=lifetime_s)),
     }
     return row, unique_key
+
+
+def _check_declared(wh: Warehouse, request: CreateUploadRequest, wrong: Any) -> None:
+    """Check what a request says of its file by itself."""
+    name = request.filename
+    if name in (".", "..") or not name.isprintable() or re.search(r"[\\/]", name) or name != name.strip():
+        wrong(
+            "filename",
+            f"is {quote(name)}; a name without slashes, control characters and blanks at its ends is allowed "
+            "(clip.mp4).",
+            "filename",
+        )
+    media_type = request.content_type.strip().lower()
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        wrong(
+            "content_type",
+            f"is {quote(request.content_type)}, which is no media type (video/mp4).",
+            "content_type",
+        )
+    if request.file_size_bytes is not None and request.file_size_bytes > wh.settings.max_upload_bytes:
+        wrong(
+            "file_size_bytes",
+            f"is {request.file_size_bytes}; at most {wh.settings.max_upload_bytes} bytes are taken (setting "
+            "max_upload_bytes).",
+            "too_large",
+        )
 
 
 def _destination(
@@ -529,7 +535,10 @@ def confirm(
         object_id = twin["object_id"] if twin is not None else None
         if new is not None and object_id is None:
             objects.check_stored(wh, new.blobs)
-            object_id = objects.insert(connection, place, new).row["object_id"]
+            made = objects.insert(connection, place, new)
+            object_id = made.row["object_id"]
+            if made.is_new:
+                events.object_changed(connection, "created", made.row)
         connection.execute(
             sa.update(uploads)
             .where(uploads.c.upload_id == upload_id)

@@ -6,8 +6,9 @@ needs no look at the database. A view that is lost (its host died) is opened aga
 its durable mark; one that is damaged is set aside and rebuilt from the log under a new generation.
 
 The builder makes a view beside the one that answers (log, graphs, what came meanwhile) and switches one row:
-for vector graphs, for payload indexes over many documents, and for a view whose files cannot be checked because
-its server was killed while it was written to. Nobody waits for it; a build that is killed is thrown away.
+for vector graphs, for payload indexes over many documents, for a keyword index that it lacks, and for a view whose
+files cannot be checked because its server was killed while it was written to. Nobody waits for it; a build that is
+killed is thrown away.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tessera.ports import (
     Page,
     PageResult,
     Search,
+    SparseText,
     Vectors,
     View,
     ViewDamaged,
@@ -50,14 +52,15 @@ logger = logging.getLogger("tessera.views")
 
 #: Entries read from the log and sent to the engine at once.
 REPLAY_ENTRIES = 50
-#: How often applied entries are made durable (rule 8: every 50 entries or 1 s; the host counts entries).
+#: How often applied entries are made durable (the host counts entries: at least every 50). Where a flush takes long,
+#: less often, so that flushes take this part of the time at most: searches wait for the engine meanwhile.
 FLUSH_INTERVAL_S = 1.0
+FLUSH_LATEST_S = 10.0
+FLUSH_SHARE = 0.01
 #: A reader waits so long for a view that somebody else is opening, replaying or rebuilding.
 READ_PATIENCE_S = 25.0
 #: Namespaces about which something is kept in memory; beyond it, what was not used for longest is let go.
 KEPT_STATES = 4096
-#: The flusher passes over a view that is busy for longer; it comes by again.
-_FLUSH_PATIENCE_S = 0.2
 #: Above this many documents a payload index is made in a new view beside (a text index of 20,000: 1.3 s).
 INDEX_IN_PLACE_DOCUMENTS = 2_000
 #: A view whose files cannot be checked is made anew before it answers, if that takes about a second; else beside it.
@@ -95,6 +98,8 @@ class _Open:
 
     __slots__ = (
         "behind",
+        "edits",
+        "flush_from",
         "gone",
         "known",
         "lock",
@@ -108,6 +113,8 @@ class _Open:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        #: Held by whoever reckons a change from what the view holds.
+        self.edits = threading.Lock()
         self.view: View | None = None
         self.ready = False
         self.mark = Mark("", 0, 0)
@@ -120,6 +127,8 @@ class _Open:
         self.known = False
         #: Until when (monotonic) no build is begun, because one failed.
         self.rest_until = 0.0
+        #: From when on (monotonic) the view may be flushed again.
+        self.flush_from = 0.0
 
     @property
     def applied(self) -> int:
@@ -199,13 +208,14 @@ class Views:
                     if self._wants_build(state):
                         self.request_build(namespace_id)
                     return state.mark
-                except QdrantError:
-                    state.behind = True
-                    raise
                 except ViewLost:
                     state.ready = False
                 except ViewDamaged as damage:
                     self._set_aside(namespace_id, state, damage)
+                except Exception:
+                    # Whoever failed, the engine or the database: the log may hold what the view does not.
+                    state.behind = True
+                    raise
             raise QdrantError(
                 "The namespace's index could not be brought up to date; try again.", retry_after_s=2
             )
@@ -231,6 +241,16 @@ class Views:
     def indexes(self, namespace_id: str) -> list[IndexReport]:
         """Ask the engine for its payload indexes."""
         return self._reading(namespace_id, self._vectors.indexes)
+
+    def position(self, namespace_id: str) -> tuple[str, int] | None:
+        """Return the view that answers here and the entry up to which it has been applied; None while none does.
+
+        What is read afterwards holds at least that much.
+        """
+        state = self._open.get(namespace_id)
+        if state is None or not state.ready or state.behind or state.view is None:
+            return None
+        return state.view.view_id, state.applied
 
     def document_count(self, namespace_id: str, stored: int) -> int:
         """Return the exact count that goes with the applied position; `stored` when the view is closed.
@@ -299,8 +319,14 @@ class Views:
         with self._attending(namespace_id, state, None):
             yield
 
+    @contextmanager
+    def editing(self, namespace_id: str) -> Iterator[None]:
+        """Let one change at a time be reckoned from what the view holds; the log tells of those of other servers."""
+        with self._state(namespace_id).edits:
+            yield
+
     def _wants_build(self, state: _Open) -> bool:
-        """Say whether the open view should be replaced: an index change waits, or its graphs lag."""
+        """Say whether the open view should be replaced: an index change waits or is missing, or its graphs lag."""
         assert state.view is not None
         if not self._vectors.builds_apart(state.view):
             return False
@@ -400,7 +426,7 @@ class Views:
                 raise _Overtaken
             view_id = f"{namespace_id}-{row.generation}"
             connection.execute(_doom(view_id, namespace_id, row.place, _UNFINISHED))
-        return row, self.view_at(namespace_id, view_id, old.vectors, row.place)
+        return row, self.view_at(namespace_id, view_id, old.vectors, row.place, old.sparse)
 
     def _follow(self, namespace_id: str, view: View, mark: Mark) -> Mark:
         """Apply what the log has beyond `mark` to a view that is being built, until hardly anything is left."""
@@ -468,10 +494,11 @@ class Views:
         view_id: str,
         vectors: tuple[DenseVector, ...],
         place: Mapping[str, Any] | None,
+        sparse: tuple[SparseText, ...] = (),
     ) -> View:
         """Return the view of that name as the engine must be told of it."""
         where = self._locate(view_id, place)
-        return View(namespace_id, view_id, vectors, where.location, alias=where.alias, secret=where.secret)
+        return View(namespace_id, view_id, vectors, where.location, where.alias, where.secret, sparse)
 
     def provision(self, view: View, indexes: Sequence[PayloadIndex], seq: int) -> None:
         """Make `view` where it shall live, with the payload indexes that hold at entry `seq`; durable.
@@ -527,7 +554,7 @@ class Views:
         if self._builder is not None:
             self._builder.join(timeout=10)
         self._flusher.join(timeout=5)
-        self._flush_dirty(patience_s=5)
+        self._flush_dirty()
 
     # --- inside ------------------------------------------------------------------------------------
 
@@ -620,6 +647,7 @@ class Views:
                 sa.select(
                     namespaces.c.view_id,
                     namespaces.c.vectors,
+                    namespaces.c.sparse_vectors,
                     namespaces.c.head,
                     namespaces.c.mark_seq,
                     namespaces.c.checkpoint_seq,
@@ -638,7 +666,8 @@ class Views:
             return
         row = self._row(namespace_id)
         vectors = tuple(DenseVector(**vector) for vector in row.vectors)
-        view = self.view_at(namespace_id, row.view_id, vectors, row.place)
+        sparse = SparseText.all_of(row.sparse_vectors)
+        view = self.view_at(namespace_id, row.view_id, vectors, row.place, sparse)
         state.openings += 1
         mark = self._vectors.open(view)
         if mark.seq < row.mark_seq or mark.seq > row.head:
@@ -736,10 +765,11 @@ class Views:
                 entries = [_with_indexes(e, final) if e.seq <= target else e for e in entries]
             elif deferring and mark.document_count > INDEX_IN_PLACE_DOCUMENTS:
                 entries = [replace(e, deferrable=True) if e.indexes is not None else e for e in entries]
-            # A checkpoint is read as a whole; it is sent in pieces, so that no request takes too long.
-            for start in range(0, len(entries), REPLAY_ENTRIES):
-                mark = self._vectors.apply(view, entries[start : start + REPLAY_ENTRIES])
+            for portion in _portions(entries):
+                mark = self._vectors.apply(view, portion)
                 yield mark
+                if mark.seq >= target:
+                    break  # what was read beyond it has writers of its own, who would wait for each other
 
     def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
         """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
@@ -772,34 +802,53 @@ class Views:
 
     def _flush_forever(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
-            self._flush_dirty(_FLUSH_PATIENCE_S)
+            self._flush_dirty(only_due=True)
             if len(self._open) > KEPT_STATES:
                 self._retire()
 
-    def _flush_dirty(self, patience_s: float) -> None:
+    def _flush_dirty(self, *, only_due: bool = False) -> None:
         for namespace_id in list(self._dirty):
             state = self._open.get(namespace_id)
             if state is None:
                 self._dirty.discard(namespace_id)
-            elif state.lock.acquire(timeout=patience_s):
-                try:
-                    self._flush(namespace_id, state)
-                finally:
-                    state.lock.release()
+            elif not only_due or time.monotonic() >= state.flush_from:
+                self._flush(namespace_id, state)
 
     def _flush(self, namespace_id: str, state: _Open) -> None:
+        """Make durable what was applied; whoever applies more meanwhile is not held up, and has it flushed later."""
         self._dirty.discard(namespace_id)
-        if not state.ready or state.view is None:
+        view = state.view
+        if not state.ready or view is None:
             return  # lost or gone; what was applied is in the log and is replayed
+        began = time.monotonic()
         try:
-            mark = self._vectors.flush(state.view)
+            mark = self._vectors.flush(view)
         except (ViewLost, ViewDamaged):
-            state.ready = False  # whoever uses it next opens it, and sees what is the matter
+            with state.lock:
+                if state.view is view:
+                    state.ready = False  # whoever uses it next opens it, and sees what is the matter
         except Exception as error:  # noqa: BLE001  one view's trouble must not end the flusher of all
-            logger.warning("view %s could not be flushed: %s", state.view.view_id, error)
+            logger.warning("view %s could not be flushed: %s", view.view_id, error)
             self._dirty.add(namespace_id)
         else:
+            ended = time.monotonic()
+            state.flush_from = ended + min(FLUSH_LATEST_S, (ended - began) / FLUSH_SHARE)
             self._db.later(_record(namespace_id, mark))
+
+
+def _portions(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Cut `entries` into what is sent at once: an artifact alone, of others so many that no request takes long."""
+    portion: list[Entry] = []
+    for entry in entries:
+        if portion and (entry.artifact_path is not None or len(portion) == REPLAY_ENTRIES):
+            yield portion
+            portion = []
+        portion.append(entry)
+        if entry.artifact_path is not None:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
 
 
 def _with_indexes(entry: Entry, final: tuple[PayloadIndex, ...]) -> Entry:

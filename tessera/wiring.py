@@ -13,10 +13,12 @@ from tessera.config import Settings, parse_networks, parse_ports
 from tessera.context import Warehouse
 from tessera.db.engine import Database
 from tessera.db.migrate import migrate
+from tessera.execution_log import ExecutionLog
 from tessera.fetching import Fetcher
 from tessera.jobs import Jobs
 from tessera.ports import Runner, Vectors
 from tessera.registry import Registry
+from tessera.result_cache import ResultCache
 from tessera.sealing import Vault
 from tessera.views import Locate, Location, Views
 
@@ -54,6 +56,8 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         signing_key=signing_key,
         vault=vault,
         base_url=(settings.public_url or base_url or f"http://{settings.host}:{settings.port}").rstrip("/"),
+        results=ResultCache(settings.result_cache_mib * 2**20),
+        executions=ExecutionLog(db, settings.execution_log_days),
     )
     if run_jobs:
         jobs.start(wh)
@@ -69,6 +73,8 @@ def close_warehouse(wh: Warehouse) -> None:
     wh.decoder.close()
     wh.views.close()
     wh.vectors.close()
+    if wh.executions is not None:
+        wh.executions.close()
     wh.db.close()
 
 

@@ -46,7 +46,13 @@ class Collection:
                     for name, params in vectors.items()
                 }
                 or None,
-                sparse_vectors=None if vectors else {"none": edge.EdgeSparseVectorParams()},
+                sparse_vectors={
+                    name: edge.EdgeSparseVectorParams(
+                        modifier=edge.Modifier.Idf if params.modifier == models.Modifier.IDF else None
+                    )
+                    for name, params in (request.sparse_vectors or {}).items()
+                }
+                or (None if vectors else {"none": edge.EdgeSparseVectorParams()}),
                 max_search_threads=1,
             ),
         )
@@ -238,15 +244,30 @@ def shown(record: Any) -> dict[str, Any]:
 
 def plain(vector: Any) -> Any:
     if isinstance(vector, dict):
-        return {name: list(values) for name, values in vector.items()}
-    return vector
+        return {name: plain(values) for name, values in vector.items()}
+    if isinstance(vector, edge.SparseVector):
+        return {"indices": vector.indices, "values": vector.values}
+    return vector if vector is None else list(vector)
+
+
+def vectors_of(given: Any) -> Any:
+    """Named vectors from the wire; a sparse one is an object."""
+    return {name: edge_vector(values) for name, values in (given or {}).items()}
+
+
+def edge_vector(given: Any) -> Any:
+    if isinstance(given, models.SparseVector):
+        return edge.SparseVector(given.indices, given.values)
+    return edge.SparseVector(**given) if isinstance(given, dict) else given
 
 
 # --- operations ----------------------------------------------------------------------------------------
 
 
 def upsert(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
-    points = [edge.Point(str(p["id"]), p.get("vector") or {}, p.get("payload") or {}) for p in body["points"]]
+    points = [
+        edge.Point(str(p["id"]), vectors_of(p.get("vector")), p.get("payload") or {}) for p in body["points"]
+    ]
     return updated(collection, edge.UpdateOperation.upsert_points(points))
 
 
@@ -268,6 +289,16 @@ def update_batch(collection: Collection, body: dict[str, Any]) -> list[dict[str,
         operation = edge.UpdateOperation.overwrite_payload(list(map(str, wanted.points)), wanted.payload)
         answers.append(updated(collection, operation))
     return answers
+
+
+def update_vectors(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
+    points = [edge.PointVectors(str(p["id"]), vectors_of(p["vector"])) for p in body["points"]]
+    return updated(collection, edge.UpdateOperation.update_vectors(points))
+
+
+def delete_vectors(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
+    operation = edge.UpdateOperation.delete_vectors(list(map(str, body["points"])), body["vector"])
+    return updated(collection, operation)
 
 
 def updated(collection: Collection, operation: Any) -> dict[str, Any]:
@@ -322,7 +353,7 @@ def query_batch(collection: Collection, body: dict[str, Any]) -> list[dict[str, 
 
 
 def vector_of(query: Any) -> Any:
-    return query.nearest if isinstance(query, models.NearestQuery) else query
+    return edge_vector(query.nearest if isinstance(query, models.NearestQuery) else query)
 
 
 def count(collection: Collection, body: dict[str, Any]) -> dict[str, Any]:
@@ -346,6 +377,8 @@ OPERATIONS = {
     ("POST", "points/delete"): delete_points,
     ("POST", "points/payload"): set_payload,
     ("POST", "points/batch"): update_batch,
+    ("PUT", "points/vectors"): update_vectors,
+    ("POST", "points/vectors/delete"): delete_vectors,
     ("POST", "points/scroll"): scroll,
     ("POST", "points/query/batch"): query_batch,
     ("POST", "points/count"): count,

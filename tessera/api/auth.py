@@ -15,7 +15,8 @@ from tessera.organizations import Keys
 
 __all__ = ["Asking", "Authenticate", "is_public", "principal", "require"]
 
-#: Paths that answer without a key. Below ``/v1/blobs/`` and ``/v1/uploads/`` the URL itself is signed.
+#: Paths that answer without a key. Below ``/v1/blobs/``, ``/v1/uploads/`` and ``/v1/exports/`` the URL itself is
+#: signed.
 _PUBLIC_PATHS = frozenset({"/v1/health", "/v1/retrievers/stages", "/v1/collections/features/extractors"})
 _PUBLIC_PREFIXES = (
     "/v1/health/",
@@ -23,6 +24,7 @@ _PUBLIC_PREFIXES = (
     "/v1/discovery",
     "/v1/public/",
     "/v1/blobs/",
+    "/v1/exports/",
     "/v1/uploads/",
 )
 #: Paths that take the operator's secret instead of a key, when the server has one.

@@ -6,14 +6,16 @@ from typing import Annotated
 
 from fastapi import Path, Request
 
-from tessera import batches, collections, schema_sync
+from tessera import batches, collections, exports, schema_sync
 from tessera.api.auth import Asking
 from tessera.api.paging import Paging
-from tessera.api.routing import Router, exchange
+from tessera.api.routing import Router, exchange, require
 from tessera.api.scope import NamespaceId, Wh
 from tessera.models.collections import (
     CloneCollectionRequest,
     CloneCollectionResponse,
+    CollectionExportRequest,
+    CollectionExportResponse,
     CollectionResponse,
     CreateCollectionRequest,
     DescribeFeaturesResponse,
@@ -132,3 +134,15 @@ def sync_schema(
 ) -> SchemaSyncResponse | SchemaSyncSkippedResponse:
     """Add the fields that documents have beyond the output schema to it; durable when answered."""
     return schema_sync.sync(wh, asking, namespace, collection_identifier, body or SchemaSyncRequest())
+
+
+@router.post("/v1/collections/{collection_identifier}/export", dependencies=[require("read")])
+def export_collection(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: CollectionExportRequest | None = None,
+) -> CollectionExportResponse:
+    """Write the collection's documents into a file, and return a link to it that works for an hour without a key."""
+    return exports.export(wh, asking, namespace, collection_identifier, body or CollectionExportRequest())

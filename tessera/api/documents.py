@@ -49,6 +49,11 @@ ReturnVectors = Annotated[bool, Query(description="Return the document's vectors
 ReturnVectorNames = Annotated[bool, Query(description="Return the names of the document's vectors.")]
 
 
+QueryFilters = Annotated[str | None, Query(description="The body's `filters`, as JSON.", max_length=100_000)]
+QuerySearch = Annotated[str | None, Query(description="The body's `search`.", max_length=1000)]
+QuerySort = Annotated[
+    str | None, Query(description="The body's `sort`, as JSON or as ``field:direction``.", max_length=500)
+]
 #: Fields by name or by path, values as they are to be.
 Fields = Annotated[
     JsonObject, Body(examples=[{"metadata.status": "reviewed", "rating": 5}], description=_FIELDS)
@@ -65,13 +70,22 @@ def list_documents(
     collection_identifier: Collection,
     page: Paging,
     body: ListDocumentsRequest | None = None,
+    filters: QueryFilters = None,
+    search: QuerySearch = None,
+    sort: QuerySort = None,
     return_urls: ReturnUrls = False,
     return_vectors: ReturnVectors = False,
 ) -> JsonObject:
-    """List a collection's documents, exactly those that the filter lets through, as of everything findable."""
+    """List a collection's documents, exactly those that the filter lets through, as of everything findable.
+
+    With `group_by` the answer has groups of documents, and pages count groups.
+    """
     request = body or ListDocumentsRequest()
+    stated = document_lists.stated_in_query(filters, search, sort)
     given = request.model_copy(
         update={
+            # What the body says wins.
+            **{name: value for name, value in stated.items() if getattr(request, name) is None},
             "return_presigned_urls": request.return_presigned_urls or return_urls,
             "return_vectors": request.return_vectors or return_vectors,
         }
@@ -86,11 +100,15 @@ def list_documents_get(
     namespace: NamespaceId,
     collection_identifier: Collection,
     page: Paging,
+    filters: QueryFilters = None,
+    search: QuerySearch = None,
+    sort: QuerySort = None,
     return_urls: ReturnUrls = False,
     return_vectors: ReturnVectors = False,
 ) -> JsonObject:
     """List a collection's documents."""
     request = ListDocumentsRequest(return_presigned_urls=return_urls, return_vectors=return_vectors)
+    request = request.model_copy(update=document_lists.stated_in_query(filters, search, sort))
     return document_lists.list_(wh, asking, namespace, collection_identifier, page, request)
 
 

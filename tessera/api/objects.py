@@ -12,6 +12,7 @@ from tessera.api.buckets import Bucket
 from tessera.api.paging import Paging
 from tessera.api.routing import Router
 from tessera.api.scope import NamespaceId, Wh
+from tessera.models.aggregations import AggregationRequest, AggregationResponse
 from tessera.models.buckets import Policy
 from tessera.models.objects import (
     CreateObjectRequest,
@@ -120,6 +121,14 @@ def list_objects(
 ) -> ListObjectsResponse:
     """List a bucket's objects, oldest first unless sorted otherwise."""
     return objects.list_(wh, asking, namespace, bucket_identifier, page, body or ListObjectsRequest())
+
+
+@router.post("/v1/buckets/{bucket_identifier}/objects/aggregate")
+def aggregate_objects(
+    wh: Wh, asking: Asking, namespace: NamespaceId, bucket_identifier: Bucket, body: AggregationRequest
+) -> AggregationResponse:
+    """Group a bucket's objects and reckon figures of each group, over all that the filters let through."""
+    return objects.aggregate(wh, asking, namespace, bucket_identifier, body)
 
 
 @router.get("/v1/buckets/{bucket_identifier}/objects")

@@ -7,9 +7,11 @@ full (``/v1/buckets``). Permissions follow from the method unless a route says o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
+import secrets
 import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
@@ -46,17 +49,25 @@ _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBER = b"0" * 19
 #: All that is no bracket, which `bytes.translate` leaves out.
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+#: All that is neither a bracket nor a quotation mark.
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _LONG_INTEGER = re.compile(rb"(?<![^\[:,\s])-?[0-9]{19,}(?![^\]},\s])")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 #: Most lists and objects in a body: making millions of them would hold every thread up for seconds.
 _MOST_CONTAINERS = 500_000
 
-#: Bodies from this size on are parsed in a thread.
+#: Bodies from this size on are parsed in a thread, their long lists of numbers (bytes of text) one by one.
 _LARGE_BODY = 256 * 1024
+_LONG_LIST = 512
+#: With more ends of lists than this a body is parsed as a whole: looking at each would take longer.
+_MOST_LISTS = 20_000
 
 #: Of ignored keys the response header names the first few.
 _IGNORED_SHOWN = 20
+
+#: Bytes of a text.
+Characters = npt.NDArray[np.uint8]
 
 #: Keys that an object may have, each with the keys of the objects inside; None: any.
 Keys = Mapping[str, "Keys | None"]
@@ -259,11 +270,17 @@ RawBody = Annotated[Any, Depends(_json_body)]
 
 def parse(body: bytes) -> Any:
     """Parse `body`. Raises `ValidationError` that says where it is not JSON, or that it nests too deep."""
+    if len(body) >= _LARGE_BODY:
+        with contextlib.suppress(_NotApart, ValidationError):  # what is wrong with it, the whole body tells
+            return _parse_apart(body)
+    return _parse_whole(body)
+
+
+def _parse_whole(body: bytes) -> Any:
     # Counting brackets and looking for long numbers is cheap and settles nearly every body.
     brackets = body.count(b"[") + body.count(b"{")
-    has_long_numbers = _LONG_NUMBER in body.translate(_ZEROS)
-    bare = _STRING.sub(b"", body) if brackets > MAX_DEPTH or has_long_numbers else b""
-    if brackets > _MOST_CONTAINERS and bare.count(b"[") + bare.count(b"{") > _MOST_CONTAINERS:
+    outline = _outline(body) if brackets > MAX_DEPTH else None
+    if outline is not None and brackets > _MOST_CONTAINERS and _containers(outline) > _MOST_CONTAINERS:
         message = f"The body has more than {_MOST_CONTAINERS} lists and objects; send it in several requests."
         raise ValidationError([Problem(("body",), message, "json_too_large")])
     try:
@@ -280,10 +297,72 @@ def parse(body: bytes) -> Any:
                 )
             ]
         ) from None
-    if brackets > MAX_DEPTH and _depth(bare) > MAX_DEPTH:
+    if outline is not None and _depth(outline) > MAX_DEPTH:
         raise _too_deep()
-    if has_long_numbers:
-        _refuse_long_integers(bare)
+    if _LONG_NUMBER in body.translate(_ZEROS):
+        _refuse_long_integers(_STRING.sub(b"", body))
+    return value
+
+
+class _NotApart(Exception):
+    """The body is to be parsed as a whole: it holds no long lists of numbers, or is odd in some way."""
+
+
+def _parse_apart(body: bytes) -> Any:
+    """Parse `body` with each long list of numbers by itself.
+
+    A thousand vectors parsed in one call hold every other thread up for 20 ms, and one by one they take half of that.
+    Each is cut out and an object put in its place, whose key nobody can know. Where it was not a list at all but part
+    of a string, the key's quotation mark ends that string, and what is left is no JSON.
+    """
+    if body.count(b"]") > _MOST_LISTS:
+        raise _NotApart
+    key = secrets.token_hex(8)
+    lists: list[list[Any]] = []
+    parts: list[bytes] = []
+    position = done = 0
+    while (end := body.find(b"]", position)) >= 0:
+        start = body.rfind(b"[", position, end)
+        if start >= 0 and end - start >= _LONG_LIST:
+            numbers = _numbers(body[start : end + 1])
+            if numbers is not None:
+                parts += body[done:start], b'{"%s":%d}' % (key.encode(), len(lists))
+                lists.append(numbers)
+                done = end + 1
+        position = end + 1
+    if not lists:
+        raise _NotApart
+    parts.append(body[done:])
+    return _filled(_parse_whole(b"".join(parts)), key, lists)
+
+
+def _numbers(text: bytes) -> list[Any] | None:
+    """Parse the text of a list without lists in it; None when it is not one of numbers that fit into 64 bits."""
+    # A string has a quotation mark; true and null have a u, false and null an l; no number has any of these.
+    if b'"' in text or b"{" in text or b"u" in text or b"l" in text:
+        return None
+    try:
+        numbers: list[Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    # A point for each: there is no whole number among them.
+    if text.count(b".") != len(numbers) and _LONG_NUMBER in text.translate(_ZEROS):
+        return None
+    return numbers
+
+
+def _filled(value: Any, key: str, lists: list[list[Any]]) -> Any:
+    """Put the lists where their places are held; at most `MAX_DEPTH` deep."""
+    if isinstance(value, dict):
+        if key in value:
+            return lists[value[key]]
+        for name, inner in value.items():
+            if isinstance(inner, dict | list):
+                value[name] = _filled(inner, key, lists)
+    else:
+        for number, inner in enumerate(value):
+            if isinstance(inner, dict | list):
+                value[number] = _filled(inner, key, lists)
     return value
 
 
@@ -389,11 +468,25 @@ def ignored_header(ignored: list[str]) -> bytes | None:
     return ", ".join(clean + more).encode()
 
 
-def _depth(bare: bytes) -> int:
-    """Return how deep lists and objects nest in JSON without its strings."""
-    characters = np.frombuffer(bare.translate(None, _NO_BRACKETS), np.uint8)
+def _outline(body: bytes) -> Characters:
+    """Return the brackets of `body`, which is JSON, without those in its strings."""
+    if b"\\" in body:
+        return np.frombuffer(_STRING.sub(b"", body).translate(None, _NO_BRACKETS), np.uint8)
+    characters = np.frombuffer(body.translate(None, _NO_STRUCTURE), np.uint8)
+    is_quote = characters == ord('"')
+    is_outside = np.cumsum(is_quote, dtype=np.int32) & 1 == 0
+    outline: Characters = characters[is_outside & ~is_quote]
+    return outline
+
+
+def _containers(outline: Characters) -> int:
+    return int(np.count_nonzero(outline & 0xDF == ord("[")))
+
+
+def _depth(outline: Characters) -> int:
+    """Return how deep lists and objects nest, given their brackets."""
     # The four brackets lie next to each other in pairs: [ and { open, ] and } close; case is one bit.
-    folded = characters & 0xDF
+    folded = outline & 0xDF
     steps = (folded == ord("[")).astype(np.int8) - (folded == ord("]"))
     return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 

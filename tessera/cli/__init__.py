@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from tessera import __version__
-from tessera.cli import backup, erase, failures, keys, models, secrets, settings, up
-from tessera.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail
+from tessera.cli import backup, erase, failures, ingest, keys, models, search, secrets, settings, up, watch
+from tessera.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, fail
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         code: int = options.run(options)
+    except CommandError as error:
+        return fail(error.message, error.code)
     except ConfigurationError as error:
         return fail(error.message, EXIT_USAGE)
     except TesseraError as error:
@@ -47,6 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tessera {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for group in (up, settings, keys, models, secrets, backup, erase, failures):
+    for group in (up, ingest, watch, search, settings, keys, models, secrets, backup, erase, failures):
         group.add(commands)
     return parser

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from tessera.causes import CAUSES
-from tessera.cli.options import add_data, load
-from tessera.cli.terminal import (
-    EXIT_FAILED,
-    EXIT_IN_PART,
-    EXIT_NO_SERVER,
-    EXIT_OK,
-    EXIT_REFUSED,
-    fail,
-    print_table,
-)
-
-if TYPE_CHECKING:
-    import httpx
+from tessera.cli.connection import Api, Refused, connected
+from tessera.cli.options import add_data
+from tessera.cli.terminal import EXIT_IN_PART, EXIT_OK, print_table
+from tessera.cli.watch import follow
 
 #: A message is cut at so many characters where a line stands for a failure.
 _SHORT_CHARS = 72
-_POLL_S = 0.2
 
 
 def add(commands: Any) -> None:
@@ -77,36 +66,18 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import httpx
-
-    from tessera import data_directory
-
-    data = load(options).settings.data
-    owner, key = data_directory.holder_of(data), data_directory.read_admin_key(data)
-    if owner is None:
-        return fail(f"no server runs on {data}; start it first: tessera up.", EXIT_NO_SERVER)
-    if key is None:
-        return fail(f"there is no {data / 'admin.key'}; make one: tessera key create --admin.", EXIT_FAILED)
-    # A name may be any text; a header may not.
-    headers = {"Authorization": f"Bearer {key}", "X-Namespace": options.namespace.encode()}
-    try:
-        # Not through the environment's proxies: the server is on this machine, and the key is for nobody else.
-        with httpx.Client(base_url=owner.url, headers=headers, timeout=60, trust_env=False) as client:
-            code: int = options.action(options, client)
-    except httpx.TransportError:
-        return fail(f"the server at {owner.url} does not answer.", EXIT_NO_SERVER)
-    except _Refused as refused:
-        return fail(str(refused), EXIT_REFUSED)
+    with connected(options, options.namespace) as api:
+        try:
+            code: int = options.action(options, api)
+        except Refused as refused:
+            message = refused.message.replace("Send retry_mode 'all'", "Say --all")
+            raise Refused(message, refused.status) from None
     return code
 
 
-class _Refused(Exception):
-    """The server said no; the text is its message."""
-
-
-def _list(options: argparse.Namespace, client: httpx.Client) -> int:
+def _list(options: argparse.Namespace, api: Api) -> int:
     body = {**_filters(options), "state": options.state, "limit": options.limit}
-    answer = _answer(client.post("/v1/failures/list", json=body))
+    answer = api.call("POST", "/failures/list", body)
     if options.json:
         return _print_json(answer)
     rows = answer["results"]
@@ -133,8 +104,8 @@ def _list(options: argparse.Namespace, client: httpx.Client) -> int:
     return EXIT_OK
 
 
-def _show(options: argparse.Namespace, client: httpx.Client) -> int:
-    answer = _answer(client.get(f"/v1/failures/{quote(options.failure_id, safe='')}"))
+def _show(options: argparse.Namespace, api: Api) -> int:
+    answer = api.call("GET", f"/failures/{quote(options.failure_id, safe='')}")
     if options.json:
         return _print_json(answer)
     history = answer.pop("history")
@@ -150,11 +121,11 @@ def _show(options: argparse.Namespace, client: httpx.Client) -> int:
     return EXIT_OK
 
 
-def _retry(options: argparse.Namespace, client: httpx.Client) -> int:
+def _retry(options: argparse.Namespace, api: Api) -> int:
     body: dict[str, Any] = {**_filters(options), "retry_mode": "all" if options.all else "transient_only"}
     if options.failure_id:
         body["failure_ids"] = options.failure_id
-    answer = _answer(client.post("/v1/failures/retry", json=body))
+    answer = api.call("POST", "/failures/retry", body)
     if options.json:
         _print_json(answer)
     else:
@@ -163,9 +134,11 @@ def _retry(options: argparse.Namespace, client: httpx.Client) -> int:
             print(f"{item['failure_id']}: {item['reason']}")
     if options.no_wait:
         return EXIT_OK
+    follow(api, [batch["task_id"] for batch in answer["batches"]])
     failed = 0
     for batch in answer["batches"]:
-        failed += _wait(client, batch)
+        still = {"batch_id": batch["batch_id"], "limit": 1}
+        failed += int(api.call("POST", "/failures/list", still)["total_count"])
         if not options.json:
             print_table([("batch", batch["batch_id"]), ("task", batch["task_id"])])
     if not options.json:
@@ -173,15 +146,6 @@ def _retry(options: argparse.Namespace, client: httpx.Client) -> int:
             f"{failed} row(s) of these batches still fail." if failed else "Nothing of these batches fails."
         )
     return EXIT_IN_PART if failed else EXIT_OK
-
-
-def _wait(client: httpx.Client, batch: Mapping[str, str]) -> int:
-    """Wait until a batch has ended and return how many of its rows fail."""
-    path = f"/v1/tasks/{batch['task_id']}"
-    while _answer(client.get(path))["status"] in ("PENDING", "IN_PROGRESS", "PROCESSING"):
-        time.sleep(_POLL_S)
-    found = _answer(client.post("/v1/failures/list", json={"batch_id": batch["batch_id"], "limit": 1}))
-    return int(found["total_count"])
 
 
 def _filters(options: argparse.Namespace) -> dict[str, Any]:
@@ -192,13 +156,6 @@ def _filters(options: argparse.Namespace) -> dict[str, Any]:
         "object_id": options.object,
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _answer(answer: httpx.Response) -> dict[str, Any]:
-    found: dict[str, Any] = answer.json()
-    if not answer.is_success:
-        raise _Refused(str(found["error"]["message"]).replace("Send retry_mode 'all'", "Say --all"))
-    return found
 
 
 def _advice(row: Mapping[str, Any]) -> str:

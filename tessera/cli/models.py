@@ -49,7 +49,7 @@ def _models_list(options: argparse.Namespace) -> int:
         (
             status.model.model_id,
             status.model.role,
-            str(status.model.dimensions),
+            str(status.model.dimensions or "–"),
             status.model.licence,
             f"{status.model.size_bytes / 1e6:.0f} MB" if status.model.size_bytes else "-",
             status.where or "no",

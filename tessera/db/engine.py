@@ -10,6 +10,7 @@ import contextlib
 import logging
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -49,6 +50,7 @@ class Database:
         self._later: queue.SimpleQueue[Callable[[Connection], None] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._writer_lock = threading.Lock()
+        self._listeners: defaultdict[str, list[Callable[[], object]]] = defaultdict(list)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -62,10 +64,21 @@ class Database:
 
         Keep blob and engine I/O outside: other writers wait.
         """
+        topics: set[str] = set()
         with _storage_errors(), self._write_lock, self.engine.connect() as connection:
-            writing = connection.execution_options(tessera_write=True)
+            writing = connection.execution_options(tessera_write=True, tessera_topics=topics)
             with writing.begin():
                 yield writing
+        for topic in topics:
+            for call in self._listeners[topic]:
+                call()
+
+    def listen(self, topic: str, call: Callable[[], object]) -> None:
+        """Have `call` called after each transaction of this process that committed a `notify` of `topic`.
+
+        In the thread of the transaction: `call` only wakes somebody up.
+        """
+        self._listeners[topic].append(call)
 
     def later(self, work: Callable[[Connection], None]) -> None:
         """Queue `work` for the group-committing writer; no caller waits for it and a crash may lose it.
@@ -138,6 +151,11 @@ class Database:
                     self._commit_together([item])
             else:
                 logger.warning("a value that may lag was not written: %s: %s", type(error).__name__, error)
+
+
+def notify(connection: Connection, topic: str) -> None:
+    """Tell who listens to `topic` (see `Database.listen`), once the transaction of `connection` has committed."""
+    connection.get_execution_options()["tessera_topics"].add(topic)
 
 
 def insert_or_replace(connection: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:

@@ -168,6 +168,8 @@ namespaces = Table(
     Column("added_indexes", JSON, nullable=False),
     #: What the plan decided for the view: [{name, dimensions, distance}]
     Column("vectors", JSON, nullable=False),
+    #: The keyword indexes of the view: [{name, fields}]; null: none.
+    Column("sparse_vectors", JSON),
     #: {vector name: inference name or model id}
     Column("vector_inference_map", JSON, nullable=False),
     Column("infrastructure", JSON, nullable=False),
@@ -491,6 +493,30 @@ retrievers = Table(
     _in_namespace(),
 )
 
+#: Executions of stored retrievers, kept for a while: what each took, never what it found.
+executions = Table(
+    "executions",
+    metadata,
+    Column("execution_id", String, primary_key=True),
+    Column("retriever_id", String, nullable=False),
+    #: completed or failed
+    Column("status", String, nullable=False),
+    #: {stages: {name: {input_count, output_count, duration_ms, …}}, total_time_ms, credits_used}
+    Column("statistics", JSON, nullable=False),
+    Column("pagination", JSON),
+    Column("error", String),
+    Column("total_stages", Integer, nullable=False),
+    Column("total_returned", Integer, nullable=False),
+    Column("cache_hit", Boolean, nullable=False),
+    Column("inputs_hash", String, nullable=False),
+    Column("duration_ms", Float, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("completed_at", String, nullable=False),
+    Index("ix_executions_list", "retriever_id", "created_at"),
+    Index("ix_executions_age", "created_at"),
+    ForeignKeyConstraint(["retriever_id"], ["retrievers.retriever_id"], ondelete="CASCADE"),
+)
+
 #: Namespaces that are being removed: what is still to be wiped, so that a kill in the middle is resumed.
 purges = Table(
     "purges",
@@ -528,6 +554,72 @@ erasures = Table(
     Column("due_at", String, nullable=False),
     Column("created_at", String, nullable=False),
     Index("ix_erasures_namespace", "namespace_id"),
+    _in_namespace(),
+)
+
+#: Who is told of events, and where. `secret` signs what is sent (sealed); in `channels`, [{channel, configs: {url,
+#: headers: {name: value}, timeout}}], the URL and the values of headers are sealed.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("webhook_id", String, primary_key=True),
+    Column("organization_id", String, nullable=False),
+    Column("webhook_name", String, nullable=False),
+    Column("event_types", JSON, nullable=False),
+    Column("channels", JSON, nullable=False),
+    Column("secret", String, nullable=False),
+    Column("is_active", Boolean, nullable=False, default=True),
+    #: Of the present run of failed deliveries; 0 and null when the last one went well.
+    Column("consecutive_failures", Integer, nullable=False, default=0),
+    Column("first_failure_at", String),
+    Column("last_failure_at", String),
+    Column("last_failure_cause", String),
+    #: Nothing is sent before; "" when there is no such time.
+    Column("rest_until", String, nullable=False, default=""),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("organization_id", "webhook_name"),
+)
+
+#: What webhooks are told, one row for each event and channel: written in the transaction of the event, and kept for
+#: a while when it has ended. `status` is PENDING, DELIVERED or FAILED. `holder` names the server that sends it now
+#: (the token of its slot, see `job_slots`). `due_at` is when it is tried next, or when it ended.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("delivery_id", String, primary_key=True),
+    Column("webhook_id", String, nullable=False),
+    Column("channel", Integer, nullable=False),
+    Column("event_id", String, nullable=False),
+    Column("event_type", String, nullable=False),
+    #: The bytes that are signed and sent: ids and counts, never content.
+    Column("body", LargeBinary, nullable=False),
+    Column("status", String, nullable=False, default="PENDING"),
+    Column("holder", String),
+    Column("due_at", String, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    #: The last of them: [{at, duration_ms, status_code, error}]
+    Column("history", JSON, nullable=False, default=list),
+    #: The delivery that was sent again as this one.
+    Column("redelivery_of", String),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Index("ix_webhook_deliveries_due", "webhook_id", "status", "due_at"),
+    Index("ix_webhook_deliveries_list", "webhook_id", "created_at", "delivery_id"),
+    Index("ix_webhook_deliveries_holder", "holder"),
+    ForeignKeyConstraint(["webhook_id"], ["webhooks.webhook_id"], ondelete="CASCADE"),
+)
+
+#: Exports: files below ``<namespace_id>/exports/<export_id>/`` until `expires_at`; one that is not done then is given
+#: up.
+exports = Table(
+    "exports",
+    metadata,
+    Column("export_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("is_done", Boolean, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Index("ix_exports_namespace", "namespace_id"),
     _in_namespace(),
 )
 

@@ -33,7 +33,9 @@ __all__ = [
     "Outputs",
     "Params",
     "Sample",
+    "SparseOutput",
     "VectorOutput",
+    "words_of",
 ]
 
 #: Under which versions a built-in is registered: two spellings of one implementation and vector space.
@@ -69,6 +71,31 @@ class VectorOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseOutput:
+    """A keyword index over the texts that an extractor writes into `fields`.
+
+    The engine makes it from the documents themselves, so `extract` brings nothing for it. Extractors that declare
+    the same `name` share one index. `fields` are all that any parameters may write: what a namespace indexes is
+    fixed when it is made.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    inference_name: str
+    description: str
+
+
+def words_of(*fields: str) -> SparseOutput:
+    """Return the keyword index that every built-in extractor of texts has, over these fields of its own."""
+    return SparseOutput(
+        name="bm25",
+        fields=fields,
+        inference_name="bm25",
+        description=f"Words of {', '.join(fields)}, by BM25: finds names, numbers and codes as they are written.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class FieldOutput:
     """A payload field that an extractor writes; `type` is a bucket schema type."""
 
@@ -81,6 +108,7 @@ class Outputs:
     vectors: tuple[VectorOutput, ...] = ()
     fields: Mapping[str, FieldOutput] = field(default_factory=dict)
     indexes: tuple[PayloadIndex, ...] = ()
+    sparse: tuple[SparseOutput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

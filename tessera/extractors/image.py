@@ -1,10 +1,11 @@
-"""Pictures: one document each, with its vector, its size and a thumbnail."""
+"""Pictures: one document each, with its vector, its size, when and where it was taken, and a thumbnail."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from tessera.extractors.base import (
     Extractor,
     Feature,
     FieldOutput,
+    Locator,
     Outputs,
     Params,
     Sample,
@@ -30,6 +32,9 @@ class ImageParams(Params):
     """Which model reads the pictures, and whether thumbnails are made."""
 
     enable_thumbnails: bool = Field(True, description="Make a JPEG of at most 480 pixels a side.")
+    read_exif: bool = Field(
+        True, description="Keep when and where the picture was taken; false leaves both out, for privacy."
+    )
     model: str | None = Field(
         None,
         description="Picture model; a vendor's name stands for the default. `tessera models` lists ours.",
@@ -65,6 +70,9 @@ class ImageExtractor(Extractor):
             "width": FieldOutput("integer", "Width in pixels, as displayed."),
             "height": FieldOutput("integer", "Height in pixels, as displayed."),
         }
+        if params.read_exif:
+            fields["taken_at"] = FieldOutput("datetime", "When it was taken, in the camera's own time.")
+            fields["taken_where"] = FieldOutput("object", "Where it was taken: `lat` and `lon` in degrees.")
         if params.enable_thumbnails:
             fields["thumbnail_url"] = FieldOutput("string", "A JPEG of at most 480 pixels a side.")
         return Outputs((vector,), fields)
@@ -93,13 +101,23 @@ class ImageExtractor(Extractor):
             try:
                 picture = media.open_picture(source.path)
                 vectors = {self.vector_name: first(model.embed([picture.image]))}
-                yield [picture_feature(picture, vectors, with_thumbnail=params.enable_thumbnails)]
+                feature = picture_feature(picture, vectors, with_thumbnail=params.enable_thumbnails)
+                yield [replace(feature, fields={**feature.fields, **_taken(picture, params)})]
             except BadSample as error:
                 yield error
 
     def embed_query(self, vector: VectorOutput, kind: str, value: str | Path) -> Vector:
         """Return the vector of a query picture, or of words where the space holds them."""
         return embed_picture_query(self, vector, kind, value)
+
+
+def _taken(picture: media.Picture, params: ImageParams) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if params.read_exif and picture.taken.at is not None:
+        fields["taken_at"] = picture.taken.at
+    if params.read_exif and picture.taken.place is not None:
+        fields["taken_where"] = dict(zip(("lat", "lon"), picture.taken.place, strict=True))
+    return fields
 
 
 def picture_feature(
@@ -111,7 +129,9 @@ def picture_feature(
 ) -> Feature:
     """Return the document of a picture."""
     files = {"thumbnail_url": (media.thumbnail(picture.image), "image/jpeg")} if with_thumbnail else {}
-    return Feature(position, {"width": picture.width, "height": picture.height}, vectors, files)
+    width, height = picture.width, picture.height
+    whole = Locator.in_picture((0, 0, width, height), (width, height))
+    return Feature(position, {"width": width, "height": height}, vectors, files, whole)
 
 
 def embed_picture_query(extractor: Extractor, vector: VectorOutput, kind: str, value: str | Path) -> Vector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator, model_validator
 
+from tessera import media
 from tessera.errors import InferenceServiceUnavailableError
 from tessera.extractors.base import (
     BadSample,
@@ -18,31 +20,52 @@ from tessera.extractors.base import (
     Feature,
     FieldOutput,
     Input,
+    Locator,
     Outputs,
     Params,
     Sample,
     VectorOutput,
+    words_of,
 )
 
 #: A source's text is at most this long, in bytes, and gives at most so many pieces.
 MAX_TEXT_BYTES = 8 * 2**20
 MAX_PIECES = 10_000
 
-SplitBy = Literal["none", "characters", "words", "sentences", "paragraphs", "pages"]
+SplitBy = Literal["none", "characters", "words", "sentences", "paragraphs", "pages", "time_segments"]
 Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a text, where it lies in it, and its position: its first character, or its segment's first ms."""
+
+    text: str
+    locator: Locator
+    position: int
 
 
 class TextParams(Params):
     """How a text is cut, and which model reads the pieces."""
 
     split_by: SplitBy = Field(
-        "none", description="Unit in which `chunk_size` and `chunk_overlap` count; `none` keeps a text whole."
+        "none",
+        description="Unit in which `chunk_size` and `chunk_overlap` count; `none` keeps a text whole, `pages` end at "
+        "form feeds. `time_segments` cuts subtitles (SubRip, WebVTT) by `segment_length_seconds`.",
     )
     chunk_size: int = Field(1000, ge=1, le=10_000, description="Units in one piece.")
     chunk_overlap: int = Field(
         0, ge=0, le=5_000, description="Units that a piece shares with the one before."
     )
-    source_type: Literal["text"] = Field("text", description="Kind of source; texts only.")
+    segment_length_seconds: int = Field(
+        120, ge=30, le=600, description="Length of a piece with `time_segments`."
+    )
+    source_type: Literal["text"] = Field(
+        "text", description="Kind of source. For captions of a video, send its subtitles as the text."
+    )
+    response_shape: Any = Field(
+        None, description="Fields that a language model would fill; ignored, none is asked in this version."
+    )
     model: str | None = Field(
         None, description="Text model; a vendor's name stands for the default. `tessera models` lists ours."
     )
@@ -50,13 +73,20 @@ class TextParams(Params):
     @field_validator("split_by", mode="before")
     @classmethod
     def _split_by(cls, value: object) -> object:
-        if value == "time_segments":
-            raise ValueError("'time_segments' needs time-coded captions; give subtitles to video_extractor")
         return "none" if value is None else value
+
+    @field_validator("source_type", mode="before")
+    @classmethod
+    def _source_type(cls, value: object) -> object:
+        if value == "youtube":
+            raise ValueError(
+                "captions are not fetched from YouTube; send them as a text, with split_by 'time_segments'"
+            )
+        return "text" if value is None else value
 
     @model_validator(mode="after")
     def _overlap(self) -> TextParams:
-        if self.split_by != "none" and self.chunk_overlap >= self.chunk_size:
+        if self.split_by not in {"none", "time_segments"} and self.chunk_overlap >= self.chunk_size:
             raise ValueError(
                 f"chunk_overlap ({self.chunk_overlap}) is smaller than chunk_size ({self.chunk_size})"
             )
@@ -81,8 +111,14 @@ class TextExtractor(Extractor):
         model = self.models.choose("text", params.model)
         fields = {"text": FieldOutput("string", "The piece of text that the vector stands for.")}
         if params.split_by != "none":
+            fields["chunk_index"] = FieldOutput("integer", "Number of the piece in its source, from 0.")
+        if params.split_by == "time_segments":
             fields |= {
-                "chunk_index": FieldOutput("integer", "Number of the piece in its source, from 0."),
+                "start_time": FieldOutput("number", "Start of the piece in seconds."),
+                "end_time": FieldOutput("number", "End of the piece in seconds."),
+            }
+        elif params.split_by != "none":
+            fields |= {
                 "start_char": FieldOutput("integer", "First character of the piece in its source, from 0."),
                 "end_char": FieldOutput("integer", "Character behind the piece's last one."),
             }
@@ -95,7 +131,7 @@ class TextExtractor(Extractor):
             query_inputs=model.query_inputs,
             aliases=("embedding", "text_embedding", "text"),
         )
-        return Outputs((vector,), fields)
+        return Outputs((vector,), fields, sparse=(words_of("text"),))
 
     def pinned(self, params: TextParams, running: Mapping[str, str]) -> TextParams:
         """Return `params` with the model that the namespace chose."""
@@ -105,23 +141,20 @@ class TextExtractor(Extractor):
         self, samples: Sequence[Sample], params: TextParams
     ) -> Iterator[Iterable[Feature] | BadSample]:
         """Yield the pieces of each text. All pieces of all samples go through the model together."""
-        texts = [_text_or_bad(sample, params) for sample in samples]
-        pieces = [text[start:end] for text, spans in _good(texts) for start, end in spans]
+        found = [_pieces_or_bad(sample, params) for sample in samples]
+        texts = [piece.text for pieces in found if not isinstance(pieces, BadSample) for piece in pieces]
         try:
-            vectors = iter(self.models.text(self.models.choose("text", params.model).model_id).embed(pieces))
+            vectors = iter(self.models.text(self.models.choose("text", params.model).model_id).embed(texts))
         except InferenceServiceUnavailableError as error:
-            texts = [
-                item if isinstance(item, BadSample) else BadSample("model_missing", error.message)
-                for item in texts
-            ]
+            missing = BadSample("model_missing", error.message)
+            found = [pieces if isinstance(pieces, BadSample) else missing for pieces in found]
             vectors = iter(())
-        for item in texts:
-            if isinstance(item, BadSample):
-                yield item
+        for pieces in found:
+            if isinstance(pieces, BadSample):
+                yield pieces
             else:
                 yield [
-                    self._feature(params, item[0], number, span, next(vectors))
-                    for number, span in enumerate(item[1])
+                    self._feature(params, piece, number, next(vectors)) for number, piece in enumerate(pieces)
                 ]
 
     def embed_query(self, vector: VectorOutput, kind: str, value: str | Path) -> npt.NDArray[np.float32]:
@@ -131,14 +164,18 @@ class TextExtractor(Extractor):
         return self.models.text(vector.model_id).embed_query(str(value))
 
     def _feature(
-        self, params: TextParams, text: str, number: int, span: Span, vector: npt.NDArray[np.float32]
+        self, params: TextParams, piece: Piece, number: int, vector: npt.NDArray[np.float32]
     ) -> Feature:
-        start, end = span
-        fields: dict[str, Any] = {"text": text[start:end]}
+        fields: dict[str, Any] = {"text": piece.text}
+        vectors, place = {self.vector_name: vector}, piece.locator
         if params.split_by == "none":
-            return Feature((), fields, {self.vector_name: vector})
-        fields |= {"chunk_index": number, "start_char": start, "end_char": end}
-        return Feature((start,), fields, {self.vector_name: vector})
+            return Feature((), fields, vectors, locator=place)
+        fields["chunk_index"] = number
+        if place.start_ms is not None and place.end_ms is not None:
+            fields |= {"start_time": place.start_ms / 1000, "end_time": place.end_ms / 1000}
+        else:
+            fields |= {"start_char": place.start_char, "end_char": place.end_char}
+        return Feature((piece.position,), fields, vectors, locator=place)
 
 
 def read_text(source: Input) -> str:
@@ -170,20 +207,18 @@ def read_text(source: Input) -> str:
     return text
 
 
-def _text_or_bad(sample: Sample, params: TextParams) -> tuple[str, list[Span]] | BadSample:
+def _pieces_or_bad(sample: Sample, params: TextParams) -> list[Piece] | BadSample:
     source = sample.inputs.get("text")
     if source is None:
         return BadSample("unreadable", "The source has no input `text`; map one in `input_mappings`.")
     try:
         text = read_text(source)
+        if params.split_by == "time_segments":
+            return time_segments(text, params.segment_length_seconds)
         spans = split(text, params.split_by, params.chunk_size, params.chunk_overlap)
     except BadSample as error:
         return error
-    return text, spans
-
-
-def _good(texts: Iterable[tuple[str, list[Span]] | BadSample]) -> Iterator[tuple[str, list[Span]]]:
-    return (item for item in texts if not isinstance(item, BadSample))
+    return [Piece(text[start:end], Locator.in_text(start, end), start) for start, end in spans]
 
 
 # --- cutting ------------------------------------------------------------------------------------------
@@ -211,14 +246,40 @@ def split(text: str, unit: SplitBy, size: int, overlap: int = 0) -> list[Span]:
     count = len(text) if units is None else len(units)
     step = size - overlap
     starts = range(0, max(count - overlap, min(count, 1)), step)
-    if len(starts) > MAX_PIECES:
-        raise BadSample(
-            "limit", f"The text falls into {len(starts)} pieces, more than {MAX_PIECES}; raise chunk_size."
-        )
+    _check_count(len(starts), "chunk_size")
     lasts = [min(first + size, count) - 1 for first in starts]
     if units is None:
         return [(first, last + 1) for first, last in zip(starts, lasts, strict=True)]
     return [(units[first][0], units[last][1]) for first, last in zip(starts, lasts, strict=True)]
+
+
+def time_segments(text: str, length_s: int) -> list[Piece]:
+    """Return the subtitles in `text` (SubRip or WebVTT) in pieces of `length_s`; in order.
+
+    A subtitle belongs to the piece in which its middle lies; a piece lasts from its first one's start to its last
+    one's end. Raises `BadSample`: ``unsupported`` for a text without times, ``limit`` beyond `MAX_PIECES`.
+    """
+    if not media.has_subtitles(text):
+        raise BadSample(
+            "unsupported",
+            "time_segments needs subtitles (SubRip or WebVTT); the text has no times. Cut it by sentences or words.",
+        )
+    groups: dict[int, list[media.Cue]] = {}
+    for cue in media.parse_subtitles(text):
+        groups.setdefault(int((cue.start_s + cue.end_s) / 2 // length_s), []).append(cue)
+    _check_count(len(groups), "segment_length_seconds")
+    pieces = []
+    for number, cues in sorted(groups.items()):
+        start_ms = round(min(cue.start_s for cue in cues) * 1000)
+        end_ms = round(max(cue.end_s for cue in cues) * 1000)
+        words = " ".join(cue.text for cue in cues)
+        pieces.append(Piece(words, Locator.at_time(start_ms, end_ms), number * length_s * 1000))
+    return pieces
+
+
+def _check_count(count: int, size: str) -> None:
+    if count > MAX_PIECES:
+        raise BadSample("limit", f"The text falls into {count} pieces, more than {MAX_PIECES}; raise {size}.")
 
 
 def _units(text: str, unit: SplitBy) -> Sequence[Span]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
@@ -36,11 +37,11 @@ class SourceConfig(Model):
             return self.type
         return "collection" if self.collection_ids or self.collection_id else "bucket"
 
-    def identifiers(self) -> list[str]:
-        """Return the ids and names given for what is read, each once."""
+    def identifiers(self, kind: str) -> list[str]:
+        """Return the ids and names given of one kind of source, ``bucket`` or ``collection``, each once."""
         many, one = (
             (self.collection_ids, self.collection_id)
-            if self.kind() == "collection"
+            if kind == "collection"
             else (self.bucket_ids, self.bucket_id)
         )
         return list(dict.fromkeys([*(many or ()), *([one] if one else ())]))
@@ -194,12 +195,12 @@ class FeatureExtractorAnswer(Model):
 
 
 class VectorIndex(Model):
-    """A vector of the collection's documents."""
+    """A vector of the collection's documents, or the index of their words, which has no `dimensions`."""
 
     name: str
     description: str
-    dimensions: int
-    type: Literal["dense"] = "dense"
+    dimensions: int | None
+    type: Literal["dense", "sparse"] = "dense"
     distance: str
     datatype: Literal["float32"] = "float32"
     supported_inputs: list[str]
@@ -359,3 +360,36 @@ class SchemaSyncSkippedResponse(Model):
     collection_id: str
     schema_version: int
     last_sync: str | None
+
+
+class ExportFormat(StrEnum):
+    """``json`` has a document a line."""
+
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class CollectionExportRequest(Model):
+    """Which documents to export, and how; all of them, as Parquet, when nothing is said."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"format": "json", "sample_size": 100}]})
+
+    format: ExportFormat = ExportFormat.PARQUET
+    include_vectors: bool = Field(False, description="Vectors too, in a file of their own.")
+    select_fields: list[str] | None = Field(None, max_length=100, description="Only these fields, by path.")
+    filters: JsonObject | None = None
+    sample_size: int | None = Field(None, ge=1, le=1_000_000, description="At most so many documents.")
+
+
+class CollectionExportResponse(Model):
+    """A file that can be fetched for an hour under `download_url`, and then is gone."""
+
+    download_url: str
+    s3_path: str = Field(description="Where the file lies in the server's storage.")
+    format: ExportFormat
+    document_count: int
+    file_size_bytes: int
+    exported_at: str
+    vectors_download_url: str | None
+    vectors_s3_path: str | None

@@ -292,7 +292,7 @@ class UpsertDocumentsRequest(Model):
 
 
 class UpsertDocumentsResponse(Model):
-    """`unsearchable_document_ids` are stored and listed, but carry no vector that a retriever could find them by."""
+    """`unsearchable_document_ids` are stored and listed, but carry no vector or text that could find them."""
 
     inserted: int
     document_ids: list[str]

@@ -140,6 +140,9 @@ class ObjectResponse(Model):
     error: str | None = None
     version: int = Field(description="Grows with each change.")
     content_hash: str
+    document_count: int | None = Field(
+        None, description="Documents that collections have made of it; null in lists and after a change."
+    )
     created_at: str
     updated_at: str
 

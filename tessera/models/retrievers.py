@@ -65,6 +65,15 @@ class InputField(Model):
     examples: list[Any] | None = None
 
 
+class CacheConfig(Model):
+    """Whether results may be kept, and for how long at most; any write to the namespace ends them earlier."""
+
+    model_config = ConfigDict(extra="allow")
+
+    enabled: bool = True
+    ttl_seconds: int = Field(3600, ge=1, le=30 * 86_400)
+
+
 class CreateRetrieverRequest(Model):
     """A retriever to create; `name`, `collection_ids` and ``input_schema.properties`` are accepted spellings."""
 
@@ -90,7 +99,7 @@ class CreateRetrieverRequest(Model):
     input_schema: JsonObject | None = Field(None, examples=[_INPUT_SCHEMA])
     description: str | None = Field(None, max_length=2000)
     budget_limits: JsonObject | None = None
-    cache_config: JsonObject | None = None
+    cache_config: CacheConfig | None = None
     tags: list[str] | None = None
     visibility: str | None = None
     display_config: JsonObject | None = None
@@ -108,6 +117,52 @@ class PatchRetrieverRequest(Model):
     tags: list[str] | None = None
     visibility: str | None = None
     display_config: JsonObject | None = None
+    # Fixed; may be sent back as they were read.
+    stages: list[JsonObject] | None = None
+    input_schema: JsonObject | None = None
+    collection_identifiers: list[str] | None = Field(
+        None, validation_alias=AliasChoices("collection_identifiers", "collection_ids")
+    )
+    budget_limits: JsonObject | None = None
+    cache_config: JsonObject | None = None
+
+
+class CloneRetrieverRequest(Model):
+    """A retriever like another one; what is absent is taken from that."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"retriever_name": "quickstart-search-2"}]})
+
+    retriever_name: str = Field(
+        min_length=1, max_length=100, validation_alias=AliasChoices("retriever_name", "name")
+    )
+    description: str | None = Field(None, max_length=2000)
+    collection_identifiers: list[str] | None = Field(
+        None, max_length=100, validation_alias=AliasChoices("collection_identifiers", "collection_ids")
+    )
+    stages: list[JsonObject] | None = Field(None, min_length=1, max_length=32)
+    input_schema: JsonObject | None = None
+    budget_limits: JsonObject | None = None
+    cache_config: CacheConfig | None = None
+    tags: list[str] | None = None
+    visibility: str | None = None
+    display_config: JsonObject | None = None
+
+
+class ListExecutionsRequest(Model):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "completed"}]})
+
+    status: Literal["completed", "failed", "running"] | None = None
+
+
+class ExplainRequest(Model):
+    """What an execution would be asked; without inputs the plan is less exact."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"inputs": {"query_text": "wireless headphones"}}]}
+    )
+
+    inputs: JsonObject = Field(default_factory=dict)
+    filters: JsonObject | None = None
 
 
 class ExecuteRequest(Model):

@@ -57,18 +57,22 @@ class StageParams(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class QueryInput:
-    """What a vector search starts from: a text, a picture (bytes), a ready vector, or a stored document."""
+    """What a search starts from: a text, a picture, either as ``content``, a ready vector, or a stored document."""
 
-    kind: Literal["text", "image", "vector", "document"]
+    kind: Literal["text", "image", "content", "vector", "document"]
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class QueryVector:
-    """A query, ready to search: the named vector it belongs to, and its values `float32[dimensions]`."""
+    """A query, ready to search: the named vector it belongs to, and its values `float32[dimensions]`.
+
+    A search of a keyword index has a `text` instead of values.
+    """
 
     vector_name: str
-    values: Vector
+    values: Vector | None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ class StageContext:
     """What a stage may use.
 
     `within` limits every read to the retriever's collections (and the request's filters). `embed` turns
-    a feature URI and an input into a vector; `text_features` lists the URIs that take a text query.
+    a feature URI and an input into a vector, `words` an input into a search of the keyword index;
+    `text_features` lists the URIs of the vectors that take a text query.
     `collection` gives the filter that limits a read to another collection of the namespace, by its id or name.
     `vectors` gives the vectors of documents by document id and vector name, only that of the feature URI
     when one is named.
@@ -88,6 +93,7 @@ class StageContext:
     search: Callable[[Sequence[Search]], list[list[Hit]]]
     page: Callable[[Page], PageResult]
     embed: Callable[[str, QueryInput], QueryVector]
+    words: Callable[[QueryInput], QueryVector]
     text_features: Callable[[], list[str]]
     collection: Callable[[str], Filter]
     vectors: Callable[[Sequence[str], str | None], Mapping[str, Mapping[str, Vector]]]

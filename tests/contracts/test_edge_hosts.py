@@ -25,7 +25,7 @@ import pytest
 from tessera import artifact
 from tessera.adapters.qdrant import edge, edge_host
 from tessera.adapters.qdrant.edge import EdgeVectors
-from tessera.adapters.qdrant.view import WRITE_SLICE, finish
+from tessera.adapters.qdrant.view import finish
 from tessera.errors import QdrantError
 from tessera.filters import Condition
 from tessera.log import State, fold
@@ -420,7 +420,10 @@ def test_an_artifact_is_counted_back_after_it_was_written(
     artifact.write(path, [document(n) for n in range(300)], {"text": DIMENSIONS})
     upsert = opened.engine.upsert
     monkeypatch.setattr(opened.engine, "upsert", lambda points: upsert(points[1:]))
-    with pytest.raises(QdrantError, match=f"{300 - -(-300 // WRITE_SLICE)} of the 300 documents of entry 1"):
+    with pytest.raises(
+        QdrantError,
+        match=f"{300 - -(-300 // edge_host.EdgeEngine.write_slice)} of the 300 documents of entry 1",
+    ):
         finish(opened.live.apply([Entry(1, "artifact", artifact_path=str(path))]))
     assert opened.live.mark().seq == 0
     monkeypatch.undo()

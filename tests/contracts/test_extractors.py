@@ -13,9 +13,11 @@ import numpy as np
 import orjson
 import pytest
 
-from tessera import sample_media
+from tessera import sample_media, sample_pages
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
+from tessera.locators import fragment, locator_of
 from tessera.registry import Registry
+from tests.media import SPEECH, photograph, sound_as
 
 KINDS = {"unreadable", "unsupported", "too_large", "model_missing", "limit"}
 #: What a bucket's schema calls a type, of those that a field of a document may have.
@@ -58,17 +60,25 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
             shots=sample_media.SHOTS[2:3], lines=sample_media.LINES[:2], container="matroska"
         ),
         "red-circle.png": sample_media.pictures()["red-circle.png"],
-        "sunset-large.webp": sample_media.pictures()["sunset-large.webp"],
+        "sunset-large.webp": photograph(sample_media.pictures()["sunset-large.webp"]),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
+    sound_as(SPEECH, folder / "speech.flac", "flac", rate=16_000, until_s=3.2)
+    sound_as(SPEECH, folder / "speech.m4a", "aac", until_s=3.2)
     good: dict[str, list[Input]] = {
         "video": [Input(path=folder / name, filename=name) for name in ("a.mp4", "b.mkv")],
         "image": [
             Input(path=folder / name, filename=name) for name in ("red-circle.png", "sunset-large.webp")
         ],
+        "audio": [Input(path=folder / name, filename=name) for name in ("speech.flac", "speech.m4a")],
         "text": [Input(text=text) for text in texts],
     }
+    note = sample_pages.Sheet(300, 200)
+    note.text(30, 40, "A note that says where the key to the oil store hangs.")
+    (folder / "report.pdf").write_bytes(sample_pages.report())
+    (folder / "note.pdf").write_bytes(sample_pages.pdf([note]))
+    good["pdf"] = [Input(path=folder / name, filename=name) for name in ("report.pdf", "note.pdf")]
     good["string"] = good["text"]
     return good
 
@@ -97,6 +107,9 @@ def test_writes_what_it_declares(extractor: Extractor, inputs: dict[str, list[In
     outputs = extractor.outputs(extractor.Params())
     declared = {vector.name: vector for vector in outputs.vectors}
     assert {field.type for field in outputs.fields.values()} <= FIELD_TYPES
+    for words in outputs.sparse:
+        assert words.fields
+        assert len(words.description) >= 10
     written_vectors: set[str] = set()
     written_fields: set[str] = set()
     for made in features(extractor, samples_of(extractor, inputs)):
@@ -104,6 +117,11 @@ def test_writes_what_it_declares(extractor: Extractor, inputs: dict[str, list[In
         positions = [feature.position for feature in made]
         assert len(set(positions)) == len(positions)
         for feature in made:
+            # What has a meaning has a place; its form says all that is needed to find it again.
+            if outputs.vectors:
+                assert feature.locator is not None, feature
+                assert locator_of({"locator": orjson.loads(orjson.dumps(feature.locator.to_json()))})
+                assert fragment(feature.locator)
             written_fields |= set(feature.fields) | set(feature.files)
             for name, values in feature.vectors.items():
                 written_vectors.add(name)
@@ -268,7 +286,7 @@ def test_catalogue_entry_is_complete(name: str, version: str, registry: Registry
     for item in entry["required_vector_indexes"]:
         assert len(item["description"]) >= 10
         assert len(item["index"]["description"]) >= 10
-        assert item["index"]["dimensions"] >= 1
+        assert item["index"]["type"] == "sparse" or item["index"]["dimensions"] >= 1
         found = registry.resolve_feature(item["feature_uri"])
         for output in (item["name"], item["index"]["name"], item["index"]["inference_name"]):
             assert registry.resolve_feature(f"mixpeek://{name}@{version}/{output}") == found

@@ -19,7 +19,6 @@ from qdrant_client import QdrantClient, models
 
 from tessera.adapters.qdrant import server as server_module
 from tessera.adapters.qdrant.server import METADATA_KEY, ServerEngine, ServerVectors
-from tessera.adapters.qdrant.view import WRITE_SLICE
 from tessera.errors import AlreadyExistsError, QdrantError
 from tessera.filters import Condition, Not
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
@@ -348,7 +347,7 @@ def test_counts_stay_exact_when_the_server_fails_in_the_middle(
     with pytest.raises(QdrantError):
         place.vectors.count(view)
     down.clear()
-    assert place.vectors.count(view) == WRITE_SLICE + 70
+    assert place.vectors.count(view) == ServerEngine.write_slice + 70
     mark = place.vectors.apply(view, [one])
     assert (mark.seq, mark.document_count) == (1, 500)
     assert place.vectors.count(view) == 500

@@ -73,6 +73,27 @@ def test_the_first_search(server: Server) -> None:
     assert float(first.split()[0]) > float(second.split()[0])
 
 
+def test_a_folder_of_files(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "tessera-data").symlink_to(server.data)
+    script = block("sh", "tessera ingest").replace(".venv/bin/tessera", f"{sys.executable} -m tessera")
+    done = subprocess.run(
+        ["sh", "-euc", f"exec 2>&1\n{script}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    with server.client() as client:
+        client.delete("/v1/namespaces/notes")
+    shown = block("text", "Namespace notes was made").replace("/srv", str(tmp_path))
+    # Without the lines of progress, which come when they come, and the score, which is another processor's.
+    printed = [re.sub(r"^0\.\d+", "0.…", line) for line in done.stdout.splitlines() if "%" not in line]
+    assert printed == [re.sub(r"^0\.\d+", "0.…", line) for line in shown.splitlines()]
+
+
 def test_a_first_start_prints_what_the_readme_shows(server: Server) -> None:
     def general(line: str) -> str:
         """Return `line` without what differs from one start to the next."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class Item:
 
     contents: set[int | None]
     document: set[int | None] = field(default_factory=lambda: {None})
+    #: What was set of its document by hand, None standing for nothing: another extraction leaves it.
+    mark: set[int | None] = field(default_factory=lambda: {None})
     #: Contents that it had at any time since it was last settled.
     recent: set[int | None] = field(default_factory=set)
     changes: int = 0
@@ -171,6 +173,7 @@ class Ingester(Actor):
             (self._ingest_again, 3),
             (self._delete_object, 2),
             (self._delete_document, 2),
+            (self._mark_document, 4),
             (self._change_indexes, 1),
         ]
         (act,) = self.rng.choices([act for act, _ in acts], [weight for _, weight in acts])
@@ -247,7 +250,8 @@ class Ingester(Actor):
             self.send("DELETE", f"/buckets/{self.bucket_id}/objects/{object_id}", good=(204,))
             item.contents = {None}
 
-    def _delete_document(self) -> None:
+    def _sure_documents(self) -> Iterator[tuple[Item, str]]:
+        """Yield up to two objects whose document is there, with the path of that."""
         sure = self._some(
             2, lambda item: not item.in_batch and len(item.document) == 1 and None not in item.document
         )
@@ -256,9 +260,21 @@ class Ingester(Actor):
             base = f"/collections/{self.collection_id}/documents"
             found = self.send("POST", f"{base}/list", {"filters": filters})["results"]
             assert len(found) == 1, f"{object_id} has {len(found)} documents"
-            self.items[object_id].document.add(None)
-            self.send("DELETE", f"{base}/{found[0]['document_id']}")
-            self.items[object_id].document = {None}
+            yield self.items[object_id], f"{base}/{found[0]['document_id']}"
+
+    def _delete_document(self) -> None:
+        for item, path in self._sure_documents():
+            item.document.add(None)
+            item.mark.add(None)
+            self.send("DELETE", path)
+            item.document, item.mark = {None}, {None}
+
+    def _mark_document(self) -> None:
+        for item, path in self._sure_documents():
+            mark = next(_numbers)
+            item.mark.add(mark)
+            self.send("PATCH", path, {"mark": mark})
+            item.mark = {mark}
 
     def _change_indexes(self) -> None:
         wanted = [dict(index) for index in _INDEXES if self.rng.random() < 0.5]
@@ -280,10 +296,13 @@ class Ingester(Actor):
                 self._settle_batch(told)
             self.submitted = []
             shown: dict[str, list[int]] = {}
+            marks: dict[str, int | None] = {}
             path = f"/v1/collections/{self.collection_id}/documents/list"
             for document in listed(client, self.namespace_id, path):
                 shown.setdefault(document["root_object_id"], []).append(document["metadata"]["n"])
+                marks[document["root_object_id"]] = document.get("mark")
             self._settle_documents(stored, shown)
+            self._settle_marks(marks)
             said = client.get(f"/v1/namespaces/{self.namespace_id}").raise_for_status().json()
         now = sorted(
             index["field_name"] for index in said["payload_indexes"] if "metadata." in index["field_name"]
@@ -317,6 +336,12 @@ class Ingester(Actor):
             else:
                 # It was changed since: the batch met it before or after.
                 item.document |= contents | item.recent
+
+    def _settle_marks(self, marks: dict[str, int | None]) -> None:
+        for object_id, item in self.items.items():
+            found = marks.get(object_id)
+            assert found in item.mark or object_id not in marks, f"{object_id} has {found}, of {item.mark}"
+            item.mark = {found}
 
     def _settle_documents(self, stored: dict[str, int], shown: dict[str, list[int]]) -> None:
         for object_id, numbers in shown.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -143,3 +144,35 @@ def test_ranges_having_sorting_and_limit(sales: Sales) -> None:
 def test_what_cannot_be_reckoned_is_named(sales: Sales, body: dict[str, Any], said: str) -> None:
     whole = {"aggregations": [{"function": "count", "alias": "n"}], **body}
     assert said in sales.loop.refused(422, "POST", sales.path, whole)
+
+
+def test_over_too_many_documents_it_is_refused_and_a_filter_helps(tmp_path: Path) -> None:
+    """An answer over a part of the documents would look like one over all of them."""
+    server = Server.start(tmp_path / "data", environment={"TESSERA_MAX_SCAN_DOCUMENTS": "10"})
+    try:
+        with server.client() as client:
+            indexes = [{"field_name": "n", "type": "integer"}]
+            made = client.post(
+                "/v1/namespaces",
+                json={
+                    "namespace_name": "many",
+                    "feature_extractors": [PASSTHROUGH],
+                    "payload_indexes": indexes,
+                },
+            )
+            loop = Loop(client, made.raise_for_status().json())
+            path = f"/collections/{loop.collection(loop.bucket(), PASSTHROUGH)}/documents"
+            for n in range(12):
+                loop.post(path, {"document_id": f"d{n}", "n": n, "word": "lamp"})
+            count = {"aggregations": [{"function": "count", "alias": "n"}], "group_by": [{"field": "word"}]}
+            few = {"field": "n", "operator": "lt", "value": 10}
+            for below, body in (
+                ("aggregate", count),
+                ("list", {"group_by": "word"}),
+                ("list", {"search": "lamp"}),
+            ):
+                said = loop.refused(400, "POST", f"{path}/{below}", body)
+                assert "12 documents, more than 10" in said, said
+                loop.post(f"{path}/{below}", {**body, "filters": few})
+    finally:
+        assert server.stop() == 0

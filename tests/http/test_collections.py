@@ -51,6 +51,7 @@ def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -
         "year": "integer",
         "city": "string",
         "text": "string",
+        "locator": "object",
     }
     assert made["input_schema"]["properties"] == PROPERTIES
     config = made["feature_extractor"]
@@ -59,8 +60,9 @@ def test_the_output_schema_is_known_at_once_and_stays(loop: Loop, bucket: str) -
     assert config["parameters"]["model"] == "multilingual-e5-large-instruct"
     assert [item["target_path"] for item in config["field_passthrough"]] == ["category", "year", "city"]
     assert (made["source"]["type"], made["source"]["bucket_ids"]) == ("bucket", [bucket])
-    (vector,) = made["vector_indexes"]
+    vector, words = made["vector_indexes"]
     assert vector["feature_uri"].startswith("mixpeek://text_extractor@v1/")
+    assert words["feature_uri"] == "mixpeek://text_extractor@v1/bm25"
     assert (made["document_count"], made["enabled"], made["metadata"]) == (0, True, {"team": "a"})
     loop.patch(f"/buckets/{bucket}", {"schema": {"properties": {**PROPERTIES, "page": {"type": "integer"}}}})
     assert loop.get("/collections/notes") == loop.get(f"/collections/{made['collection_id']}") == made
@@ -75,7 +77,7 @@ def test_either_spelling_of_the_version_is_the_namespaces(loop: Loop, bucket: st
         "as registered"
     )
     described = loop.get("/collections/notes/features")["features"]
-    assert [(item["primary"], item["version"]) for item in described] == [(True, version)]
+    assert [(item["primary"], item["version"]) for item in described] == [(True, version), (False, version)]
     index = described[0]["vector_index"]
     assert (index["type"], index["dimensions"]) == ("dense", 384)
 
@@ -172,6 +174,11 @@ def test_what_is_wrong_with_an_extractor_is_named(
         ),
         ({"source": {"collection_id": "x"}}, 404, "collection 'x' was not found"),
         ({"source": {"type": "collection"}}, 422, "source.collection_ids is required"),
+        (
+            {"source": {"type": "collection", "collection_ids": ["notes"], "bucket_id": "x"}},
+            422,
+            "source names buckets, but its type is collection",
+        ),
         (
             {"source": {"collection_ids": ["notes"]}},
             422,
@@ -315,3 +322,14 @@ def test_another_namespace_sees_nothing(loop: Loop, bucket: str, namespace: Call
             assert answer["error"]["details"] == {"resource": "collection", "id": identifier}
     said = other.refused(404, "POST", "/collections", body(bucket))
     assert bucket in said
+
+
+@pytest.mark.operation("GET", "/v1/collections/features/extractors", 200)
+@pytest.mark.operation("GET", "/v1/collections/features/extractors/{feature_extractor_id}", 200)
+def test_the_catalogue_describes_each_extractor_that_it_lists(loop: Loop) -> None:
+    listed = loop.get("/collections/features/extractors")
+    assert {item["feature_extractor_name"] for item in listed} >= {"passthrough_extractor", "text_extractor"}
+    for item in listed:
+        one = loop.get(f"/collections/features/extractors/{item['feature_extractor_id']}")
+        assert one == item
+    loop.get("/collections/features/extractors/no_such_extractor_v1", status=404)

@@ -158,7 +158,9 @@ def test_what_cannot_be_changed_is_named(loop: Loop) -> None:
         ({"vectors": {}, "internal_id": "x"}, "'internal_id' belongs to the system"),
         ({"a..b": 1}, "'a..b' is not a field"),
         ({"": 1}, "'' is not a field"),
-        ({"a": {}, "a.b": 1}, "'a.b' lies inside 'a'"),
+        ({"a": {}, "a.b.c": 1}, "'a.b.c' lies inside 'a'"),
+        ({".".join("a" * 40): [[[[[[[[[[]]]]]]]]]]}, "deeper than 48"),
+        ({f"f{n}": n for n in range(1001)}, "at most 1,000 fields, not 1,001"),
     ]
     for body, said in cases:
         for method in ("PATCH", "PUT"):

@@ -256,6 +256,25 @@ def test_search_looks_into_every_text_of_the_users(
     assert sorted(still_shop.rows(**body)) == expected
 
 
+def test_a_list_may_be_asked_for_in_the_query(still_shop: Shop) -> None:
+    loop, path = still_shop.loop, f"/collections/{still_shop.collection}/documents"
+
+    def rows(query: str, method: str = "GET", below: str = "", body: Any = None) -> list[int]:
+        found = loop.send(method, f"{path}{below}?{query}", body)["results"]
+        return [still_shop.object_ids.index(item["root_object_id"]) for item in found]
+
+    assert rows('filters={"category": "lamps"}&sort=year:desc') == [2, 0]
+    assert rows('search=brass&sort={"field": "year", "direction": "asc"}') == [0, 3]
+    assert rows("sort=year") == [1, 0, 2, 3]
+    assert rows("search=brass&sort=year", "POST", "/list", {"search": "steel"}) == [2], "the body wins"
+    for query in ("filters={", "sort=year:sideways", "sort={}", "filters=7"):
+        loop.refused(422, "GET", f"{path}?{query}")
+    first = loop.get(f"{path}?sort=year&limit=3")
+    cursor = first["pagination"]["next_cursor"]
+    assert rows(f"sort=year&limit=3&cursor={cursor}") == [3]
+    assert "another collection" in loop.refused(400, "GET", f"{path}?sort=year:desc&limit=3&cursor={cursor}")
+
+
 def test_groups_share_a_value_and_are_paged(still_shop: Shop) -> None:
     loop, path = still_shop.loop, f"/collections/{still_shop.collection}/documents/list"
 

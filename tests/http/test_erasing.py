@@ -182,6 +182,32 @@ def test_ready_documents_of_a_large_upsert_are_erased_among_their_neighbours(ser
         assert until_gone(server.data, word.encode()) == []
 
 
+def test_what_was_changed_by_hand_is_erased_too(server: Server) -> None:
+    """It lies in entries that bring payloads alone, small and large, and in the table of what users changed."""
+    with server.client() as client:
+        notes, small, large = Notes(client, "by_hand"), "viridian-otter-5e1b", "saffron-heron-c0de"
+        found = notes.documents()
+        document_id = found[notes.mine]["document_id"]
+        path = f"/collections/{notes.collection}/documents"
+        notes.loop.patch(f"{path}/{document_id}", {"remark": small})
+        notes.loop.patch(f"{path}/bulk", {"update_data": {"padding": "x" * 70_000}})
+        notes.loop.patch(f"{path}/{document_id}", {"remark": f"{large} {'y' * 300_000}"})
+        notes.loop.patch(f"{path}/{document_id}", {"remark": "harmless"})
+        assert any(".arrow" in name for name in holders(server.data, large.encode()))
+        task = server.wait_for_task(notes.erase(document_ids=[document_id])["task_id"], timeout_s=30)
+        assert task["status"] == "COMPLETED", task
+        for word in (small, large, "harmless"):
+            assert until_gone(server.data, word.encode()) == []
+        kept = notes.documents()
+        assert set(kept) == set(notes.others)
+        assert {len(item["padding"]) for item in kept.values()} == {70_000}, (
+            "neighbours keep what was changed"
+        )
+        notes.loop.run(notes.bucket, [notes.mine])
+        (again,) = [item for item in notes.documents().values() if item["root_object_id"] == notes.mine]
+        assert "remark" not in again
+
+
 @pytest.mark.parametrize("by_confirming", [True, False])
 def test_an_object_is_erased_with_the_upload_that_it_came_by(server: Server, by_confirming: bool) -> None:
     with server.client() as client:

@@ -75,6 +75,45 @@ def test_up_from_a_document_and_down_from_an_object(loop: Loop) -> None:
     assert loop.get(f"/objects/{idle}/documents")["documents"] == []
 
 
+def test_tiers_lead_down_and_up_again_and_what_was_set_by_hand_stays_in_each(loop: Loop) -> None:
+    bucket = loop.bucket()
+    sentences = {**TEXT, "parameters": {"split_by": "sentences", "chunk_size": 1}}
+    first = loop.collection(bucket, sentences)
+    words = {**TEXT, "parameters": {"split_by": "words", "chunk_size": 3}, "input_mappings": {"text": "text"}}
+    below = {"type": "collection", "collection_id": first}
+    second = loop.collection(bucket, words, source=below)
+    object_id = loop.note(bucket, "Red lamps. Blue chairs.")
+    assert loop.run(bucket, [object_id])["status"] == "COMPLETED"
+    upper = {item["text"]: item for item in loop.documents(first)}
+    lower = [item for item in loop.documents(second) if "lamps" in item["text"]]
+    parent = next(item for text, item in upper.items() if "lamps" in text)
+    one = lower[0]
+    traced = loop.get(f"/collections/{second}/documents/{one['document_id']}/lineage")
+    assert traced["depth"] == 2
+    assert traced["lineage"]["source_type"] == "collection"
+    assert traced["lineage"]["source_document_id"] == parent["document_id"]
+    steps = [(step["collection_id"], step["document_id"]) for step in traced["lineage"]["lineage_chain"]]
+    assert steps == [(first, parent["document_id"]), (second, one["document_id"])]
+    tree = loop.get(f"/objects/{object_id}/decomposition-tree")
+    (top,) = tree["children"]
+    (under,) = top["children"]
+    assert (tree["depth"], tree["total_collections"]) == (2, 2)
+    assert (top["collection_id"], top["document_count"], top["tier"]) == (first, 2, 0)
+    assert (under["collection_id"], under["document_count"], under["tier"]) == (second, 2, 1)
+    assert loop.get(f"/objects/{object_id}/documents")["total"] == 4
+
+    loop.patch(f"/collections/{first}/documents/{parent['document_id']}", {"mark": "upper"})
+    loop.patch(f"/documents/{one['document_id']}", {"mark": "lower"})
+    body = {"blobs": [{"property": "note", "type": "text", "data": "Red lamps. Green beds."}]}
+    loop.send("PUT", f"/buckets/{bucket}/objects/{object_id}", body)
+    assert loop.run(bucket, [object_id])["status"] == "COMPLETED"
+    marks = {item["text"]: item.get("mark") for item in [*loop.documents(first), *loop.documents(second)]}
+    assert len(marks) >= 2 and "Blue chairs." not in marks
+    assert loop.get(f"/documents/{parent['document_id']}")["mark"] == "upper"
+    assert loop.get(f"/documents/{one['document_id']}")["mark"] == "lower"
+    assert loop.get(f"/namespaces/{loop.namespace_id}")["document_count"] == 4
+
+
 def test_a_document_that_comes_from_nothing_says_so(loop: Loop) -> None:
     collection = loop.collection(loop.bucket())
     path = f"/collections/{collection}/documents"

@@ -42,6 +42,8 @@ def create(loop: Loop, bucket: str, body: Any, **named: Any) -> Any:
     return loop.post(f"/buckets/{bucket}/objects", body, **named)
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/objects", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/objects/{object_identifier}", 200)
 def test_an_object_is_answered_as_it_was_sent(loop: Loop, bucket: str) -> None:
     made = create(
         loop,
@@ -63,7 +65,8 @@ def test_an_object_is_answered_as_it_was_sent(loop: Loop, bucket: str) -> None:
     assert stored["details"]["mime_type"] == "text/plain"
     got = loop.get(f"/buckets/{bucket}/objects/{made['object_id']}")
     assert got["blobs"][0]["data"] == "Grüße"
-    assert {**got, "blobs": None} == {**made, "blobs": None}
+    assert got["document_count"] == 0
+    assert {**got, "blobs": None, "document_count": None} == {**made, "blobs": None}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +219,7 @@ def test_the_short_form_finds_the_only_property(loop: Loop, form: Any) -> None:
     assert "note, photo" in said
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/objects/batch", 200)
 def test_a_batch_succeeds_and_fails_object_by_object(loop: Loop, bucket: str) -> None:
     answer = loop.post(
         f"/buckets/{bucket}/objects/batch",
@@ -288,6 +292,8 @@ def test_a_repeated_batch_adds_only_what_is_missing(loop: Loop, bucket: str) -> 
     assert loop.get(f"/buckets/{bucket}")["object_count"] == 2
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/objects/list", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/objects", 200)
 def test_lists_filter_by_any_field_wherever_it_stands(loop: Loop, bucket: str) -> None:
     made = [
         create(loop, bucket, {"metadata": {"category": category}, "year": year})["object_id"]
@@ -325,6 +331,8 @@ def test_lists_filter_by_any_field_wherever_it_stands(loop: Loop, bucket: str) -
     )
 
 
+@pytest.mark.operation("PATCH", "/v1/buckets/{bucket_identifier}/objects/{object_identifier}", 200)
+@pytest.mark.operation("PUT", "/v1/buckets/{bucket_identifier}/objects/{object_identifier}", 200)
 def test_put_and_patch_change_fields_and_blobs(loop: Loop, bucket: str) -> None:
     made = create(loop, bucket, {"metadata": {"a": 1, "b": 2}, "year": 1999, "blobs": [blob("old")]})
     path = f"/buckets/{bucket}/objects/{made['object_id']}"
@@ -336,9 +344,10 @@ def test_put_and_patch_change_fields_and_blobs(loop: Loop, bucket: str) -> None:
     assert (put["metadata"], put["blobs"][0]["data"], put["colour"]) == ({"c": 4}, "new", "red")
     assert put["content_hash"] != patched["content_hash"]
     assert "whole number" in loop.refused(422, "PATCH", path, {"year": "x"})
-    assert loop.get(path) == put
+    assert {**loop.get(path), "document_count": None} == put
 
 
+@pytest.mark.operation("DELETE", "/v1/buckets/{bucket_identifier}/objects/{object_identifier}", 204)
 def test_delete_answers_204_and_nothing_else(loop: Loop, bucket: str) -> None:
     object_id = create(loop, bucket, {"year": 1})["object_id"]
     assert loop.delete(f"/buckets/{bucket}/objects/{object_id}", status=204) is None
@@ -352,6 +361,7 @@ def test_deleting_an_object_takes_its_documents_along(loop: Loop) -> None:
     keep, drop = loop.note(bucket, "keep"), loop.note(bucket, "drop")
     assert loop.run(bucket, [keep, drop])["status"] == "COMPLETED"
     assert len(loop.documents(collection)) == 2
+    assert loop.get(f"/buckets/{bucket}/objects/{drop}")["document_count"] == 1
     loop.delete(f"/buckets/{bucket}/objects/{drop}", status=204)
     assert [item["root_object_id"] for item in loop.documents(collection)] == [keep]
     assert loop.get(f"/collections/{collection}")["document_count"] == 1
@@ -463,3 +473,37 @@ def test_head_and_etags(file_url: str) -> None:
         assert httpx.get(file_url, headers={"Range": "bytes=0-1", "If-Range": given}).status_code == status
     part = httpx.head(file_url, headers={"Range": "bytes=0-1"})
     assert (part.status_code, part.headers["content-length"]) == (206, "2")
+
+
+# --- aggregate ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/objects/aggregate", 200)
+def test_objects_in_groups(loop: Loop, bucket: str) -> None:
+    for year, tags, size in ((2024, ["a", "b"], 3), (2024, ["b"], 5), (2025, [], 7)):
+        body = {"year": year, "tags": tags, "metadata": {"size": size}, "blobs": [blob("x" * size)]}
+        create(loop, bucket, body)
+
+    def grouped(by: Any, *figures: Any, **more: Any) -> list[Any]:
+        body = {"group_by": [{"field": by, "alias": "key"}], "aggregations": list(figures), **more}
+        answer = loop.post(f"/buckets/{bucket}/objects/aggregate", body)
+        assert answer["total_groups"] == len(answer["results"])
+        return [(item["group"]["key"], *item["metrics"].values()) for item in answer["results"]]
+
+    count = {"function": "count", "alias": "n"}
+    total = {"function": "sum", "field": "size", "alias": "total"}
+    assert grouped("metadata.year", count, total) == [(2024, 2, 8), (2025, 1, 7)], (
+        "at the root or in metadata"
+    )
+    assert grouped("tags", count, unwind="tags") == [("a", 1), ("b", 2), ([], 1)]
+    assert grouped("status", count, filters={"year": 2024}) == [("DRAFT", 2)]
+    assert grouped("year", count, having=[{"field": "n", "operator": "gte", "value": 2}]) == [(2024, 2)]
+    size = {"function": "max", "field": "blobs.details.size_bytes", "alias": "largest"}
+    assert grouped("blobs.type", size, unwind="blobs") == [("text", 7)]
+    path = f"/buckets/{bucket}/objects/aggregate"
+    assert "aggregations" in loop.refused(422, "POST", path, {"group_by": [{"field": "year"}]})
+    assert "needs field" in loop.refused(
+        422, "POST", path, {"aggregations": [{"function": "sum", "alias": "s"}]}
+    )
+    answer = loop.post(path, {"aggregations": [count]})
+    assert answer["query_info"] == {"bucket_id": bucket, "objects": 3}

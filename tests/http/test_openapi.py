@@ -157,6 +157,11 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     send("patch", "/v1/retrievers/{retriever_id}")
     assert len(send("post", "/v1/retrievers/{retriever_id}/execute")["documents"]) == 1
     assert len(send("post", "/v1/retrievers/execute")["documents"]) == 1
+    retriever = "/v1/retrievers/{retriever_id}"
+    assert send("post", f"{retriever}/execute/explain")["total_estimated_stages"] == 1
+    send("post", f"{retriever}/explain")
+    send("post", f"{retriever}/clone", status=201)
+    assert len(send("post", f"{retriever}/executions/list")["results"]) == 1
 
     send("post", f"{collection}/documents")
     send(
@@ -179,6 +184,11 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     known["secret_name"] = secret
     send("put", "/v1/organizations/secrets/{secret_name}")
     client.delete(f"/v1/organizations/secrets/{secret}")
+    hook = "/v1/organizations/webhooks"
+    known["webhook_identifier"] = send("post", hook, status=201)["webhook_id"]
+    send("put", f"{hook}/{{webhook_identifier}}")
+    assert send("post", f"{hook}/list")["total"] == 1
+    client.delete(f"{hook}/{known['webhook_identifier']}")
     send("patch", "/v1/organizations/audit/settings")
     client.patch("/v1/organizations/audit/settings", json={"read_auditing_enabled": False})
     assert asked > 33

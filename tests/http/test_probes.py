@@ -29,6 +29,11 @@ from tests.http.processes import Server
 OPERATOR = "operator-secret-of-the-probes-0123456789"
 CANARY = "canary7f3a"
 USERS = "/v1/organizations/users"
+HOOK = {
+    "webhook_name": f"{CANARY}-hook",
+    "event_types": ["collection.updated"],
+    "channels": [{"channel": "webhook", "configs": {"url": "http://nowhere.invalid/"}}],
+}
 UPLOAD = {"filename": "note.txt", "content_type": "text/plain"}
 
 
@@ -77,6 +82,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
             "stages": [{"stage_name": "limit", "parameters": {"limit": 3}}],
         },
     )
+    execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
     return {
         "namespace_id": namespace["namespace_id"],
         "namespace_name": name,
@@ -92,6 +98,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "document_id": documents[0]["document_id"],
         "retriever_id": retriever["retriever_id"],
         "retriever_name": f"{word}-retriever",
+        "execution_id": execution["execution_id"],
     }
 
 
@@ -104,6 +111,14 @@ def build(server: Server, asked: list[tuple[str, str]]) -> World:
         admin.post(
             "/v1/organizations/secrets", json={"secret_name": f"{CANARY}-secret", "secret_value": CANARY}
         ).raise_for_status()
+        hook = admin.post("/v1/organizations/webhooks", json=HOOK).raise_for_status().json()
+        # Told of one thing, so that there is something in its log.
+        admin.patch(
+            f"/v1/collections/{ours['collection_id']}",
+            json={"metadata": {"word": CANARY, "told": True}},
+            headers={"X-Namespace": ours["namespace_id"]},
+        ).raise_for_status()
+        told = admin.get(f"/v1/organizations/webhooks/{hook['webhook_id']}/deliveries").json()
         event = admin.get("/v1/organizations/audit/logs").json()["results"][0]["audit_id"]
         organization = admin.get("/v1/organizations").json()["organization_id"]
 
@@ -138,6 +153,9 @@ def build(server: Server, asked: list[tuple[str, str]]) -> World:
         "key_name": f"{CANARY}-key",
         "key_id": made["key_id"],
         "secret_name": f"{CANARY}-secret",
+        "webhook_id": hook["webhook_id"],
+        "webhook_name": hook["webhook_name"],
+        "delivery_id": told["results"][0]["delivery_id"],
         "audit_id": event,
         "organization_id": organization,
     }.items():
@@ -198,10 +216,13 @@ PARAMETERS = {
     "task_id": ("task_id",),
     "document_id": ("document_id",),
     "retriever_id": ("retriever_id", "retriever_name"),
+    "execution_id": ("execution_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
     "secret_name": ("secret_name",),
+    "webhook_identifier": ("webhook_id", "webhook_name"),
+    "delivery_id": ("delivery_id",),
     "audit_id": ("audit_id",),
     "organization_identifier": ("organization_id", "organization_name"),
 }
@@ -238,6 +259,8 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         },
         ("POST", "/v1/organizations/users"): {"email": value["user_email"], "user_name": ""},
         ("POST", "/v1/organizations/secrets"): {"secret_name": "", "secret_value": "x"},
+        ("POST", "/v1/organizations/webhooks"): {"webhook_name": ""},
+        ("PUT", "/v1/organizations/webhooks/{webhook_identifier}"): {**HOOK, "webhook_name": "probe"},
     }
     if (method, template) in bodies:
         return bodies[method, template]
@@ -251,15 +274,32 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         if "uploads" in template:
             confirmations = [{"upload_id": value["upload_id"]}]
             return {"confirmations": confirmations} if "confirm" in template else {"uploads": [UPLOAD]}
+        if "documents" in template and method == "POST":
+            return {"updates": [{"document_id": value["document_id"], "update_data": {"note": "probe"}}]}
         if "documents" in template:
             return {"document_ids": [value["document_id"]]}
         return {"objects": [{"blobs": [{"property": "note", "type": "text", "data": "probe"}]}]}
+    if last == "bulk":
+        return {"update_data": {"note": "probe"}}
+    if last == "aggregate":
+        return {"aggregations": [{"function": "count", "alias": "n"}], "group_by": [{"field": "note"}]}
     if last == "api-keys":
         return {"name": "probe"}
     if last in ("documents", "upsert"):
         document = {"document_id": value["document_id"]}
         return document if last == "documents" else {**value, "documents": [document]}
-    if last in ("list", "execute", "submit", "cancel", "retry", "trigger", "rotate", "confirm"):
+    if last in (
+        "list",
+        "execute",
+        "submit",
+        "cancel",
+        "retry",
+        "trigger",
+        "rotate",
+        "confirm",
+        "redeliver",
+        "explain",
+    ):
         return {}
     if "secret_name" in template:
         return {"secret_value": "x"}

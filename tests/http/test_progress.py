@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,7 @@ import pytest
 
 from tests.gated import GATED, install
 from tests.http.loop import PASSTHROUGH, Loop
-from tests.http.processes import Server
+from tests.http.processes import ROOT, Server
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -125,25 +129,26 @@ def test_a_finished_task_is_told_once_and_a_browser_is_sent_home(waiting: Waitin
 
 def test_watchers_that_leave_are_forgotten(gated_server: Server, waiting: Waiting) -> None:
     """A stream ends when its client is gone, not when its task ends: its line in the log is written then."""
-    before = gated_server.log.count("/v1/tasks/{task_id}")
-    sockets = [watch(gated_server, waiting.task_id) for _ in range(40)]
-    assert gated_server.log.count("/v1/tasks/{task_id}") == before, "all forty are open"
+    ids = [f"watcher-{time.monotonic_ns()}-{number}" for number in range(40)]
+    sockets = [watch(gated_server, waiting.task_id, request_id) for request_id in ids]
+    assert not [request_id for request_id in ids if request_id in gated_server.log], "all forty are open"
     with stream(waiting.loop.client, waiting.task_id) as answer:
         for one in sockets:
             one.close()
         deadline = time.monotonic() + 30
-        while gated_server.log.count("/v1/tasks/{task_id}") < before + 40:
+        while [request_id for request_id in ids if request_id not in gated_server.log]:
             assert time.monotonic() < deadline, "streams outlive their clients"
             time.sleep(0.05)
         waiting.go_on()
         assert [name for name, _ in events(answer)][-1] == "task", "the one that stayed sees the end"
 
 
-def watch(server: Server, task_id: str) -> socket.socket:
+def watch(server: Server, task_id: str, request_id: str) -> socket.socket:
     """Open a stream and read its first event."""
     connection = socket.create_connection(("127.0.0.1", httpx.URL(server.url).port or 0), timeout=30)
     head = f"GET /v1/tasks/{task_id} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.api_key}\r\n"
-    connection.sendall(f"{head}Accept: text/event-stream\r\n\r\n".encode())
+    head += f"X-Request-ID: {request_id}\r\nAccept: text/event-stream\r\n\r\n"
+    connection.sendall(head.encode())
     received = b""
     while b"event: progress" not in received:
         piece = connection.recv(65536)
@@ -177,17 +182,57 @@ def test_a_deleted_task_ends_its_stream(waiting: Waiting) -> None:
     waiting.loop.wait = lambda *_: None  # type: ignore[method-assign]  # nothing is left to wait for
 
 
-def test_an_ending_server_does_not_wait_for_watchers(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def watching(server: Server, task_id: str) -> Iterator[subprocess.Popen[str]]:
+    """Run ``tessera watch`` and wait until it has shown something."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tessera", "watch", task_id, "--data", str(server.data)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stderr is not None
+        assert "%" in process.stderr.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_ends_watching_and_not_the_task(gated_server: Server, waiting: Waiting) -> None:
+    with watching(gated_server, waiting.task_id) as process:
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, "")
+        assert f"tessera watch {waiting.task_id}" in said and "Traceback" not in said
+    task = waiting.loop.get(f"/tasks/{waiting.task_id}")
+    assert task["status"] == "IN_PROGRESS", "it goes on"
+    with watching(gated_server, waiting.task_id) as process:
+        waiting.go_on()
+        out, said = process.communicate(timeout=60)
+        assert process.returncode == 5, "some rows failed"
+        assert out == f"{waiting.task_id} COMPLETED_WITH_ERRORS: 4 of 4 done, 1 failed\n"
+        assert "The text says x" in said
+
+
+def test_an_ending_server_waits_for_no_watcher_and_they_outlive_it(tmp_path: Path) -> None:
+    """A stream ends with its server; the next one on the same address goes on with the batch, a watcher with it."""
     server = Server.start(tmp_path / "data", environment=install(tmp_path / "site"))
     try:
         with server.client() as client:
             waiting = Waiting(client, tmp_path)
-            with stream(client, waiting.task_id) as answer:
-                told = events(answer)
-                next(told)
-                server.process.terminate()
-                assert "task" not in [name for name, _ in told]
-        assert server.process.wait(60) == 0
-        assert "graceful shutdown exceeded" not in server.log
+            with watching(server, waiting.task_id) as process:
+                with stream(client, waiting.task_id) as answer:
+                    told = events(answer)
+                    next(told)
+                    server.restart()
+                    assert "task" not in [name for name, _ in told]
+                assert "graceful shutdown exceeded" not in server.log
+                waiting.go_on()
+                out, _ = process.communicate(timeout=120)
+                assert process.returncode == 5 and "4 of 4 done" in out
     finally:
         server.kill(group=True)

@@ -191,7 +191,10 @@ def test_metadata_changes_and_stages_do_not(place: Place) -> None:
     made = place.post("/retrievers", {**body, "collection_ids": [place.texts]})
     assert made["input_schema"]["q"]["type"] == "text"
     assert "one" in place.refused(409, "POST", "/retrievers", body)
-    changed = place.patch("/retrievers/one", {"description": "d", "tags": ["t"], "stages": []})
+    assert "clone" in place.refused(400, "PATCH", "/retrievers/one", {"tags": ["t"], "stages": []})
+    # Whoever sends back what was read changes nothing of it.
+    same = {**made, "description": "d", "tags": ["t"]}
+    changed = place.patch("/retrievers/one", same)
     assert (changed["description"], changed["tags"], changed["stages"]) == ("d", ["t"], made["stages"])
     listed = place.post("/retrievers/list", {"search": "ON"})
     assert [item["retriever_id"] for item in listed["results"]] == [made["retriever_id"]]

@@ -35,6 +35,8 @@ def test_tasks_need_no_namespace(loop: Loop) -> None:
     assert absent["error"]["details"] == {"resource": "task", "id": "tsk_absent"}
 
 
+@pytest.mark.operation("POST", "/v1/tasks/list", 200)
+@pytest.mark.operation("GET", "/v1/tasks", 200)
 def test_lists_filter_and_page(loop: Loop) -> None:
     first, second = processed(loop), processed(loop)
 
@@ -56,6 +58,7 @@ def test_lists_filter_and_page(loop: Loop) -> None:
     assert "status" in loop.refused(422, "POST", "/tasks/list", {"status": "DONE"})
 
 
+@pytest.mark.operation("DELETE", "/v1/tasks/{task_id}", 200)
 def test_a_finished_task_can_be_deleted(loop: Loop) -> None:
     task_id = processed(loop)
     assert loop.delete(f"/tasks/{task_id}")["success"] is True

@@ -222,5 +222,13 @@ def test_processed_at_once(loop: Loop) -> None:
     done = loop.post(f"/buckets/{bucket}/objects/batch?auto_process=true", items)
     assert done["succeeded_count"] == 2
     assert loop.wait(done["task_id"])["status"] == "COMPLETED"
+    key = {"Idempotency-Key": "twice"}
+    path = f"/buckets/{bucket}/objects/batch?auto_process=true"
+    first = loop.post(f"{path}&policy=insert", {"objects": [{"sku": "e"}, {"sku": "b"}]}, headers=key)
+    loop.delete(f"/buckets/{bucket}/objects/{done['succeeded'][0]['object_id']}", status=204)
+    again = loop.post(f"{path}&policy=insert", {"objects": [{"sku": "e"}, {"sku": "b"}]}, headers=key)
+    assert (first["failed_count"], again["failed_count"]) == (1, 0)
+    assert again["batch_id"] != first["batch_id"], "more of its objects came to be"
+    assert loop.wait(again["task_id"])["status"] == "COMPLETED"
     assert loop.get(f"/buckets/{bucket}/batches/{done['batch_id']}")["documents_written"] == 2
-    assert {item["note"] for item in loop.documents(collection)} == {"b", "c", "d"}
+    assert {item.get("note") for item in loop.documents(collection)} == {"b", "d", None}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import tarfile
+import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -46,8 +49,23 @@ def check(server: Server) -> None:
         done = client.post("/v1/retrievers/first/execute", json={"inputs": {}}).raise_for_status().json()
         assert [item["document_id"] for item in done["documents"]] == [listed["results"][0]["document_id"]]
         assert client.post("/v1/buckets", json={"bucket_name": "more"}).status_code == 403, "it may only read"
+        assert [hit["text"] for hit in found_by_words(client)] == [TEXT]
     with server.client() as client:
         assert client.get("/v1/namespaces/harbour").json()["document_count"] == 1
+
+
+def found_by_words(client: httpx.Client) -> list[Any]:
+    """Search the keyword index, which no view of those releases has: until one is made anew it says so."""
+    search = {"query": TEXT.split()[-1], "lexical": True}
+    stages = [{"stage_id": "feature_search", "parameters": {"searches": [search]}}]
+    deadline = time.monotonic() + 60
+    while True:
+        answer = client.post("/v1/retrievers/execute", json={"stages": stages, "inputs": {}})
+        if answer.status_code != 503:
+            return list(answer.raise_for_status().json()["documents"])
+        assert "keyword index" in answer.text
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_there_is_a_directory_of_every_release() -> None:

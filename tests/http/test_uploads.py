@@ -75,6 +75,9 @@ def parts(server: Server) -> list[Path]:
 # --- the whole way ------------------------------------------------------------------------------------
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/uploads", 200)
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/uploads/{upload_id}/confirm", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/uploads/{upload_id}", 200)
 def test_from_the_url_to_the_document(server: Server, loop: Loop, bucket: str) -> None:
     collection = loop.collection(bucket, TEXT | {"input_mappings": {"text": "note"}})
     made = create(
@@ -368,6 +371,8 @@ def test_the_object_is_checked_before_anything_is_sent(loop: Loop) -> None:
 # --- lists, batches, delete ---------------------------------------------------------------------------
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/uploads/list", 200)
+@pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/uploads", 200)
 def test_list(loop: Loop, bucket: str) -> None:
     path = f"/buckets/{bucket}/uploads"
     made = [create(loop, bucket, filename=f"{n}.txt", metadata={"n": n, "word": f"w{n}"}) for n in range(5)]
@@ -401,6 +406,9 @@ def test_list(loop: Loop, bucket: str) -> None:
     loop.refused(422, "POST", f"{path}/list?limit=0")
 
 
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/uploads/batch", 200)
+@pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/uploads/confirm/batch", 200)
+@pytest.mark.operation("PUT", "/v1/uploads/{upload_id}", 200)
 def test_batches(loop: Loop, bucket: str) -> None:
     body = {
         "uploads": [request(filename=f"{n}.txt", object_metadata={"n": n}) for n in range(3)],
@@ -425,7 +433,7 @@ def test_batches(loop: Loop, bucket: str) -> None:
     assert [item["index"] for item in failed] == [2, 3, 4]
     assert "Nothing has been uploaded" in failed[0]["error"]
     assert loop.get(f"/tasks/{done['task_id']}") == done["task"]
-    put(answer["uploads"][2], b"text 2")
+    loop.client.put(answer["uploads"][2]["presigned_url"], content=b"text 2").raise_for_status()
     again = loop.post(path, {"confirmations": confirmations})
     assert again["status"] == "COMPLETED"
     assert loop.get(f"/buckets/{bucket}")["object_count"] == 3
@@ -434,6 +442,7 @@ def test_batches(loop: Loop, bucket: str) -> None:
     loop.refused(422, "POST", path, {"confirmations": [{}] * 101})
 
 
+@pytest.mark.operation("DELETE", "/v1/buckets/{bucket_identifier}/uploads/{upload_id}", 204)
 def test_delete(server: Server, loop: Loop, bucket: str) -> None:
     made, done = create(loop, bucket), create(loop, bucket, skip_duplicates=False)
     put(made)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tessera import sample_pages
 from tests.http.processes import Server
 from tests.media import BLUE, GREEN, RED, picture, video
 
@@ -57,10 +58,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a video of three colours, two seconds each (``clip.mp4``), and ``red.png``."""
+    """A folder: a video of three colours, two seconds each (``clip.mp4``), ``red.png``, and ``note.pdf``."""
     folder = tmp_path_factory.mktemp("media")
     (folder / "red.png").write_bytes(picture(RED))
     (folder / "clip.mp4").write_bytes(video([(2, RED), (2, GREEN), (2, BLUE)]))
+    note = sample_pages.Sheet(300, 200)
+    note.text(30, 40, "The spare valve is number XK-4471-B.", 10)
+    note.text(30, 90, "The pump is oiled on the first of every month.", 10)
+    (folder / "note.pdf").write_bytes(sample_pages.pdf([note]))
     return folder
 
 

@@ -49,6 +49,7 @@ PAGE_REQUEST: dict[str, Any] = {
 }
 
 TEXT_URI = "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"
+WORDS_URI = "mixpeek://text_extractor@v1/bm25"
 HEADPHONES = "Lightweight wireless headphones with active noise cancellation."
 LAMP = "A brass desk lamp with a green glass shade."
 QUESTION = "wireless headphones with noise cancelling"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import mixpeek
@@ -69,8 +70,14 @@ class Shop:
         return {d.additional_properties["price"]: d.document_id for d in self.list().results}
 
 
+@functools.cache
+def still_shop() -> Shop:
+    """A shop in which nothing is changed."""
+    return Shop()
+
+
 def scenario_documents_are_listed() -> None:
-    shop = Shop()
+    shop = still_shop()
     assert shop.prices(filters={"metadata.shop": "ROME"}) == [5, 10]
     assert shop.prices(filters={"shop": "rome"}) == [5, 10]
     assert shop.prices(search="chair") == [5]
@@ -147,7 +154,7 @@ def scenario_documents_are_changed() -> None:
 
 
 def scenario_documents_are_aggregated() -> None:
-    shop = Shop()
+    shop = still_shop()
     request = m.DocumentAggregationRequest.from_dict(
         {
             "group_by": [{"field": "metadata.shop", "alias": "shop"}],
@@ -167,7 +174,7 @@ def scenario_documents_are_aggregated() -> None:
 
 
 def scenario_lineage() -> None:
-    shop = Shop()
+    shop = still_shop()
     lineage = api(mixpeek.DocumentLineageApi, namespace=shop.namespace_id)
     (document,) = [d for d in shop.list().results if d.additional_properties["price"] == 7]
     traced = lineage.get_document_lineage(shop.collection_id, document.document_id)

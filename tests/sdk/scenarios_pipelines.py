@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from typing import Any
 
 import mixpeek
@@ -142,6 +143,24 @@ def scenario_clone_schema_and_changes() -> None:
     )
     features = collections.describe_collection_features(first.collection_id)
     assert features.features[0].feature_extractor_name == "text_extractor"
+
+
+def scenario_exports() -> None:
+    namespace, _, (first, _, _), _ = pipeline()
+    collections = api(mixpeek.CollectionsApi, namespace=namespace)
+    started = collections.trigger_collection(first.collection_id)
+    assert finished(started.task_id).status == "COMPLETED"
+    request = m.CollectionExportRequest(format="json", include_vectors=True, select_fields=["text"])
+    answer = collections.export_collection(first.collection_id, collection_export_request=request)
+    assert type(answer) is m.CollectionExportResponse, answer
+    with urllib.request.urlopen(answer.download_url) as file:
+        lines = file.read().splitlines()
+    assert answer.document_count == len(lines) >= 2
+    assert all(json.loads(line)["text"] for line in lines)
+    with urllib.request.urlopen(answer.vectors_download_url) as file:
+        assert len(json.loads(file.readline())["text_extractor_v1_embedding"]) == 384
+    whole = collections.export_collection(first.collection_id)
+    assert (whole.format, whole.document_count) == ("parquet", len(lines))
 
 
 def scenario_batches_with_the_wrapper() -> None:

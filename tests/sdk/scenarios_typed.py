@@ -18,6 +18,7 @@ from scenarios_common import (
     QUESTION,
     TEXT_URI,
     URL,
+    WORDS_URI,
     data_uri,
     media_base64,
     unique,
@@ -111,8 +112,9 @@ def scenario_catalogue() -> None:
             assert one.input_schema
             assert one.parameter_schema is not None
     text = extractors.get_feature_extractor_by("text_extractor_v1")
-    (vector,) = text.required_vector_indexes
+    vector, words = text.required_vector_indexes
     assert vector.feature_uri == TEXT_URI, vector.feature_uri
+    assert words.index.actual_instance.type == "sparse"
     index = vector.index.actual_instance
     assert (index.type, index.name) == ("dense", "text_extractor_v1_embedding")
     assert index.dimensions >= 1
@@ -1020,7 +1022,7 @@ def scenario_every_other_operation() -> None:
     features = answered(
         m.DescribeCollectionFeaturesResponse, collections.describe_collection_features, collection_id
     ).features
-    assert [feature.feature_address for feature in features] == [TEXT_URI]
+    assert [feature.feature_address for feature in features] == [TEXT_URI, WORDS_URI]
     triggered = answered(m.TriggerCollectionResponse, collections.trigger_collection, collection_id)
     assert finished(triggered.task_id).status == "COMPLETED"
 

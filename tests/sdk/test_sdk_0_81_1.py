@@ -11,8 +11,12 @@ SCENARIOS = (
     "scenarios_typed.py",
     "scenarios_documents.py",
     "scenarios_organizations.py",
+    "scenarios_objects.py",
     "scenarios_failures.py",
     "scenarios_pipelines.py",
+    "scenarios_search.py",
+    "scenarios_webhooks.py",
+    "scenarios_retrievers.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",
 )

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,7 @@ def test_a_namespace_that_is_purged_while_its_view_is_built_leaves_nothing(
 
 SERVER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tests.unit.test_builds import *
 
@@ -530,3 +532,29 @@ def test_a_hundred_thousand_documents_are_rebuilt_in_five_minutes(tmp_path: Path
     finally:
         place.stop()
         place.db.close()
+
+
+def test_a_namespace_from_before_there_were_keyword_indexes_gets_its_own(place: Place) -> None:
+    """The view of an earlier release answers all that it could; one with the index is built from the log beside."""
+    place.write(*(with_text(number, f"lamp number {number}") for number in range(50)))
+    place.views.apply(NAMESPACE)
+    place.stop()
+    with place.db.write() as connection:  # what the migration does
+        connection.execute(sa.update(namespaces).values(sparse_vectors=[{"name": "w", "fields": ["text"]}]))
+    place.start()
+    assert place.views.count(NAMESPACE) == 50
+    assert place.views.wait_for_build(NAMESPACE, 60)
+    place.views.apply(NAMESPACE, place.write(with_text(7, "a chair")))
+    search = Search("w", None, 10, text="7 chair")
+    (hits,) = place.views.search(NAMESPACE, [search])
+    assert [hit.document_id for hit in hits] == [document(7).document_id]
+    assert place.row().view_id == f"{NAMESPACE}-2"
+    assert_equals_log(place)
+    place.stop()
+    place.start()
+    assert place.views.search(NAMESPACE, [search])[0][0].score == hits[0].score
+
+
+def with_text(number: int, text: str) -> Document:
+    made = document(number)
+    return replace(made, payload={**made.payload, "text": text})

@@ -11,6 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,11 @@ def document(number: int, value: object = 0) -> Document:
     return Document(f"doc_{number}", payload, {"v": np.asarray([number, 1, 0, 0], np.float32)})
 
 
-def edit(wh: Warehouse, *documents: Document, deletes: tuple[str, ...] = ()) -> int:
+def edit(wh: Warehouse, *documents: Document, deletes: tuple[str, ...] = (), payloads: bool = False) -> int:
     with wh.db.write() as connection:
-        return log.append_edit(connection, NAMESPACE, upserts=documents, deletes=deletes)
+        return log.append_edit(
+            connection, NAMESPACE, upserts=documents, deletes=deletes, keeps_vectors=payloads
+        )
 
 
 def bring(wh: Warehouse, name: str, documents: list[Document], deletes: tuple[str, ...] = ()) -> int:
@@ -113,6 +116,9 @@ def fill(wh: Warehouse) -> None:
     bring(wh, "btch_a-1", [document(n) for n in range(50)])
     for number in range(40):
         edit(wh, document(number % 30, number), deletes=(f"doc_{49 - number % 10}",))
+    # Payloads alone: of one that is there, one that comes again later, one that was deleted, one that never was.
+    late = [document(n, "by hand") for n in (7, 46, 44, 99)]
+    edit(wh, *(replace(d, vectors={}) for d in late), payloads=True)
     bring(wh, "btch_b-1", [document(n, "again") for n in range(45, 60)], deletes=("doc_0", "doc_45"))
 
 
@@ -297,20 +303,20 @@ def test_what_is_due(wh: Warehouse) -> None:
         with wh.db.read() as connection:
             return compaction.due(connection, minimum, 10)
 
-    fill(wh)  # 50 + 80 + 17 changes, 54 documents left
+    fill(wh)  # 50 + 80 + 17 + 4 changes, 54 documents left
     make_durable(wh)
     with wh.db.write() as connection:
         connection.execute(sa.update(namespaces).values(document_count=54))
-    assert row(wh).logged_changes == 147
-    assert due(38) == [NAMESPACE] and due(39) == []
-    assert compaction.compact(wh, NAMESPACE, 38)
+    assert row(wh).logged_changes == 151
+    assert due(42) == [NAMESPACE] and due(43) == []
+    assert compaction.compact(wh, NAMESPACE, 42)
     assert row(wh).logged_changes == 54
-    assert due(38) == [], "artifacts lie until their grace is over"
+    assert due(42) == [], "artifacts lie until their grace is over"
     with wh.db.write() as connection:
         connection.execute(sa.update(namespaces).values(folded_at="2026-01-01T00:00:00.000000Z"))
-    assert due(38) == [NAMESPACE]
-    assert not compaction.compact(wh, NAMESPACE, 38)
-    assert due(38) == []
+    assert due(42) == [NAMESPACE]
+    assert not compaction.compact(wh, NAMESPACE, 42)
+    assert due(42) == []
     assert len(list(wh.blobs.path(f"{NAMESPACE}/artifacts").iterdir())) == 1
 
 
@@ -342,16 +348,51 @@ def test_memory_follows_documents_not_history() -> None:
     assert peak < 2 * 2**20, f"{peak / 2**20:.1f} MiB for {documents} documents"
 
 
+def test_payloads_that_came_alone_stay_where_they_lie(tmp_path: Path) -> None:
+    """Every document of a namespace was changed by hand: all payloads were held in memory until the first entry."""
+    number, filler = 2000, "x" * 4000
+    whole, alone = tmp_path / "whole.arrow", tmp_path / "alone.arrow"
+    artifact.write(whole, [document(n) for n in range(number)], {"v": 4})
+    for part in range(5):
+        late = [
+            Document(f"doc_{n}", {"document_id": f"doc_{n}", "n": part, "filler": filler})
+            for n in range(number)
+        ]
+        artifact.write(alone.with_suffix(f".{part}"), late[::-1], {})
+    del late
+    entries = [
+        Entry(seq, "artifact", artifact_path=str(alone.with_suffix(f".{seq - 2}")), keeps_vectors=True)
+        for seq in range(6, 1, -1)
+    ]
+    entries.append(Entry(1, "artifact", artifact_path=str(whole)))
+    tracemalloc.start()
+    seen = 0
+    for survivor in log.survivors(entries, set()):
+        seen += 1
+        assert survivor.payload["n"] == 4 and survivor.vectors["v"][0] == int(survivor.document_id[4:])
+        if seen == 1:
+            held, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    assert seen == number
+    assert held < number * len(filler) / 2, f"{held / 2**20:.1f} MiB"
+
+
 _ids = st.integers(0, 6).map(lambda n: f"doc_{n}")
 _documents = st.lists(
-    st.tuples(_ids, st.integers(0, 99)).map(lambda d: Document(d[0], {"n": d[1]})), max_size=4
+    st.tuples(_ids, st.integers(0, 99)).map(
+        lambda d: Document(d[0], {"n": d[1]}, {"v": np.asarray([d[1]], np.float32)})
+    ),
+    max_size=4,
 ).map(tuple)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.tuples(_documents, st.lists(_ids, max_size=3).map(tuple), _documents, st.booleans()), max_size=8
+        st.tuples(
+            _documents, st.lists(_ids, max_size=3).map(tuple), _documents, st.booleans(), st.booleans()
+        ),
+        max_size=8,
     ),
     st.integers(0, 8),
 )
@@ -360,14 +401,14 @@ def test_fold_says_what_applying_in_order_says(
 ) -> None:
     """Against the plainest reading of the rules, entry by entry; and folded in two parts."""
     folder = tmp_path_factory.getbasetemp() / "fold"
-    expected: dict[str, int] = {}
+    expected: dict[str, tuple[int, int]] = {}
     indexes: tuple[PayloadIndex, ...] = ()
     entries = []
-    for seq, (upserts, deletes, brought, sets_indexes) in enumerate(steps, 1):
+    for seq, (upserts, deletes, brought, sets_indexes, payloads_alone) in enumerate(steps, 1):
         path = None
         if brought:
             path = folder / f"{seq}.arrow"
-            artifact.write(path, brought, {})
+            artifact.write(path, brought, {"v": 1})
         entries.append(
             Entry(
                 seq,
@@ -376,15 +417,21 @@ def test_fold_says_what_applying_in_order_says(
                 deletes=deletes,
                 artifact_path=str(path) if path else None,
                 indexes=(INDEX,) * seq if sets_indexes else None,
+                keeps_vectors=payloads_alone,
             )
         )
         for document_id in deletes:
             expected.pop(document_id, None)
         for item in (*upserts, *brought):
-            expected[item.document_id] = item.payload["n"]
+            number = item.payload["n"]
+            if not payloads_alone:
+                expected[item.document_id] = number, number
+            elif item.document_id in expected:
+                expected[item.document_id] = number, expected[item.document_id][1]
         indexes = (INDEX,) * seq if sets_indexes else indexes
     for state in (log.fold(entries), log.fold(entries[cut:], log.fold(entries[:cut]))):
-        assert {key: d.payload["n"] for key, d in state.documents.items()} == expected
+        held = {key: (d.payload["n"], int(d.vectors["v"][0])) for key, d in state.documents.items()}
+        assert held == expected
         assert state.indexes == indexes and state.seq == len(entries)
 
 
@@ -429,9 +476,9 @@ def test_a_second_server_does_not_take_a_log_that_the_first_has_folded_for_damag
         for number in range(10):
             edit(one, document(number, "new"))
         one.views.apply(NAMESPACE)
-        one.views._flush_dirty(5)
+        one.views._flush_dirty()
         other.views._dirty.add(NAMESPACE)
-        other.views._flush_dirty(5)
+        other.views._flush_dirty()
         make_durable(one)
         assert compaction.fold(one, NAMESPACE)
         other.views.apply(NAMESPACE, edit(other, document(20)))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydantic
 import pytest
+from PIL import Image
 
 from tessera import media, sample_media
 from tessera.extractors import text as text_module
 from tessera.extractors import video as video_module
-from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
+from tessera.extractors.base import BadSample, Extractor, Feature, Input, Locator, Sample
 from tessera.extractors.text import TextParams, split
-from tessera.extractors.video import VideoParams, cut
+from tessera.extractors.video import VideoParams
+from tessera.media import spans
+from tessera.media.spans import Span
 from tessera.registry import Registry
+from tests.media import photograph
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +121,57 @@ def test_text_pieces_carry_their_place(registry: Registry) -> None:
         assert fields["text"] == PROSE[fields["start_char"] : fields["end_char"]]
         assert fields["chunk_index"] == number
         assert feature.position == (fields["start_char"],)
+        assert feature.locator == Locator.in_text(fields["start_char"], fields["end_char"])
 
 
-def test_a_whole_text_has_no_place(registry: Registry, tmp_path: Path) -> None:
+CAPTIONS = """1
+00:00:01,000 --> 00:00:04,000
+The kettle is on.
+
+2
+00:00:20,000 --> 00:01:20,000
+This one is <i>long</i>.
+
+3
+00:02:05,500 --> 00:02:07,000
+And later it whistles.
+"""
+
+
+def test_subtitles_are_cut_by_time(registry: Registry) -> None:
+    """A subtitle belongs where its middle lies; segments in which nothing is said have no document."""
+    made = extract(
+        registry.extractor("text_extractor", "v1"),
+        {"text": Input(text=CAPTIONS)},
+        split_by="time_segments",
+        segment_length_seconds=30,
+    )
+    assert [(item.position, item.fields, item.locator) for item in made] == [
+        (
+            (number * 30_000,),
+            {"text": text, "chunk_index": place, "start_time": start / 1000, "end_time": end / 1000},
+            Locator.at_time(start, end),
+        )
+        for place, (number, text, start, end) in enumerate(
+            [
+                (0, "The kettle is on.", 1000, 4000),
+                (1, "This one is long.", 20_000, 80_000),
+                (4, "And later it whistles.", 125_500, 127_000),
+            ]
+        )
+    ]
+    with pytest.raises(BadSample, match="no times") as caught:
+        extract(
+            registry.extractor("text_extractor", "v1"), {"text": Input(text=PROSE)}, split_by="time_segments"
+        )
+    assert caught.value.kind == "unsupported"
+
+
+def test_a_whole_text_has_no_position_and_is_all_of_its_source(registry: Registry, tmp_path: Path) -> None:
     extractor = registry.extractor("text_extractor", "v1")
     (made,) = extract(extractor, {"text": Input(text=PROSE)})
     assert (made.position, made.fields) == ((), {"text": PROSE})
+    assert made.locator == Locator.in_text(0, len(PROSE))
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         (tmp_path / "a.txt").write_bytes(PROSE.encode(encoding))
         (same,) = extract(extractor, {"text": Input(path=tmp_path / "a.txt")})
@@ -143,10 +193,10 @@ def test_too_many_pieces_and_too_much_text(registry: Registry, monkeypatch: pyte
     ("params", "said"),
     [
         ({"split_by": "sentences", "chunk_size": 5, "chunk_overlap": 5}, "smaller than chunk_size"),
-        ({"split_by": "time_segments"}, "subtitles"),
+        ({"split_by": "time_segments", "segment_length_seconds": 10}, "30"),
+        ({"source_type": "youtube"}, "time_segments"),
         ({"split_by": "verses"}, "paragraphs"),
         ({"chunk_size": 0}, "greater than or equal to 1"),
-        ({"source_type": "youtube"}, "text"),
     ],
 )
 def test_text_parameters_that_cannot_be(params: dict[str, Any], said: str) -> None:
@@ -159,8 +209,9 @@ def test_the_vendors_text_parameters_are_taken() -> None:
         {
             "extractor_type": "text_extractor",
             "split_by": None,
-            "response_shape": None,
+            "response_shape": {"type": "object"},
             "llm_provider": "openai",
+            "llm_model": "gpt-4o",
         }
     )
     assert params.split_by == "none"
@@ -171,12 +222,36 @@ def test_the_vendors_text_parameters_are_taken() -> None:
 
 def test_spans_and_their_words() -> None:
     cues = [media.Cue(1, 3, "a"), media.Cue(9, 10.5, "b"), media.Cue(9.9, 11, "c"), media.Cue(90, 91, "late")]
-    spans = [(span.start_s, span.end_s, span.words) for span in cut(25.2, 10, cues)]
-    assert spans == [(0, 10, "a b"), (10, 20, "c"), (20, 25.2, "late")]
-    assert [(span.start_s, span.end_s) for span in cut(20.4, 10)] == [(0, 10), (10, 20.4)]
-    assert [(span.start_s, span.end_s) for span in cut(0.0, 10)] == [(0, 0)]
+    cut = spans.every(25.2, 10)
+    assert cut == [Span(0, 10), Span(10, 20), Span(20, 25.2)]
+    assert [[cue.text for cue in cues] for cues in spans.placed(cues, cut)] == [["a", "b"], ["c"], ["late"]]
+    assert [[cue.text for cue in cues] for cues in spans.during(cues, cut)] == [
+        ["a", "b", "c"],
+        ["b", "c"],
+        [],
+    ]
+    assert spans.every(20.4, 10) == [Span(0, 10), Span(10, 20.4)]
+    assert spans.every(0.0, 10) == [Span(0, 0)]
     with pytest.raises(BadSample, match="time_split_interval"):
-        cut(12 * 3600, 1)
+        spans.every(12 * 3600, 1)
+
+
+def test_spans_between_boundaries() -> None:
+    assert spans.at([4, 4.2, 9.8], 10, None) == [Span(0, 4), Span(4, 10)]
+    assert spans.at([3], 63, 30) == [Span(0, 3), Span(3, 33), Span(33, 63)]
+    assert spans.at([], 90, 30) == [Span(0, 30), Span(30, 60), Span(60, 90)]
+    assert spans.at([], 100, None) == [Span(0, 100)]
+    assert spans.at([70], 60, None) == [Span(0, 60)]
+    assert spans.at([], 0.0, 30) == [Span(0, 0)]
+    assert spans.at([], 0.3, 30) == [Span(0, 0.3)]
+    with pytest.raises(BadSample, match="max_segment_duration"):
+        spans.at([], 12 * 3600, 1)
+
+
+def test_a_long_silence_is_a_span_of_its_own_and_a_short_one_belongs_to_what_was_heard() -> None:
+    assert spans.by_silence([(1, 4), (4.6, 8), (12, 15)], 20) == [1, 4.6, 8, 12, 15]
+    assert spans.by_silence([(0, 4), (5, 9)], 10) == [5]
+    assert spans.by_silence([], 10) == []
 
 
 def test_a_video_is_found_by_picture_and_by_words(registry: Registry, sample: Path, tmp_path: Path) -> None:
@@ -273,15 +348,36 @@ def test_what_is_switched_off_is_not_written(registry: Registry, sample: Path) -
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"run_ocr": True}, "not available"),
         ({"run_video_description": True}, "not available"),
-        ({"split_method": "scene"}, "'time' is"),
+        ({"split_method": "chapters"}, "'time', 'scene' or 'silence'"),
+        ({"scene_detection_threshold": 2}, "less than or equal to 1"),
+        ({"silence_db_threshold": 3}, "less than or equal to 0"),
+        ({"max_segment_duration": 0}, "greater than or equal to 1"),
         ({"time_split_interval": 0}, "greater than or equal to 1"),
     ],
 )
 def test_video_parameters_that_cannot_be(params: dict[str, Any], said: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=said):
         VideoParams.model_validate(params)
+
+
+def test_words_in_a_single_picture_are_read_and_embedded(registry: Registry, tmp_path: Path) -> None:
+    from PIL import ImageDraw, ImageFont
+
+    picture = sample_media.shot_picture(sample_media.SHOTS[1]).resize((640, 480))
+    font = ImageFont.load_default(40)
+    ImageDraw.Draw(picture).text(
+        (90, 380), "copper kettle", "white", font, stroke_width=3, stroke_fill="black"
+    )
+    picture.save(tmp_path / "p.png")
+    extractor = registry.extractor("multimodal_extractor", "v1")
+    (made,) = extract(extractor, {"image": Input(path=tmp_path / "p.png")}, run_ocr=True)
+    assert made.fields["ocr_text"] == "copper kettle"
+    assert set(made.vectors) == {extractor.seen_name, extractor.said_name}  # type: ignore[attr-defined]
+    (made,) = extract(
+        extractor, {"image": Input(path=tmp_path / "p.png")}, run_ocr=True, run_ocr_embedding=False
+    )
+    assert set(made.vectors) == {extractor.seen_name}  # type: ignore[attr-defined]
 
 
 def test_an_image_without_thumbnail(registry: Registry, tmp_path: Path) -> None:
@@ -292,3 +388,45 @@ def test_an_image_without_thumbnail(registry: Registry, tmp_path: Path) -> None:
     assert made.fields == {"width": 320, "height": 240}
     assert not made.files
     assert "thumbnail_url" not in extractor.outputs(extractor.Params(enable_thumbnails=False)).fields
+
+
+def test_when_and_where_a_picture_was_taken(registry: Registry, tmp_path: Path) -> None:
+    """The photograph was taken with the camera on its side: it is shown upright, and its place is in that view."""
+    extractor = registry.extractor("image_extractor", "v1")
+    path = tmp_path / "p.jpg"
+    path.write_bytes(photograph(sample_media.pictures()["city.png"], orientation=6))
+    (made,) = extract(extractor, {"image": Input(path=path)})
+    assert made.fields == {
+        "width": 240,
+        "height": 320,
+        "taken_at": "2021-06-05T07:08:09+02:00",
+        "taken_where": {"lat": 48.137, "lon": -11.5756},
+    }
+    assert made.locator == Locator.in_picture((0, 0, 240, 320), (240, 320))
+    with Image.open(io.BytesIO(made.files["thumbnail_url"][0])) as small:
+        assert small.size == (240, 320)
+        assert not small.getexif(), "a thumbnail tells nothing of it"
+    (private,) = extract(extractor, {"image": Input(path=path)}, read_exif=False)
+    assert private.fields == {"width": 240, "height": 320}
+    assert (
+        not {"taken_at", "taken_where"} & extractor.outputs(extractor.Params(read_exif=False)).fields.keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({"at": "0000:00:00 00:00:00", "place": (0.0, 0.0)}, {}),
+        ({"at": "yesterday", "place": None}, {}),
+        ({"zone": "CEST", "place": None}, {"taken_at": "2021-06-05T07:08:09"}),
+        ({"at": None, "place": (-33.8568, 151.2153)}, {"taken_where": {"lat": -33.8568, "lon": 151.2153}}),
+        ({"at": None, "place": (95.0, 10.0)}, {}),
+    ],
+)
+def test_tags_that_make_no_sense_are_left_out(
+    registry: Registry, tmp_path: Path, tags: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "p.jpg"
+    path.write_bytes(photograph(sample_media.pictures()["city.png"], **tags))
+    (made,) = extract(registry.extractor("image_extractor", "v1"), {"image": Input(path=path)})
+    assert {name: value for name, value in made.fields.items() if name.startswith("taken")} == expected

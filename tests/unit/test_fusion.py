@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tessera.locators import Locator
 from tessera.ports import Hit
-from tessera.stages.feature_search import RRF_K, fuse
+from tessera.stages.feature_search import RRF_K, fuse, merge_adjacent
 
 METHODS = ("rrf", "dbsf", "weighted", "max")
 
@@ -61,3 +62,64 @@ def test_order_payload_and_ties(method: str) -> None:
 def test_a_weight_of_nothing_adds_nothing(method: str) -> None:
     found = dict(fused(method, ranking(a=0.9, b=0.1), ranking(b=0.9, a=0.1), weights=[1, 0]))
     assert found["a"] > found["b"]
+
+
+# --- hits next to each other ---------------------------------------------------------------------------
+
+
+def span(name: str, score: float, start_s: float, end_s: float, source: str = "film", **fields: Any) -> Hit:
+    place = Locator.at_time(round(start_s * 1000), round(end_s * 1000)).to_json()
+    payload = {"collection_id": "col", "source_object_id": source, "locator": place, **fields}
+    return Hit(name, payload, score)
+
+
+def test_neighbours_in_one_video_become_one_hit_in_the_place_of_the_best() -> None:
+    hits = [
+        span("b", 0.9, 10, 20),
+        span("other", 0.8, 20, 30, source="another film"),
+        span("c", 0.7, 20, 30),
+        span("far", 0.6, 31, 40),
+        span("a", 0.5, 0, 10),
+    ]
+    merged = merge_adjacent(hits, 0)
+    assert [hit.document_id for hit in merged] == ["b", "other", "far"]
+    best = merged[0]
+    assert best.score == 0.9
+    assert best.payload["locator"] == {"kind": "time", "start_ms": 0, "end_ms": 30_000}
+    assert [(part["document_id"], part["score"]) for part in best.payload["merged"]] == [
+        ("a", 0.5),
+        ("b", 0.9),
+        ("c", 0.7),
+    ]
+    assert merged[1:] == [hits[1], hits[3]]
+    assert hits[0].payload["locator"]["start_ms"] == 10_000, "what was found stays as it was"
+    assert [hit.document_id for hit in merge_adjacent(hits, 1000)] == ["b", "other"]
+
+
+def test_a_long_span_bridges_what_lies_in_it() -> None:
+    hits = [span("late", 0.9, 50, 60), span("long", 0.5, 0, 55), span("early", 0.4, 5, 6)]
+    (merged,) = merge_adjacent(hits, 0)
+    assert merged.payload["locator"] == {"kind": "time", "start_ms": 0, "end_ms": 60_000}
+    assert [part["document_id"] for part in merged.payload["merged"]] == ["long", "early", "late"]
+
+
+def test_only_spans_of_time_of_a_known_source_are_merged() -> None:
+    hits = [
+        Hit(
+            "page",
+            {"source_object_id": "x", "collection_id": "col", "locator": Locator.on_page(0).to_json()},
+            0.9,
+        ),
+        span("ready", 0.8, 0, 10, source_object_id=None),
+        span("made", 0.7, 0, 10, source_object_id=None),
+        span("one", 0.6, 0, 10),
+        span("two", 0.5, 10, 20, collection_id="col 2"),
+        Hit(
+            "old",
+            {"source_object_id": "film", "collection_id": "col", "start_time": 10.0, "end_time": 12.0},
+            0.4,
+        ),
+    ]
+    merged = merge_adjacent(hits, 0)
+    assert [hit.document_id for hit in merged] == ["page", "ready", "made", "one", "two"]
+    assert merged[3].payload["locator"]["end_ms"] == 12_000

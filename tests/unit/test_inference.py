@@ -304,7 +304,7 @@ def test_names_of_models(models: Models) -> None:
         with pytest.raises(BadSample, match="`tessera models pull clip-ViT-B-32`") as caught:
             models.choose("picture", word)
         assert caught.value.kind == "model_missing"
-    with pytest.raises(BadSample, match="not of a text") as wrong:
+    with pytest.raises(BadSample, match="not for text") as wrong:
         models.choose("text", CLASSIC)
     assert wrong.value.kind == "unsupported"
     with pytest.raises(BadSample, match="known are all-MiniLM-L6-v2"):

@@ -179,3 +179,27 @@ def test_what_was_decided_in_between_is_seen(
         asked = {"document_ids": {"doc_1"}, "after": after, "before": before}
         seen = log.touched(connection, NAMESPACE, **asked, local_path=lambda key: tmp_path / key)  # type: ignore[arg-type]
     assert seen is expected
+
+
+def test_what_was_changed_since_a_position_is_told(db: Database, tmp_path: Path) -> None:
+    """Written, deleted, or in somebody else's artifact; not in one's own, nor before; or there is no telling."""
+    artifact.write(tmp_path / "theirs-1", [document(7)], {"v": 4})
+    artifact.write(tmp_path / "mine-1", [document(8)], {"v": 4})
+    with db.write() as connection:
+        before = log.append_edit(connection, NAMESPACE, upserts=[document(1)])
+        log.append_edit(connection, NAMESPACE, upserts=[document(2)], deletes=["doc_3"])
+        log.append_artifact(connection, NAMESPACE, "theirs-1", deletes=["doc_4"])
+        last = log.append_artifact(connection, NAMESPACE, "mine-1", deletes=["doc_5"])
+
+    def changed(after: int) -> tuple[set[str], int]:
+        with db.read() as connection:
+            return log.changed_since(
+                connection, NAMESPACE, after=after, local_path=lambda key: tmp_path / key, but_for="mine-"
+            )
+
+    assert changed(before) == ({"doc_2", "doc_3", "doc_4", "doc_5", "doc_7"}, last)
+    assert changed(last) == (set(), last)
+    with db.write() as connection:
+        connection.execute(sa.update(namespaces).values(checkpoint_first=last + 1, checkpoint_seq=last + 1))
+    with pytest.raises(log.Folded):
+        changed(before)

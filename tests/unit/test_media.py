@@ -13,6 +13,7 @@ from PIL import Image
 from tessera import media, sample_media
 from tessera.errors import BadSample
 from tessera.media import Cue
+from tests.media import turned
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +188,7 @@ def test_an_animation_is_a_video(tmp_path: Path) -> None:
 def test_a_turned_video_is_shown_upright(tmp_path: Path) -> None:
     """What phones do: the frames lie on their side, and the container says so."""
     path = tmp_path / "turned.mp4"
-    data = bytearray(sample_media.video(shots=sample_media.SHOTS[:1], lines=()))
-    # The unit matrix in the track's header (ISO 14496-12, 8.3.2) becomes a turn by 90°.
-    unit = b"".join(value.to_bytes(4, "big") for value in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
-    turn = b"".join(
-        value.to_bytes(4, "big", signed=True)
-        for value in (0, 0x10000, 0, -0x10000, 0, 0, 240 << 16, 0, 0x40000000)
-    )
-    place = data.index(unit, data.index(b"tkhd"))
-    data[place : place + len(unit)] = turn
-    path.write_bytes(bytes(data))
+    path.write_bytes(turned(sample_media.video(shots=sample_media.SHOTS[:1], lines=())))
     video = media.probe(path)
     assert (video.width, video.height) == (240, 320)
     (frame,) = media.frames_at(path, [4.0])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_what_is_promised_is_there_and_what_is_not_is_said(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.txt"
     wrong.write_text(
-        "GET /v1/me 200\nGET /v1/nothing 200\nPOST /v1/organizations/secrets 200\nGET /v1/tasks/{task_id} 200\n"
+        "GET /v1/me 200\nGET /v1/nothing 200\nPOST /v1/organizations/secrets 200\nGET /v1/health 200\n"
     )
     files = [*sorted((ROOT / "tests/operations").glob("*.txt")), wrong]
     done = subprocess.run(
@@ -36,5 +36,5 @@ def test_what_is_promised_is_there_and_what_is_not_is_said(tmp_path: Path) -> No
     assert said.pop("GET /v1/nothing 200") == "NOT SERVED NO TEST"
     # Served with another status, and so a test for this one cannot be.
     assert said.pop("POST /v1/organizations/secrets 200") == "NOT SERVED NO TEST"
-    assert "NO TEST" in said.pop("GET /v1/tasks/{task_id} 200")
+    assert "NO TEST" in said.pop("GET /v1/health 200")
     assert said and set(said.values()) == {"NOT PROMISED in wrong.txt"}

@@ -59,7 +59,10 @@ def context(
     def collection(identifier: str) -> Filter:
         return Condition("collection_id", "eq", identifier, True)
 
-    return StageContext(And(()), {}, inputs or {}, search, page, embed, list, collection, vectors)
+    def words(query: QueryInput) -> QueryVector:
+        raise AssertionError(query)
+
+    return StageContext(And(()), {}, inputs or {}, search, page, embed, words, list, collection, vectors)
 
 
 def run(

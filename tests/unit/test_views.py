@@ -98,6 +98,19 @@ def place(tmp_path: Path) -> Iterator[Place]:
     here.db.close()
 
 
+def test_an_entry_that_the_database_could_not_give_is_applied_by_the_next_use(place: Place) -> None:
+    """The view was taken for up to date for ever when reading the log failed right after the entry was logged."""
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    seq = place.write(document(2))
+    with place.db.write() as connection:
+        connection.execute(sa.text("ALTER TABLE log_entries RENAME TO hidden"))
+    with pytest.raises(Exception, match="log_entries"):
+        place.views.apply(NAMESPACE, seq)
+    with place.db.write() as connection:
+        connection.execute(sa.text("ALTER TABLE hidden RENAME TO log_entries"))
+    assert place.found() == {"doc_1": 1, "doc_2": 2}
+
+
 def test_a_view_is_made_on_first_use_and_counts_without_being_opened(place: Place) -> None:
     assert not (place.folder / "views").exists()
     assert place.views.document_count(NAMESPACE, 7) == 7

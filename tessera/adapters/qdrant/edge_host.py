@@ -20,11 +20,13 @@ import itertools
 import logging
 import os
 import platform
+import queue
 import select
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 import zlib
@@ -41,16 +43,31 @@ import qdrant_edge
 from tessera import collector, failpoints
 from tessera.adapters.qdrant import pipe
 from tessera.adapters.qdrant.translate import Translator
-from tessera.adapters.qdrant.view import EngineIndex, LiveView, Point, Query, Record, Standing, Steps, finish
+from tessera.adapters.qdrant.view import (
+    EngineIndex,
+    LiveView,
+    Point,
+    Query,
+    Record,
+    Standing,
+    Steps,
+    finish,
+    sparse_recipe,
+)
 from tessera.errors import BadRequestError, EngineFullError, QdrantError, storage_trouble
 from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
-#: The durable mark moves after so many entries, or so long after the first of them. The server asks for it every
-#: second: this is for when it does not, and later, for a flush holds everything up that comes behind it.
+#: The durable mark moves after so many entries, or so long after the first of them; later where flushes are slow, so
+#: that they take no more than this part of the time. The server asks for it by itself, a little earlier: this is for
+#: when it does not.
 FLUSH_ENTRIES: Final = 50
 FLUSH_AFTER_S: Final = 1.5
+FLUSH_LATEST_S: Final = 15.0
+FLUSH_SHARE: Final = 0.005
+#: From so many written points on, files are synced by a thread before the engine flushes, which holds its process.
+SYNC_AHEAD_POINTS: Final = 200
 #: Below this size vectors are searched without a graph, exactly: 100,000 of 384 dimensions are 150 MB.
 INDEXING_THRESHOLD_KB: Final = 200_000
 #: A view that was begun for graphs gets one for every vector storage above this size.
@@ -159,6 +176,9 @@ def _first_line(error: BaseException) -> str:
 class EdgeEngine:
     """One open shard, as `tessera.adapters.qdrant.view` wants an engine."""
 
+    # 6,000 at once are a gap of 300 ms for searches, 40 one of 2; the work is the same.
+    write_slice = 40
+
     def __init__(self, shard: qdrant_edge.EdgeShard, translator: Translator) -> None:
         self._shard = shard
         self._translator = translator
@@ -175,7 +195,7 @@ class EdgeEngine:
         with _edge_call():
             self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(point_ids)))
 
-    def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
+    def set_payload(self, point_ids: Sequence[str], key: str | None, payload: Payload) -> None:
         with _edge_call():
             self._shard.update(qdrant_edge.UpdateOperation.set_payload(list(point_ids), payload, key))
 
@@ -183,6 +203,17 @@ class EdgeEngine:
         with _edge_call():
             for point_id, payload in payloads.items():
                 self._shard.update(qdrant_edge.UpdateOperation.overwrite_payload([point_id], payload))
+
+    def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
+        points = [qdrant_edge.PointVectors(point_id, dict(named)) for point_id, named in vectors.items()]
+        if points:
+            with _edge_call():
+                self._shard.update(qdrant_edge.UpdateOperation.update_vectors(points))
+
+    def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
+        if point_ids:
+            with _edge_call():
+                self._shard.update(qdrant_edge.UpdateOperation.delete_vectors(list(point_ids), [name]))
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -230,6 +261,10 @@ class EdgeEngine:
         with _edge_call():
             found = self._shard.retrieve(list(point_ids), with_payload, with_vectors)
         return list(map(_record, found))
+
+    def existing(self, point_ids: Sequence[str]) -> int:
+        with _edge_call():
+            return len(self._shard.retrieve(list(point_ids), False, False))
 
     def create_index(self, path: str, params: Any) -> None:
         with _edge_call():
@@ -296,10 +331,10 @@ def _write_durably(path: Path, value: object) -> None:
         os.fsync(file.fileno())
     failpoints.reach("flush.mark")
     part.rename(path)
-    _sync_directory(path.parent)
+    _sync(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -367,6 +402,8 @@ class OpenView:
     is_marked: bool = False
     seal_at: float | None = None
     sealed: bool = False
+    #: How long after the first entry the mark moves.
+    flush_after_s: float = FLUSH_AFTER_S
 
     def unseal(self) -> None:
         """Take back the checksums of what writes change; called before the first write.
@@ -410,12 +447,15 @@ class OpenView:
         if self.sealed:
             return
         _require_room(self.live.view, LITTLE_ROOM_BYTES)
-        self.seal_at = time.monotonic() + SEAL_AFTER_S
+        began = time.monotonic()
         self.live.flush()
         failpoints.reach("flush.files")
         self.write_mark()
         self.flush_at = None
         self.is_marked = True
+        ended = time.monotonic()
+        self.seal_at = ended + SEAL_AFTER_S
+        self.flush_after_s = min(FLUSH_LATEST_S, max(FLUSH_AFTER_S, (ended - began) / FLUSH_SHARE))
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
@@ -483,7 +523,7 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     clean, sums = (False, {}) if trusted else _verify_checksums(view, directory)
     if standing is None:
         directory.mkdir(parents=True, exist_ok=True)
-        standing = Standing()
+        standing = Standing(packed=True, sparse=sparse_recipe(view.sparse))
         _write_durably(directory / _MARK, _mark_of(view, standing))
     shard_directory = directory / _SHARD
     try:
@@ -562,7 +602,7 @@ def _verify_checksums(view: View, directory: Path) -> tuple[bool, dict[str, list
         raise ViewDamaged(view.view_id, f"{len(changed)} files are not what they were: {changed[0]}")
     if complete:
         path.unlink()
-        _sync_directory(directory)
+        _sync(directory)
     return complete, expected
 
 
@@ -633,10 +673,11 @@ def _load_or_create(
 
 def _create(view: View, directory: Path, translator: Translator, *, graph: bool) -> qdrant_edge.EdgeShard:
     vectors = translator.vector_params(view.vectors)
+    sparse = translator.sparse_params(view.sparse)
     config = qdrant_edge.EdgeConfig(
         vectors=vectors or None,
         # Edge wants at least one vector, even of a view that only lists and filters.
-        sparse_vectors=None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()},
+        sparse_vectors=sparse or (None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()}),
         hnsw_config=qdrant_edge.HnswIndexConfig(
             m=GRAPH_M,
             ef_construct=GRAPH_EF_CONSTRUCT,
@@ -739,6 +780,53 @@ def forget_mapped_pages(folder: str) -> None:
                 advise(start, end - start, dont_need)
 
 
+class Syncer:
+    """A thread that brings the files of views to the disk; the loop polls it to learn of what is done.
+
+    Whatever the engine has written through its mappings lies in the system's cache, and Edge keeps its process while
+    it waits for the disk. What was synced here it finds done. An error is the engine's to notice: the system tells
+    every holder of a file.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: queue.SimpleQueue[tuple[str, Path]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._thread: threading.Thread | None = None
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when something is done."""
+        return self._wake.fileno()
+
+    def want(self, view_id: str, folder: Path) -> None:
+        """Have everything below `folder` synced."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="syncer", daemon=True)
+            self._thread.start()
+        self._wanted.put((view_id, folder))
+
+    def done(self) -> list[str]:
+        """Return the views that have been synced since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
+        found = []
+        while not self._done.empty():
+            found.append(self._done.get())
+        return found
+
+    def _run(self) -> None:
+        while True:
+            view_id, folder = self._wanted.get()
+            for parent, _, names in os.walk(folder):
+                for name in names:
+                    # The engine removes files of its own meanwhile.
+                    with contextlib.suppress(OSError):
+                        _sync(Path(parent, name))
+            self._done.put(view_id)
+            self._waker.send(b"1")
+
+
 class Host:
     """The loop: what arrives, what is under way, which views are open."""
 
@@ -766,6 +854,12 @@ class Host:
         self._reading: list[Job] = []
         self._writing: OrderedDict[str, Job] = OrderedDict()
         self._sealing: tuple[str, Steps[None]] | None = None
+        #: Flushes whose files are being synced, with the requests that wait for them.
+        self._flushing: dict[str, tuple[View, list[int]]] = {}
+        self._syncer = Syncer()
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._poll.register(self._syncer, select.POLLIN)
         self._stop_request: int | None = None
 
     def serve(self) -> None:
@@ -775,8 +869,10 @@ class Host:
             self._step_reads()
             self._step_write()
             self._flush_due()
+            self._end_flushes()
             self._seal_due()
-            if self._stop_request is not None and not (self._writes or self._writing or self._reading):
+            at_work = self._writes or self._writing or self._reading or self._flushing
+            if self._stop_request is not None and not at_work:
                 self._close_all()
                 self._reply(self._stop_request, pipe.OK, None)
                 return
@@ -790,11 +886,9 @@ class Host:
             or self._writing
             or self._writes
             or self._sealing is not None
-            or self._stop_request is not None
+            or (self._stop_request is not None and not self._flushing)
         )
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        if not poll.poll(0 if busy else self._patience_ms()):
+        if not self._poll.poll(0 if busy else self._patience_ms()):
             return True
         while True:
             try:
@@ -991,7 +1085,8 @@ class Host:
             elif operation == "hand_over":
                 answer = self._hand_over(view)
             elif operation == "flush":
-                answer = self._flush(view)
+                self._want_flush(view, [request_id])
+                return
             elif operation == "release":
                 self._release(view)
                 answer = None
@@ -1004,6 +1099,36 @@ class Host:
             self._fail([request_id], error)
         else:
             self._reply(request_id, pipe.OK, answer)
+
+    def _want_flush(self, view: View, request_ids: list[int]) -> None:
+        """Flush the view now, or once its files are synced: searches and writes go on meanwhile."""
+        if view.view_id in self._flushing:
+            self._flushing[view.view_id][1].extend(request_ids)
+            return
+        opened = self._views.get(view.view_id)
+        if opened is None or opened.live.unflushed_points < SYNC_AHEAD_POINTS:
+            self._flush_now(view, request_ids)
+            return
+        self._flushing[view.view_id] = view, request_ids
+        self._syncer.want(view.view_id, opened.directory / _SHARD)
+
+    def _end_flushes(self) -> None:
+        for view_id in self._syncer.done() if self._flushing else ():
+            self._flush_now(*self._flushing.pop(view_id))
+
+    def _flush_now(self, view: View, request_ids: list[int]) -> None:
+        try:
+            mark = self._flush(view)
+        except Panic as panic:
+            self._die(request_ids, panic)
+        except Exception as error:  # noqa: BLE001 - one view's error must not end the host
+            if not request_ids and not isinstance(error, _NotOpen):
+                # The mark stays where it was, and nothing is lost: what follows it is in the log.
+                logger.warning("view %s could not be flushed: %s", view.view_id, error)
+            self._fail(request_ids, error)
+        else:
+            for request_id in request_ids:
+                self._reply(request_id, pipe.OK, mark)
 
     def _flush(self, view: View) -> Mark:
         opened = self._views.get(view.view_id)
@@ -1104,24 +1229,15 @@ class Host:
         opened = self._views.get(view_id)
         # Also after an entry that failed: the engine keeps the first part of it.
         if opened is not None and not opened.sealed and opened.flush_at is None:
-            opened.flush_at = time.monotonic() + FLUSH_AFTER_S
+            opened.flush_at = time.monotonic() + opened.flush_after_s
 
     def _flush_due(self) -> None:
         now = time.monotonic()
         for view_id, opened in list(self._views.items()):
             late = opened.flush_at is not None and opened.flush_at <= now
-            if not late and opened.live.unflushed_entries < FLUSH_ENTRIES:
-                continue
-            try:
-                opened.flush()
-            except Panic as panic:
-                self._die([], panic)
-            except EngineFullError:
-                opened.flush_at = now + FLUSH_AFTER_S
-            except (QdrantError, OSError) as error:
-                # The mark stays where it was, and nothing is lost: what follows it is in the log.
-                logger.warning("view %s could not be flushed: %s", view_id, error)
-                self._let_go(view_id)
+            if (late or opened.live.unflushed_entries >= FLUSH_ENTRIES) and view_id not in self._flushing:
+                opened.flush_at = now + FLUSH_AFTER_S  # when the next try is due, should this one fail
+                self._want_flush(opened.live.view, [])
 
     # --- open views --------------------------------------------------------------------------------
 

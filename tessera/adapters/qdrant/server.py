@@ -30,6 +30,7 @@ from tessera.adapters.qdrant.view import (
     Steps,
     Unsteady,
     finish,
+    sparse_recipe,
 )
 from tessera.errors import AlreadyExistsError, QdrantError, QdrantRefusedError
 from tessera.filters import Filter
@@ -249,6 +250,8 @@ class _Open:
 class ServerEngine:
     """One collection on a server, as `tessera.adapters.qdrant.view` wants an engine."""
 
+    write_slice = 100
+
     def __init__(self, client: QdrantClient, view: View) -> None:
         from qdrant_client import models
 
@@ -280,6 +283,8 @@ class ServerEngine:
             standing = Standing.from_json(stored)
         except (ValueError, TypeError, KeyError) as error:
             raise ViewDamaged(self._name, f"its mark cannot be read ({error})") from error
+        if standing.sparse != sparse_recipe(self._view.sparse):
+            raise ViewDamaged(self._name, "it was made without its keyword index, by an earlier release")
         # Writes after the mark may be there already; from here every change keeps this number exact.
         standing.document_count = self.count(None)
         self._set_alias(self._alias_target())
@@ -306,11 +311,12 @@ class ServerEngine:
 
     def _create(self) -> Standing:
         target = self._alias_target()  # refused before anything is made
-        standing = Standing()
+        standing = Standing(sparse=sparse_recipe(self._view.sparse))
         with self._calling():
             self._client.create_collection(
                 self._name,
                 vectors_config=self.translator.vector_params(self._view.vectors),
+                sparse_vectors_config=self.translator.sparse_params(self._view.sparse) or None,
                 metadata={METADATA_KEY: self._stated(standing)},
             )
         try:
@@ -401,7 +407,7 @@ class ServerEngine:
         with self._calling(ours=True):
             self._client.delete(self._name, self._m.PointIdsList(points=list(point_ids)), wait=True)
 
-    def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
+    def set_payload(self, point_ids: Sequence[str], key: str | None, payload: Payload) -> None:
         with self._calling(ours=True):
             self._client.set_payload(self._name, payload, list(point_ids), key=key, wait=True)
 
@@ -413,6 +419,19 @@ class ServerEngine:
         ]
         with self._calling(ours=True):
             self._client.batch_update_points(self._name, operations, wait=True)
+
+    def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
+        points = [
+            self._m.PointVectors(id=point_id, vector=dict(named)) for point_id, named in vectors.items()
+        ]
+        if points:
+            with self._calling(ours=True):
+                self._client.update_vectors(self._name, points, wait=True)
+
+    def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
+        if point_ids:
+            with self._calling(ours=True):
+                self._client.delete_vectors(self._name, [name], list(point_ids), wait=True)
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -432,7 +451,9 @@ class ServerEngine:
         m = self._m
         requests = [
             m.QueryRequest(
-                query=np.asarray(query.vector, dtype=np.float32).tolist(),
+                query=query.vector
+                if isinstance(query.vector, m.SparseVector)
+                else np.asarray(query.vector, dtype=np.float32).tolist(),
                 using=query.vector_name,
                 limit=query.limit,
                 offset=query.offset,
@@ -460,6 +481,9 @@ class ServerEngine:
                 self._name, list(point_ids), with_payload=with_payload, with_vectors=with_vectors
             )
         return list(map(_record, found))
+
+    def existing(self, point_ids: Sequence[str]) -> int:
+        return len(self.retrieve(point_ids, with_payload=False, with_vectors=False))
 
     # --- payload indexes ---------------------------------------------------------------------------
 

@@ -22,13 +22,15 @@ import numpy as np
 
 from tessera.filters import EARTH_RADIUS_M, And, Condition, Filter, Not, Or, instant
 from tessera.models import IndexType, PayloadIndex
-from tessera.ports import DenseVector
+from tessera.ports import DenseVector, SparseText
 
 #: Root key of a stored point under which case-folded copies of keyword fields lie; users never see it.
 SHADOW_KEY = "_s"
 #: Fields of every document that hold ids of ours, lower case as they are: a copy would only cost time. A value
 #: that is not lower case counts as one that the index does not see.
 FOLDED_FIELDS = frozenset({"internal_id", "collection_id"})
+#: Root key under which a packed point holds its whole document as JSON; as below, no field is called that.
+PACKED_KEY = " "
 #: A document's own field of that name is kept under this key of it: no field name is a single blank.
 DISPLACED_KEY = " "
 #: Whole numbers beyond this are not exact as float64, in which the engine compares ranges.
@@ -473,6 +475,17 @@ class Translator:
             vector.name: make(size=vector.dimensions, distance=self._distance(vector.distance), **placed)
             for vector in vectors
         }
+
+    def sparse_params(self, sparse: Sequence[SparseText]) -> dict[str, Any]:
+        """Return the engine's parameters of keyword indexes: it weighs words by how rare they are."""
+        if self._edge:
+            idf, placed = self._m.Modifier.Idf, {"memory": self._m.Memory.Cold}
+            return {one.name: self._m.EdgeSparseVectorParams(modifier=idf, **placed) for one in sparse}
+        return {one.name: self._m.SparseVectorParams(modifier=self._m.Modifier.IDF) for one in sparse}
+
+    def sparse_vector(self, indices: Sequence[int], values: Sequence[float]) -> Any:
+        """Return the engine's sparse vector."""
+        return self._m.SparseVector(indices=indices, values=values)
 
     def _distance(self, name: str) -> Any:
         return getattr(self._m.Distance, name.capitalize() if self._edge else name.upper())

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from tessera.adapters.qdrant.translate import (
     FOLDED_FIELDS,
     INT64_MAX,
     INT64_MIN,
+    PACKED_KEY,
     SHADOW_KEY,
     Translator,
     can_be_addressed,
@@ -36,13 +38,26 @@ from tessera.adapters.qdrant.translate import (
     path_segments,
     shadow_path,
 )
+from tessera.adapters.qdrant.words import RECIPE, words_asked, words_of
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import SEARCH, And, Condition, Filter, Test, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
-from tessera.ports import Document, Entry, Hit, IndexReport, Mark, Page, PageResult, Payload, Search, View
+from tessera.ports import (
+    Document,
+    Entry,
+    Hit,
+    IndexReport,
+    Mark,
+    Page,
+    PageResult,
+    Payload,
+    Search,
+    SparseText,
+    View,
+)
 
-#: Points in one write; queries are answered in between (6,000 at once: 297 ms gap; 200: 14 ms, 100 half of that).
-WRITE_SLICE = 100
+#: Points in one read of those that are looked through for a new index.
+LOOK_SLICE = 40
 #: Points in one read of a scan.
 SCAN_SLICE = 1000
 #: A read is given up when the basis of its filters changed so often under it.
@@ -70,10 +85,10 @@ def finish(steps: Steps[T]) -> T:
 
 
 class Point(NamedTuple):
-    """A point to write; vectors are lists of numbers, which Edge takes faster than arrays."""
+    """A point to write; vectors are lists of numbers, which Edge takes faster than arrays, or the engine's sparse."""
 
     point_id: str
-    vectors: Mapping[str, list[float]]
+    vectors: Mapping[str, Any]
     payload: Payload
 
 
@@ -87,7 +102,7 @@ class Record(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One nearest-neighbour query in the engine's terms; `filter` is the engine's own object."""
+    """One nearest-neighbour query in the engine's terms; `filter` and a sparse `vector` are objects of the engine."""
 
     vector_name: str
     vector: Any
@@ -110,18 +125,27 @@ class EngineIndex(NamedTuple):
 class Engine(Protocol):
     """What a view needs of Qdrant. Filters and index parameters are the engine's own objects.
 
-    Errors are `QdrantError`. Deleting what is not there succeeds.
+    Errors are `QdrantError`. Deleting what is not there succeeds. `write_slice` is how many points are written at
+    once; queries are answered in between.
     """
+
+    write_slice: int
 
     def upsert(self, points: Sequence[Point]) -> None: ...
 
     def delete(self, point_ids: Sequence[str]) -> None: ...
 
-    def set_payload(self, point_ids: Sequence[str], key: str, payload: Payload) -> None:
-        """Merge `payload` into the object at `key` of existing points."""
+    def set_payload(self, point_ids: Sequence[str], key: str | None, payload: Payload) -> None:
+        """Merge `payload` into the object at `key` of existing points, at their root when it is None."""
 
     def overwrite_payloads(self, payloads: Mapping[str, Payload]) -> None:
         """Replace the payloads of existing points, by point id; their vectors stay."""
+
+    def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set named vectors of existing points, by point id; their other vectors and payloads stay."""
+
+    def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
+        """Remove the vector `name` of existing points; those that lack it stay as they are."""
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -133,6 +157,9 @@ class Engine(Protocol):
     def count(self, filter: Any | None) -> int: ...
 
     def retrieve(self, point_ids: Sequence[str], with_payload: bool, with_vectors: bool) -> list[Record]: ...
+
+    def existing(self, point_ids: Sequence[str]) -> int:
+        """Return how many of these points, all different, there are."""
 
     def create_index(self, path: str, params: Any) -> None: ...
 
@@ -157,6 +184,10 @@ class Standing:
     tail: int = 0
     #: For each vector with a graph how wide it is to be searched (`ef`); 0: the graph is not good enough, scan.
     graphs: dict[str, int] = field(default_factory=dict)
+    #: Whether the points hold their documents packed (`pack`), which all of a view do or none.
+    packed: bool = False
+    #: The keyword indexes that the view has, as `sparse_recipe` spells them.
+    sparse: list[list[Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes."""
@@ -168,6 +199,8 @@ class Standing:
             "behind": self.behind,
             "tail": self.tail,
             "graphs": self.graphs,
+            "packed": self.packed,
+            "sparse": self.sparse,
         }
 
     @classmethod
@@ -183,8 +216,19 @@ class Standing:
         behind, tail, graphs = value.get("behind", False), value.get("tail", count), value.get("graphs", {})
         if not isinstance(behind, bool) or not isinstance(tail, int) or not isinstance(graphs, dict):
             raise ValueError("behind, tail and graphs are not what they should be")
+        packed = value.get("packed", False)  # views of earlier releases are not
+        if not isinstance(packed, bool):
+            raise ValueError("packed must be true or false")
         wide = {str(name): int(ef) for name, ef in graphs.items()}
-        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide)
+        sparse = value.get("sparse", [])  # there was none before release 0.4
+        if not isinstance(sparse, list):
+            raise ValueError("sparse must be a list")
+        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, packed, sparse)
+
+
+def sparse_recipe(sparse: Sequence[SparseText]) -> list[list[Any]]:
+    """Return what keyword indexes are made of, as JSON: equal recipes give equal vectors."""
+    return [[one.name, list(one.fields), RECIPE] for one in sparse]
 
 
 # --- what the indexes see ------------------------------------------------------------------------------
@@ -217,11 +261,12 @@ _SEES: dict[IndexType, Callable[[Any], bool]] = {
 class _Field:
     """An indexed field: looks at documents for what its index sees, and for case-folded copies."""
 
-    __slots__ = ("folds", "name", "sees", "segments")
+    __slots__ = ("folds", "name", "root", "sees", "segments")
 
     def __init__(self, index: PayloadIndex) -> None:
         self.name = index.field_name
         self.segments = tuple(index.field_name.split("."))
+        self.root = self.segments[0]
         is_folded = index.type == IndexType.KEYWORD and index.field_name in FOLDED_FIELDS
         self.sees = _is_folded if is_folded else _SEES[index.type]
         self.folds = index.type == IndexType.KEYWORD and not is_folded
@@ -269,6 +314,27 @@ def hide(payload: Payload, shadows: Mapping[str, Shadow]) -> Payload:
         extra[DISPLACED_KEY] = payload[SHADOW_KEY]
     stored[SHADOW_KEY] = extra
     return stored
+
+
+def pack(payload: Payload, shadows: Mapping[str, Shadow], roots: Set[str]) -> Payload:
+    """Return the payload as one string of JSON, with `shadows`, and beside it what the engine is to look into.
+
+    `roots` are the root fields in which an index lies. Every value that crosses into the engine costs 2 µs there and
+    one back, whatever its length, and the engine is asked about indexed ones only.
+    """
+    stored = hide({root: payload[root] for root in roots if root in payload}, shadows)
+    try:
+        stored[PACKED_KEY] = orjson.dumps(payload).decode()
+    except TypeError:
+        # A whole number beyond 64 bits: it comes back as a float, as from the engine.
+        stored[PACKED_KEY] = json.dumps(payload)
+    return stored
+
+
+def unpack(stored: Payload) -> Payload:
+    """Undo `pack`."""
+    payload: Payload = orjson.loads(stored[PACKED_KEY])
+    return payload
 
 
 def reveal(stored: Payload) -> Payload:
@@ -346,11 +412,16 @@ class LiveView:
         self.engine = engine
         self.standing = standing
         self.unflushed_entries = 0
+        self.unflushed_points = 0
         self._count_is_known = True
         self._collections = collections
         self._translator = translator
         self._max_scan = max_scan_documents
         self._vectors = {vector.name: vector for vector in view.vectors}
+        self._reveal = unpack if standing.packed else reveal
+        # A view from before is without the index, or has another; until it is replaced nobody can search by it.
+        self._has_sparse = standing.sparse == sparse_recipe(view.sparse)
+        self._sparse = view.sparse if self._has_sparse else ()
         self._index_changes = 0
         self._use(standing.indexes)
 
@@ -362,7 +433,7 @@ class LiveView:
             standing.seq,
             standing.document_count,
             durable,
-            behind=standing.behind,
+            behind=standing.behind or not self._has_sparse,
             tail=min(standing.tail, standing.document_count),
         )
 
@@ -372,6 +443,7 @@ class LiveView:
         self._index_changes += 1
         self._indexes = {index.field_name: index for index in indexes}
         self._fields = [_Field(index) for index in indexes]
+        self._roots = {indexed.root for indexed in self._fields}
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -400,8 +472,9 @@ class LiveView:
             self._count_is_known = True
 
     def _apply(self, entry: Entry) -> Steps[None]:
-        for start in range(0, len(entry.deletes), WRITE_SLICE):
-            self._delete(entry.deletes[start : start + WRITE_SLICE])
+        size = self.engine.write_slice
+        for start in range(0, len(entry.deletes), size):
+            self._delete(entry.deletes[start : start + size])
             yield
         if entry.indexes is not None:
             if entry.deferrable and self._is_costly(entry.indexes):
@@ -410,16 +483,16 @@ class LiveView:
                 yield from self._change_indexes(entry.indexes)
                 self.standing.behind = False
         write = self._rewrite if entry.keeps_vectors else self._upsert
-        for start in range(0, len(entry.upserts), WRITE_SLICE):
-            write(entry.upserts[start : start + WRITE_SLICE])
+        for start in range(0, len(entry.upserts), size):
+            write(entry.upserts[start : start + size])
             yield
         if entry.artifact_path is not None:
             from tessera import artifact  # its libraries are slow to load, and many views never need them
 
             written: dict[str, None] = {}
             for documents in artifact.read(entry.artifact_path):
-                for start in range(0, len(documents), WRITE_SLICE):
-                    written |= dict.fromkeys(write(documents[start : start + WRITE_SLICE]))
+                for start in range(0, len(documents), size):
+                    written |= dict.fromkeys(write(documents[start : start + size]))
                     yield
             self._count_back(entry, list(written))
 
@@ -429,7 +502,7 @@ class LiveView:
         A batch that says COMPLETED was counted, not believed: 7 ms for 2,000 documents, beside 80 to write them.
         """
         found = sum(
-            len(self.engine.retrieve(point_ids[start : start + SCAN_SLICE], False, False))
+            self.engine.existing(point_ids[start : start + SCAN_SLICE])
             for start in range(0, len(point_ids), SCAN_SLICE)
         )
         if found != len(point_ids):
@@ -444,7 +517,7 @@ class LiveView:
     def _existing(self, point_ids: Sequence[str]) -> int:
         if self.standing.document_count == 0:
             return 0
-        return len(self.engine.retrieve(point_ids, with_payload=False, with_vectors=False))
+        return self.engine.existing(point_ids)
 
     def _delete(self, document_ids: Sequence[str]) -> None:
         point_ids = list(dict.fromkeys(map(self._point_id, document_ids)))
@@ -459,12 +532,14 @@ class LiveView:
         for document in documents:
             point_id = self._point_id(document.document_id)
             vectors = {name: np.asarray(vector).tolist() for name, vector in document.vectors.items()}
+            vectors |= self._words(document)
             points[point_id] = Point(point_id, vectors, self._stored(document))
         existing = self._existing(list(points))
         self.engine.upsert(list(points.values()))
         failpoints.reach("apply.slice")
         self.standing.document_count += len(points) - existing
         self.standing.tail += len(points)
+        self.unflushed_points += len(points)
         return list(points)
 
     def _rewrite(self, documents: Sequence[Document]) -> list[str]:
@@ -474,10 +549,27 @@ class LiveView:
         existing = {record.point_id for record in found}
         if existing:
             self.engine.overwrite_payloads({i: payload for i, payload in payloads.items() if i in existing})
+            self._set_words(documents, existing)
             failpoints.reach("apply.slice")
         # The engine takes them out of its graphs: a point with an indexed field is moved when it changes.
         self.standing.tail += len(existing)
+        self.unflushed_points += len(existing)
         return sorted(existing)
+
+    def _words(self, document: Document) -> dict[str, Any]:
+        """Return the sparse vectors of a document's texts; none of a keyword index that it has no word for."""
+        found = ((sparse.name, words_of(document.payload, sparse.fields)) for sparse in self._sparse)
+        return {name: self._translator.sparse_vector(*words) for name, words in found if words is not None}
+
+    def _set_words(self, documents: Sequence[Document], existing: set[str]) -> None:
+        """Bring the keyword indexes to the texts of those of `documents` that exist."""
+        words = {self._point_id(document.document_id): self._words(document) for document in documents}
+        for sparse in self._sparse:
+            kept = {
+                i: {sparse.name: found[sparse.name]} for i, found in words.items() if sparse.name in found
+            }
+            self.engine.set_vectors({i: vectors for i, vectors in kept.items() if i in existing})
+            self.engine.drop_vectors(sorted(existing - kept.keys()), sparse.name)
 
     def _stored(self, document: Document) -> Payload:
         """Return the payload of `document` as it is stored, and note what the indexes do not see of it."""
@@ -487,12 +579,14 @@ class LiveView:
         self._note_collection(payload.get("collection_id"))
         shadows: dict[str, Shadow] = {}
         for indexed in self._fields:
+            if indexed.root not in payload:
+                continue
             folded, regular = indexed.look(payload)
             if folded is not None:
                 shadows[indexed.name] = folded
             if not regular:
                 self.standing.irregular.add(indexed.name)
-        return hide(payload, shadows)
+        return pack(payload, shadows, self._roots) if self.standing.packed else hide(payload, shadows)
 
     def _is_costly(self, wanted: Sequence[PayloadIndex]) -> bool:
         """Say whether `wanted` asks for an index over documents that exist; the engine makes it in one go."""
@@ -545,13 +639,14 @@ class LiveView:
     def _look_back(self, fresh: Sequence[PayloadIndex]) -> Steps[None]:
         """Give the documents that exist already what new indexes need."""
         fields = [_Field(index) for index in fresh]
+        roots = {indexed.root for indexed in fields} if self.standing.packed else set()
         start: str | None = None
         while True:
-            records, start = self.engine.scroll(None, start, WRITE_SLICE, True, False)
+            records, start = self.engine.scroll(None, start, LOOK_SLICE, True, False)
             # Documents with equal values (a category, say) are written together.
-            groups: dict[bytes, tuple[dict[str, Shadow], list[str]]] = {}
+            groups: dict[bytes, tuple[Payload, list[str]]] = {}
             for record in records:
-                payload = reveal(record.payload or {})
+                payload = self._reveal(record.payload or {})
                 shadows: dict[str, Shadow] = {}
                 for indexed in fields:
                     folded, regular = indexed.look(payload)
@@ -559,10 +654,15 @@ class LiveView:
                         shadows[indexed.name] = folded
                     if not regular:
                         self.standing.irregular.add(indexed.name)
-                if shadows:
-                    groups.setdefault(orjson.dumps(shadows), (shadows, []))[1].append(record.point_id)
-            for shadows, point_ids in groups.values():
-                self.engine.set_payload(point_ids, SHADOW_KEY, shadows)
+                more = hide({root: payload[root] for root in roots if root in payload}, shadows)
+                if more:
+                    groups.setdefault(orjson.dumps(more), (more, []))[1].append(record.point_id)
+            for more, point_ids in groups.values():
+                beside = more.pop(SHADOW_KEY, None)
+                if beside:
+                    self.engine.set_payload(point_ids, SHADOW_KEY, beside)
+                if more:
+                    self.engine.set_payload(point_ids, None, more)
             yield
             if start is None:
                 return
@@ -572,6 +672,7 @@ class LiveView:
         self._count_again()
         self.engine.flush()
         self.unflushed_entries = 0
+        self.unflushed_points = 0
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -616,8 +717,7 @@ class LiveView:
         places: list[int] = []
         queries: list[Query] = []
         for place, search in enumerate(searches):
-            self._check_vector(search)
-            if search.limit <= 0:
+            if not self._check_vector(search) or search.limit <= 0:
                 continue
             engine_filter, residual = self._split(search.filter)
             if residual is not None:
@@ -639,9 +739,12 @@ class LiveView:
             # Deep pages need a wider search: it cannot bring more than `ef` hits in the right order.
             wide = self.standing.graphs[search.vector_name]
             ef, exact = max(wide, 2 * (limit + offset)), wide == 0
+        words = None if search.text is None else words_asked(search.text)
         return Query(
             search.vector_name,
-            np.asarray(search.vector, dtype=np.float32),
+            np.asarray(search.vector, dtype=np.float32)
+            if words is None
+            else self._translator.sparse_vector(*words),
             limit,
             offset,
             filter,
@@ -650,18 +753,35 @@ class LiveView:
             search.with_vectors,
         )
 
-    def _check_vector(self, search: Search) -> None:
+    def _check_vector(self, search: Search) -> bool:
+        """Refuse a search that cannot be; say whether it can find anything at all."""
+        if search.vector_name in [sparse.name for sparse in self.view.sparse]:
+            return self._check_text(search)
         declared = self._vectors.get(search.vector_name)
         if declared is None:
             known = ", ".join(sorted(self._vectors)) or "none"
             raise BadRequestError(
                 f"There is no vector {search.vector_name!r} in this namespace; it has: {known}."
             )
+        if search.vector is None:
+            raise BadRequestError(f"{search.vector_name!r} is searched by a vector, not by words.")
         size = len(search.vector)
         if size != declared.dimensions:
             raise BadRequestError(
                 f"The query vector has {size} dimensions, {search.vector_name!r} has {declared.dimensions}."
             )
+        return True
+
+    def _check_text(self, search: Search) -> bool:
+        if search.text is None:
+            raise BadRequestError(f"{search.vector_name!r} is searched by words, not by a vector.")
+        if not self._has_sparse:
+            raise QdrantError(
+                "The keyword index of this namespace, which is from an earlier release, is still being made; "
+                "try again.",
+                retry_after_s=5,
+            )
+        return words_asked(search.text) is not None
 
     def _narrow(self, search: Search, engine_filter: Any | None, residual: Filter) -> Steps[Any]:
         """Return the hits themselves, or the engine filter that stands for the whole filter."""
@@ -676,14 +796,14 @@ class LiveView:
             return passing[search.offset : wanted]
         point_ids: list[str] = []
         for records in self._scan(engine_filter):
-            point_ids += [record.point_id for record in records if holds(reveal(record.payload or {}))]
+            point_ids += [record.point_id for record in records if holds(self._reveal(record.payload or {}))]
             yield
         return self._translator.has_ids(point_ids) if point_ids else []
 
     @staticmethod
     def _finds_all(search: Search) -> bool:
         """Say whether fewer hits than asked for means that there are no others (a graph may miss some)."""
-        return search.exact
+        return search.exact or search.text is not None
 
     def _page(self, page: Page) -> Steps[PageResult]:
         engine_filter, residual = self._split(page.filter)
@@ -755,7 +875,7 @@ class LiveView:
         for records in self._scan(engine_filter):
             candidates = []
             for record in records:
-                payload = reveal(record.payload or {})
+                payload = self._reveal(record.payload or {})
                 if holds is not None and not holds(payload):
                     continue
                 key = sort_key(payload, page.sort_path)
@@ -797,7 +917,7 @@ class LiveView:
         holds = self._test(residual)
         total = 0
         for records in self._scan(engine_filter):
-            total += sum(holds(reveal(record.payload or {})) for record in records)
+            total += sum(holds(self._reveal(record.payload or {})) for record in records)
             yield
         return total
 
@@ -875,9 +995,12 @@ class LiveView:
                 return
 
     def _hit(self, record: Record) -> Hit:
-        payload = reveal(record.payload or {})
+        payload = self._reveal(record.payload or {})
+        # Keyword indexes are made from the payload, and are no vectors of the document's own.
         vectors = {
-            name: np.asarray(vector, dtype=np.float32) for name, vector in (record.vectors or {}).items()
+            name: np.asarray(vector, dtype=np.float32)
+            for name, vector in (record.vectors or {}).items()
+            if name in self._vectors
         }
         return Hit(payload["document_id"], payload, record.score, vectors)
 

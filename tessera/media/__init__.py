@@ -1,4 +1,4 @@
-"""Bytes to pictures, frames, thumbnails and subtitles. Everything that is wrong with a file is a `BadSample`.
+"""Bytes to pictures, frames, thumbnails, sound and subtitles. What is wrong with a file is a `BadSample`.
 
 Files come from users: sizes are checked before anything is decoded, containers that could name other files
 (playlists, concatenations) are not opened, and what a decoder raises is turned into one typed error. This
@@ -15,10 +15,11 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from tessera import alarms, content
+from tessera import alarms, content, exif
 from tessera.errors import BadSample
 
 if TYPE_CHECKING:
@@ -50,23 +51,29 @@ THUMBNAIL_QUALITY = 82
 _PICTURE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000")
 _DECODED = frozenset({f"image/{kind}" for kind in ("jpeg", "png", "webp", "bmp", "tiff", "avif", "jp2")})
 #: FFmpeg's readers that are used: none that opens other files or addresses (hls, dash, concat).
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,srt,webvtt,ass"
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,srt,webvtt,ass,"
+    "wav,flac,mp3,aac,aiff,amr"
+)
 #: What every file is opened with: nothing but files, and none that could name another.
 DECODER_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _TEXT_SUBTITLES = frozenset({"mov_text", "subrip", "srt", "ass", "ssa", "webvtt", "text"})
 #: Frames further ahead than this are reached by seeking, nearer ones by decoding on.
 _SEEK_AHEAD_S = 12.0
+#: With slack nearer ones may be sought too, but not so near that the same key frame would be found again.
+_SEEK_SPARES_S = 4.0
 #: The last frame stands for this much more than its own time: durations in containers are not that exact.
 _HOLD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture, upright, RGB or RGBA, and its size as displayed before any scaling."""
+    """A decoded picture, upright, RGB or RGBA, its size as displayed before any scaling, and when it was taken."""
 
     image: Image
     width: int
     height: int
+    taken: exif.Taken = exif.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ def open_picture(path: Path) -> Picture:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with alarms.within(PICTURE_S), _decoding("picture"), warnings.catch_warnings():
+    with alarms.within(PICTURE_S), decoding("picture"), warnings.catch_warnings():
         # Pillow warns of what is odd in a file, and of large pictures; the bound below is ours.
         warnings.simplefilter("ignore")
         try:
@@ -127,9 +134,11 @@ def open_picture(path: Path) -> Picture:
             has_alpha = upright.mode in {"RGBA", "LA", "PA"} or "transparency" in upright.info
             decoded = upright.convert("RGBA" if has_alpha else "RGB")
             # 5 to 8: the picture lies on its side, width and height change places (EXIF 2.3, 4.6.4).
-            turned = image.getexif().get(0x0112, 1) in range(5, 9)
+            tags = image.getexif()
+            turned = tags.get(0x0112, 1) in range(5, 9)
+            taken = exif.read(tags)
         decoded.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-        return Picture(decoded, *((height, width) if turned else (width, height)))
+        return Picture(decoded, *((height, width) if turned else (width, height)), taken)
 
 
 def thumbnail(image: Image) -> bytes:
@@ -176,12 +185,12 @@ def probe(path: Path) -> Video:
 
     Raises `BadSample`: ``unsupported``, ``unreadable``, ``too_large`` (frame size), ``limit`` (duration).
     """
-    with _opened(path) as container:
-        stream = _picture_stream(container, path)
+    with opened(path) as container:
+        stream = picture_stream(container, path)
         duration_s = _duration(container, stream)
         context = stream.codec_context
         width, height = context.width, context.height
-        frame = next(iter(_frames(container, stream)), None)
+        frame = next(iter(decoded(container, stream)), None)
         if frame is None:
             raise _no_frame()
         if round(frame.rotation) % 180:
@@ -198,34 +207,35 @@ def probe(path: Path) -> Video:
 
 
 def frames_at(
-    path: Path, times_s: Sequence[float], *, slack_s: float = 0.0
+    path: Path, times_s: Sequence[float], *, slack_s: float | Sequence[float] = 0.0
 ) -> Generator[Image | None, None, None]:
     """Yield the frame that is shown at each of `times_s` (ascending, from the start of the video).
 
     The frames are RGB, upright, at most `WORKING_SIDE` pixels a side. None stands for a time at which no
-    frame is shown any more: the pictures end before the sound, or the file was cut off. With `slack_s` a key
-    frame so little before the time is taken as it is, which spares decoding up to it. Raises `BadSample` as
-    `probe` does.
+    frame is shown any more: the pictures end before the sound, or the file was cut off. With `slack_s` (one for
+    all, or for each) a key frame so little before the time is taken as it is, which spares decoding up to it.
+    Raises `BadSample` as `probe` does.
     """
-    with _opened(path) as container:
+    with opened(path) as container:
         import av
 
-        stream = _picture_stream(container, path)
-        begin_s = _seconds(stream.start_time, stream) or 0.0
-        source = _frames(container, stream)
+        stream = picture_stream(container, path)
+        begin_s = begin_of(stream)
+        source = decoded(container, stream)
         shown = ahead = next(source, None)
         if shown is None:
             raise _no_frame()
-        seek_ahead_s = min(_SEEK_AHEAD_S, slack_s or _SEEK_AHEAD_S)
-        for time_s in times_s:
+        slacks = repeat(slack_s) if isinstance(slack_s, int | float) else slack_s
+        for time_s, slack in zip(times_s, slacks, strict=False):
+            seek_ahead_s = min(_SEEK_AHEAD_S, max(slack, _SEEK_SPARES_S)) if slack else _SEEK_AHEAD_S
             if ahead is not None and time_s - _time(shown, begin_s) > seek_ahead_s and stream.time_base:
                 with suppress(av.error.FFmpegError):
                     container.seek(int((time_s + begin_s) / stream.time_base), stream=stream)
-                source = _frames(container, stream)
+                source = decoded(container, stream)
                 ahead = next(source, None)
                 if ahead is not None:
                     shown = ahead
-                    if 0 <= time_s - _time(shown, begin_s) <= slack_s:
+                    if 0 <= time_s - _time(shown, begin_s) <= slack:
                         yield _image(shown)
                         continue
             while ahead is not None and _time(ahead, begin_s) <= time_s + 1e-6:
@@ -243,22 +253,22 @@ def _lasts(frame: VideoFrame, stream: VideoStream) -> float:
     return _seconds(frame.duration or None, stream) or math.inf
 
 
-def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Yield frames from where the container stands; a damaged one is passed over, as players do."""
     import av
 
-    for packet in _packets(container, stream):
+    for packet in packets(container, stream):
         with suppress(av.error.InvalidDataError, av.error.PatchWelcomeError):
             yield from stream.decode(packet)
 
 
-def _packets(container: InputContainer, stream: Stream) -> Iterator[Packet[Any]]:
+def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]]:
     """Yield packets; a container that is damaged from some place on ends there."""
     import av
 
-    packets = container.demux(stream)
+    source = container.demux(*streams)
     with suppress(av.error.InvalidDataError):
-        yield from packets
+        yield from source
 
 
 def _image(frame: VideoFrame) -> Image:
@@ -271,23 +281,27 @@ def _image(frame: VideoFrame) -> Image:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
+def opened(path: Path, what: Literal["video", "sound"] = "video") -> Iterator[InputContainer]:
+    """Open a file for its pictures or its sound; within, whatever a decoder raises is a `BadSample`."""
     try:
         import av
     except ImportError as error:
         raise BadSample(
-            "unsupported", "Video cannot be decoded here: install it with `pip install 'tessera[media]'`."
+            "unsupported",
+            f"{what.capitalize()} cannot be decoded here: install it with `pip install 'tessera[media]'`.",
         ) from error
 
-    with _decoding("video"):
+    with decoding(what):
         mime_type = sniff(path)
-        if mime_type is None or not (mime_type.startswith("video/") or mime_type == "image/gif"):
-            raise _not_a("video", path, content.FORMATS["video"])
+        kinds = ("video",) if what == "video" else ("audio", "video")
+        if mime_type is None or not any(content.fits(mime_type, kind) for kind in kinds):
+            raise _not_a(what, path, content.FORMATS["video" if what == "video" else "audio"])
         with av.open(str(path), options=dict(DECODER_OPTIONS), metadata_errors="replace") as container:
             yield container
 
 
-def _picture_stream(container: InputContainer, path: Path) -> VideoStream:
+def picture_stream(container: InputContainer, path: Path) -> VideoStream:
+    """Return the first stream of pictures, ready to be decoded. Raises `BadSample`."""
     if not container.streams.video:
         raise BadSample("unsupported", f"The file ({sniff(path)}) holds no pictures.")
     stream = container.streams.video[0]
@@ -312,17 +326,27 @@ def _duration(container: InputContainer, stream: VideoStream) -> float:
         begin_s = _seconds(stream.start_time, stream) or 0.0
         ends = [
             _seconds(packet.pts + (packet.duration or 0), stream) or 0.0
-            for packet in _packets(container, stream)
+            for packet in packets(container, stream)
             if packet.pts is not None
         ]
         duration_s = max(ends, default=begin_s) - begin_s
         container.seek(0)
+    check_duration(duration_s, "video")
+    return max(duration_s, 0.0)
+
+
+def check_duration(duration_s: float, what: str) -> None:
+    """Raise `BadSample` (``limit``) for what lasts longer than `MAX_DURATION_S`."""
     if duration_s > MAX_DURATION_S:
         raise BadSample(
             "limit",
-            f"The video lasts {duration_s / 3600:.1f} h; at most {MAX_DURATION_S / 3600:.0f} h are taken.",
+            f"The {what} lasts {duration_s / 3600:.1f} h; at most {MAX_DURATION_S / 3600:.0f} h are taken.",
         )
-    return max(duration_s, 0.0)
+
+
+def begin_of(stream: VideoStream) -> float:
+    """Return the time of a stream's first frame, in seconds on the container's clock."""
+    return _seconds(stream.start_time, stream) or 0.0
 
 
 def _seconds(value: int | None, stream: VideoStream) -> float | None:
@@ -337,14 +361,14 @@ def embedded_subtitles(path: Path, language: str | None = None) -> list[Cue]:
 
     Of several tracks the one in `language` (``en``, ``eng``) is taken, else the default, else the first.
     """
-    with _opened(path) as container:
+    with opened(path) as container:
         tracks = [track for track in container.streams.subtitles if _codec_name(track) in _TEXT_SUBTITLES]
         if not tracks:
             return []
         begin_s = float(container.start_time or 0) / 1_000_000
         track = min(tracks, key=lambda stream: _rank(stream, language))
         cues: list[Cue] = []
-        for packet in _packets(container, track):
+        for packet in packets(container, track):
             if not packet.size or packet.pts is None or packet.time_base is None:
                 continue
             shown = track.decode2(packet)
@@ -473,7 +497,7 @@ def _rank(stream: Any, language: str | None) -> tuple[bool, bool, int]:
 
 
 @contextmanager
-def _decoding(what: str) -> Iterator[None]:
+def decoding(what: str) -> Iterator[None]:
     """Turn whatever a decoder raises over a file into `BadSample`; on untrusted bytes that is anything."""
     try:
         yield

@@ -1,0 +1,338 @@
+"""Explain: how a retriever would run, without running it.
+
+For each stage the rows that come and go, for each condition of a filter the index that serves it, its kind and how
+many documents it lets through, and for what no index serves a warning with the request that adds one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+from sqlalchemy.engine import RowMapping
+
+from tessera import retrieve, templates
+from tessera.context import Principal, Warehouse
+from tessera.errors import BadRequestError, ValidationError, quote
+from tessera.filters import And, Condition, Filter, instant, parse
+from tessera.models import IndexType, PayloadIndex
+from tessera.models.base import JsonObject
+from tessera.models.retrievers import ExplainRequest
+from tessera.stages.base import Stage
+
+#: Parameters that bound what a stage hands on, whichever it has.
+_BOUNDS = ("final_top_k", "limit", "top_n", "size", "max_groups")
+#: What a stage takes in ms: a part of its own, one for each document, and one for turning a query into a vector.
+#: Orders of magnitude (`make bench ARGS=hot_path` has figures): they tell which stage is the slow one, no more.
+_STAGE_MS, _DOCUMENT_MS, _EMBED_MS = 0.3, 0.002, 5.0
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_RANGES = frozenset({"gt", "gte", "lt", "lte"})
+_GEO = {"geo_radius": "index", "geo_bounding_box": "index", "geo_polygon": "partly"}
+_BY_OPERATOR = {"text": "text", "phrase": "text", "words": "text", **dict.fromkeys(_GEO, "geo")}
+
+
+def explain(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: ExplainRequest
+) -> JsonObject:
+    """Return the plan of a stored retriever for these inputs; what needs an input that is not given is told so."""
+    plan, row = retrieve.stored_plan(wh, principal, namespace, identifier)
+    inputs, missing = _inputs(plan, request.inputs)
+    reading = _Reading(wh, plan, inputs, request.filters)
+    stages = [reading.stage(index, spec) for index, spec in enumerate(plan.stages)]
+    duration_ms = round(sum(stage["estimated_duration_ms"] for stage in stages), 3)
+    slowest = max(stages, key=lambda stage: stage["estimated_duration_ms"])
+    suggestions = [
+        suggestion for stage in stages for suggestion in stage.pop("_suggestions") if suggestion is not None
+    ]
+    return {
+        "retriever_id": plan.retriever_id,
+        "retriever_name": row["retriever_name"],
+        "estimated_cost": {"total_credits": 0.0, "total_duration_ms": duration_ms},
+        "execution_plan": stages,
+        "total_estimated_stages": len(stages),
+        "bottleneck_stages": [slowest["stage_name"]],
+        "optimization_suggestions": _once(suggestions),
+        "optimization_applied": False,
+        "missing_inputs": missing,
+    }
+
+
+def _inputs(plan: retrieve.Plan, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the inputs with their defaults, and the names of those that an execution would ask for."""
+    inputs = {name: field.default for name, field in plan.fields.items()} | dict(given)
+    missing = [name for name, field in plan.fields.items() if field.required and inputs.get(name) is None]
+    return {name: value for name, value in inputs.items() if name not in missing}, missing
+
+
+class _Reading:
+    """Goes through the stages as an execution would, with counts in the place of documents."""
+
+    def __init__(
+        self,
+        wh: Warehouse,
+        plan: retrieve.Plan,
+        inputs: dict[str, Any],
+        filters: Mapping[str, Any] | None,
+    ) -> None:
+        self._wh, self._plan, self._inputs = wh, plan, inputs
+        self._namespace_id: str = plan.place["namespace_id"]
+        self._context = retrieve.context_of(wh, plan, inputs, None)
+        self._collections = self._context.within
+        self._requested = parse(filters, inputs=inputs) if filters else None
+        if self._requested is not None:
+            self._within(self._requested)
+        #: Documents that come to the next stage; the collections' own while none has read any.
+        self._rows = self._count(self._context.within)
+        self._is_read = False
+        self._results: dict[str, Any] = {}
+
+    def stage(self, index: int, spec: Mapping[str, Any]) -> JsonObject:
+        """Return the plan of one stage and go on behind it."""
+        stage = self._wh.registry.stage(spec["config"]["stage_id"])
+        if stage is None:
+            raise BadRequestError(
+                f"Stage {quote(spec['config']['stage_id'])} of this retriever is not installed any more."
+            )
+        notes: list[str] = []
+        params = self._params(stage, spec, index, notes)
+        before = self._rows
+        asked: list[tuple[str, Filter]] = []
+        if index == 0 and self._requested is not None:
+            asked.append(("the request's filters", self._requested))
+        narrowed = stage.narrow(params, self._context) if params is not None and not self._is_read else None
+        if narrowed is not None:
+            asked.append(("its conditions", narrowed))
+            self._within(narrowed)
+            self._rows = self._count(self._context.within)
+            notes.append("It is not run by itself: the next stage searches within its conditions.")
+        else:
+            asked += self._filters_of(params)
+            self._rows = _handed_on(params, before)
+            self._is_read = True
+        self._results[spec["stage_name"]] = {"count": self._rows}
+        told = [
+            self._told(source, condition) for source, filter in asked for condition in _conditions(filter)
+        ]
+        scanned = sum(item["served_by"] != "index" for item in told) * before
+        embeds = _EMBED_MS if stage.stage_id == "feature_search" else 0.0
+        duration_ms = _STAGE_MS + embeds + _DOCUMENT_MS * (self._rows + scanned)
+        return {
+            "stage_index": index,
+            "stage_name": spec["stage_name"],
+            "stage_type": stage.category,
+            "stage_id": stage.stage_id,
+            "estimated_input": before,
+            "estimated_output": self._rows,
+            "estimated_efficiency": min(1.0, self._rows / before) if before else 0.0,
+            "estimated_cost_credits": 0.0,
+            "estimated_duration_ms": round(duration_ms, 3),
+            "cache_likely": self._plan.cache_ttl_s is not None,
+            "filters": told,
+            "optimization_notes": notes,
+            "warnings": [item["warning"] for item in told if item["warning"]],
+            "_suggestions": [item.pop("_suggestion") for item in told],
+        }
+
+    def _params(self, stage: Stage, spec: Mapping[str, Any], index: int, notes: list[str]) -> Any:
+        scope = {"INPUT": self._inputs, "STAGE": self._results, "CONTEXT": {}}
+        try:
+            return retrieve.stage_params(stage, spec, scope, index)
+        except ValidationError:
+            known = {
+                name: value
+                for name, value in spec["config"]["parameters"].items()
+                if name in _BOUNDS and not templates.is_template(value)
+            }
+            notes.append("Some of its parameters come from inputs that are not given: send `inputs`.")
+            return known
+
+    def _filters_of(self, params: Any) -> list[tuple[str, Filter]]:
+        """Return the filters of a search's own; what a later stage asks of documents in hand needs no index."""
+        if self._is_read or isinstance(params, dict):
+            return []
+        found = []
+        for number, search in enumerate(getattr(params, "searches", ())):
+            filters = getattr(search, "filters", None)
+            parsed = parse(filters, inputs=self._inputs) if filters else None
+            if parsed is not None:
+                found.append((f"filters of search {number}", parsed))
+        return found
+
+    def _within(self, asked: Filter) -> None:
+        self._context = retrieve.narrowed(self._context, asked)
+
+    def _count(self, filter: Filter) -> int:
+        """Return how many documents pass; 0 is returned for a view that cannot be asked so many."""
+        found = self._counted(filter)
+        return found if found is not None else 0
+
+    def _counted(self, filter: Filter) -> int | None:
+        try:
+            return self._wh.views.count(self._namespace_id, filter)
+        except BadRequestError:
+            return None  # more than may be looked at without an index
+
+    def _told(self, source: str, condition: Condition) -> JsonObject:
+        """Return what serves one condition, and what would."""
+        indexes = self._context.indexes
+        index = indexes.get(condition.path)
+        served = served_by(condition, indexes)
+        warning, suggestion = None, None
+        if served != "index" and condition.operator != "search":
+            suggestion = _command(self._plan.place, condition) if index is None else None
+            warning = _warning(condition, index, served, suggestion)
+        return {
+            "source": source,
+            "field": condition.path,
+            "operator": condition.operator,
+            "index": condition.path if index is not None and served != "scan" else None,
+            "index_type": str(index.type) if index is not None else None,
+            "served_by": served,
+            "estimated_points": self._counted(And((self._collections, condition))),
+            "warning": warning,
+            "_suggestion": suggestion,
+        }
+
+
+# --- pure ------------------------------------------------------------------------------------------------
+
+
+def served_by(condition: Condition, indexes: Mapping[str, PayloadIndex]) -> str:
+    """Return who answers a condition: the ``index``; ``partly``, it narrows down; or a ``scan`` of each document.
+
+    As `adapters/qdrant/translate.py` decides, but for values in documents that their index does not see.
+    """
+    operator, value = condition.operator, condition.value
+    if operator in ("ne", "nin"):
+        positive = Condition(
+            condition.path, "eq" if operator == "ne" else "in", value, condition.case_sensitive
+        )
+        return "index" if served_by(positive, indexes) == "index" else "scan"
+    if operator == "in" and not value:
+        return "index"
+    index = indexes.get(condition.path)
+    if index is None or '"' in condition.path or "\\" in condition.path:
+        return "scan"
+    if operator in ("exists", "is_null") or (operator == "eq" and value is None):
+        return "index"
+    if operator == "in":
+        single = [Condition(condition.path, "eq", one, condition.case_sensitive) for one in value]
+        return "index" if all(served_by(one, indexes) == "index" for one in single) else "scan"
+    return _by_type(condition, index)
+
+
+def _by_type(condition: Condition, index: PayloadIndex) -> str:
+    operator, value, exact_case = condition.operator, condition.value, condition.case_sensitive
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match index.type:
+        case IndexType.KEYWORD if isinstance(value, str):
+            if not exact_case and operator in ("eq", "contains") and instant(value) is not None:
+                return "scan"
+            if operator == "eq" or (operator == "starts_with" and value):
+                return "index"
+            return "partly" if operator in ("contains", "ends_with") and value else "scan"
+        case IndexType.INTEGER | IndexType.FLOAT if is_number:
+            # Beyond 2**53 numbers are not exact in the engine's ranges; whole ones are looked up as they are.
+            is_exact = abs(value) < 2**53
+            if operator in _RANGES:
+                return "index" if is_exact else "scan"
+            if not is_exact and not (index.type == IndexType.INTEGER and isinstance(value, int)):
+                return "scan"
+            return {"eq": "index", "contains": "partly"}.get(operator, "scan")
+        case IndexType.BOOL if isinstance(value, bool):
+            return {"eq": "index", "contains": "partly"}.get(operator, "scan")
+        case IndexType.DATETIME if isinstance(value, str) and instant(value) is not None:
+            return "index" if operator in _RANGES or (operator == "eq" and not exact_case) else "scan"
+        case IndexType.UUID if isinstance(value, str) and operator == "eq" and _UUID.fullmatch(value):
+            return "partly" if exact_case else "index"
+        case IndexType.TEXT if isinstance(value, str):
+            return _by_words(operator, str(index.field_schema.get("tokenizer")))
+        case IndexType.GEO:
+            return _GEO.get(operator, "scan")
+    return "scan"
+
+
+def _by_words(operator: str, tokenizer: str) -> str:
+    if operator == "text" or (operator == "words" and tokenizer != "prefix"):
+        return "index"
+    return "partly" if operator in ("words", "phrase") and tokenizer != "multilingual" else "scan"
+
+
+def helpful_type(condition: Condition) -> str | None:
+    """Return the type of the index that would serve a condition; None when none does."""
+    if condition.operator in _BY_OPERATOR:
+        return _BY_OPERATOR[condition.operator]
+    if condition.operator == "regex":
+        return None
+    value = condition.value
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    if isinstance(value, bool) and condition.operator not in ("exists", "is_null"):
+        return "bool"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "integer" if isinstance(value, int) else "float"
+    if isinstance(value, str) and instant(value) is not None:
+        return "datetime"
+    return "keyword"
+
+
+def _command(place: RowMapping, condition: Condition) -> JsonObject | None:
+    """Return the request that adds the index: the user's own indexes with one more, for PATCH replaces them."""
+    type = helpful_type(condition)
+    if type is None:
+        return None
+    own = [
+        {
+            name: stored[name]
+            for name in ("field_name", "type", "field_schema")
+            if stored.get(name) is not None
+        }
+        for stored in place["user_indexes"] or ()
+    ]
+    return {
+        "reason": f"{condition.path} has no index",
+        "method": "PATCH",
+        "path": f"/v1/namespaces/{place['namespace_id']}",
+        "body": {"payload_indexes": [*own, {"field_name": condition.path, "type": type}]},
+    }
+
+
+def _warning(
+    condition: Condition, index: PayloadIndex | None, served: str, suggestion: JsonObject | None
+) -> str:
+    asked = f"{condition.path} {condition.operator}"
+    if suggestion is not None:
+        body = orjson.dumps(suggestion["body"]).decode()
+        return (
+            f"{asked} looks into each document, because {condition.path} has no index. Add it: "
+            f"{suggestion['method']} {suggestion['path']} {body}"
+        )
+    if index is None:
+        return f"{asked} looks into each document: no index serves {condition.operator}."
+    if served == "partly":
+        return f"{asked} is narrowed down by the {index.type} index and then looks into what is left."
+    return f"{asked} looks into each document: the {index.type} index does not answer it with this value."
+
+
+def _handed_on(params: Any, rows: int) -> int:
+    values = (
+        params.items()
+        if isinstance(params, dict)
+        else ((name, getattr(params, name, None)) for name in _BOUNDS)
+    )
+    bounds = [value for name, value in values if name in _BOUNDS and isinstance(value, int)]
+    return min([rows, *bounds])
+
+
+def _conditions(filter: Filter) -> Iterator[Condition]:
+    if isinstance(filter, Condition):
+        yield filter
+        return
+    for child in filter.children:
+        yield from _conditions(child)
+
+
+def _once(suggestions: list[JsonObject]) -> list[JsonObject]:
+    return list({orjson.dumps(item): item for item in suggestions}.values())
