@@ -192,10 +192,10 @@ def _stream(container: InputContainer) -> AudioStream:
     # A stream whose format has no decoder here has no context, whatever PyAV's types say.
     if stream.codec_context is None:
         raise BadSample("unsupported", "The sound is in a format that has no decoder here.")
-    if not stream.codec_context.sample_rate >= LOWEST_RATE:
+    rate = stream.codec_context.sample_rate
+    if rate < LOWEST_RATE:
         raise BadSample(
-            "unsupported",
-            f"The sound has {stream.codec_context.sample_rate} samples a second; {LOWEST_RATE} are the least that is read.",
+            "unsupported", f"The sound has {rate} samples a second; {LOWEST_RATE} are the least that is read."
         )
     found: AudioStream = stream
     return found

@@ -201,6 +201,18 @@ def test_mutated_files(measured: Measured, count: int) -> None:
     assert grown <= MOST_GROWTH_MIB
 
 
+@pytest.mark.slow
+def test_a_pdf_that_draws_itself_for_ever(measured: Measured) -> None:
+    """Ten times over twenty levels: its worker is ended, its neighbours are found."""
+    files = [damage.whole("pdf", 1), damage.laughs(), damage.whole("pdf", 2)]
+    batch, failed, ids = measured.run(files, timeout_s=900)
+    assert batch["status"] == "COMPLETED_WITH_ERRORS"
+    (row,) = failed.values()
+    assert (row["object_id"], row["error_kind"] in ("timeout", "crash", "memory")) == (ids[1], True), row
+    assert measured.found() >= {ids[0], ids[2]}
+    assert measured.growth_mib() <= MOST_GROWTH_MIB
+
+
 def test_bombs_in_queries(measured: Measured) -> None:
     """The picture of a query used to be decoded in the server itself."""
 
