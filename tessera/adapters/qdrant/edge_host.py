@@ -402,8 +402,8 @@ class OpenView:
     is_marked: bool = False
     seal_at: float | None = None
     sealed: bool = False
-    #: How long after the first entry the mark moves.
-    flush_after_s: float = FLUSH_AFTER_S
+    #: From when on it may be flushed again, unless it is asked for.
+    flush_from: float = 0.0
 
     def unseal(self) -> None:
         """Take back the checksums of what writes change; called before the first write.
@@ -455,7 +455,7 @@ class OpenView:
         self.is_marked = True
         ended = time.monotonic()
         self.seal_at = ended + SEAL_AFTER_S
-        self.flush_after_s = min(FLUSH_LATEST_S, max(FLUSH_AFTER_S, (ended - began) / FLUSH_SHARE))
+        self.flush_from = ended + min(FLUSH_LATEST_S, (ended - began) / FLUSH_SHARE)
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
@@ -1229,13 +1229,14 @@ class Host:
         opened = self._views.get(view_id)
         # Also after an entry that failed: the engine keeps the first part of it.
         if opened is not None and not opened.sealed and opened.flush_at is None:
-            opened.flush_at = time.monotonic() + opened.flush_after_s
+            opened.flush_at = max(time.monotonic() + FLUSH_AFTER_S, opened.flush_from)
 
     def _flush_due(self) -> None:
         now = time.monotonic()
         for view_id, opened in list(self._views.items()):
             late = opened.flush_at is not None and opened.flush_at <= now
-            if (late or opened.live.unflushed_entries >= FLUSH_ENTRIES) and view_id not in self._flushing:
+            many = opened.live.unflushed_entries >= FLUSH_ENTRIES and opened.flush_from <= now
+            if (late or many) and view_id not in self._flushing:
                 opened.flush_at = now + FLUSH_AFTER_S  # when the next try is due, should this one fail
                 self._want_flush(opened.live.view, [])
 
