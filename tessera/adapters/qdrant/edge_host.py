@@ -59,8 +59,8 @@ from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
-#: The durable mark moves after so many entries, or so long after the first of them; later where flushes are slow, so
-#: that they take no more than this part of the time. The server asks for it by itself, a little earlier: this is for
+#: The durable mark moves after so many entries, or so long after the first of them: where flushes are slow, so much
+#: longer that those take no more than this part of the time. The server asks for it by itself, a little earlier: this is for
 #: when it does not.
 FLUSH_ENTRIES: Final = 50
 FLUSH_AFTER_S: Final = 1.5
@@ -402,7 +402,7 @@ class OpenView:
     is_marked: bool = False
     seal_at: float | None = None
     sealed: bool = False
-    #: From when on it may be flushed again, unless it is asked for.
+    #: From when on it may be flushed again, unless it is asked for, or many entries wait.
     flush_from: float = 0.0
 
     def unseal(self) -> None:
@@ -1235,7 +1235,7 @@ class Host:
         now = time.monotonic()
         for view_id, opened in list(self._views.items()):
             late = opened.flush_at is not None and opened.flush_at <= now
-            many = opened.live.unflushed_entries >= FLUSH_ENTRIES and opened.flush_from <= now
+            many = opened.live.unflushed_entries >= FLUSH_ENTRIES
             if (late or many) and view_id not in self._flushing:
                 opened.flush_at = now + FLUSH_AFTER_S  # when the next try is due, should this one fail
                 self._want_flush(opened.live.view, [])
