@@ -23,7 +23,7 @@ from tessera.adapters.qdrant.edge_host import INDEXING_THRESHOLD_KB
 from tessera.adapters.qdrant.words import words_asked, words_of
 
 ROUNDS = 7
-DOCUMENTS = 50_000
+DOCUMENTS = 100_000
 QUERIES = 60
 TOP = 100
 WORDS, VOCABULARY = 30, 20_000

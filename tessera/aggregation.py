@@ -36,16 +36,17 @@ def aggregate(records: Iterable[Record], request: AggregationRequest) -> tuple[l
     """
     keys = [*_keys(request)]
     names = request.labels()
+    sources = sorted({path for each in request.aggregations if (path := each.source()) is not None})
     groups: dict[bytes, _Group] = {}
     if not keys:
-        groups[b""] = _Group([], request.aggregations)
+        groups[b""] = _Group([], request.aggregations, sources)
     for record in records:
         for row in _unwound(record, request.unwind):
             values = [value_of(row) for value_of in keys]
             identity = orjson.dumps([_plain(value) for value in values], option=orjson.OPT_SORT_KEYS)
             group = groups.get(identity if keys else b"")
             if group is None:
-                group = groups[identity] = _Group(values, request.aggregations)
+                group = groups[identity] = _Group(values, request.aggregations, sources)
             group.take(row)
     results = [
         AggregationResult(group=dict(zip(names, group.values, strict=True)), metrics=group.metrics())
@@ -196,6 +197,7 @@ class _Group:
 
     values: list[Any]
     operations: Sequence[AggregationOperation]
+    sources: Sequence[str]
     count: int = 0
     found: dict[str, list[Any]] = field(default_factory=dict)
     moments: dict[str, list[str]] = field(default_factory=dict)
@@ -203,7 +205,7 @@ class _Group:
     def take(self, record: Record) -> None:
         self.count += 1
         created_at = str(record.get("created_at") or "")
-        for path in {path for operation in self.operations if (path := operation.source()) is not None}:
+        for path in self.sources:
             for value in values_at(record, path):
                 self.found.setdefault(path, []).append(value)
                 self.moments.setdefault(path, []).append(created_at)

@@ -61,6 +61,7 @@ from tessera.models.collections import (
     ListCollectionsResponse,
     PatchCollectionRequest,
     SourceAnswer,
+    SourceConfig,
     VectorIndex,
 )
 from tessera.models.tasks import GenericDeleteResponse
@@ -446,51 +447,53 @@ def _source_schema(
     connection: Connection, namespace_id: str, request: CreateCollectionRequest, plan: _Plan
 ) -> BucketSchema:
     """Find the sources, which join the plan, and return the properties of all of them together."""
-    source = request.source
+    source, kind = request.source, request.source.kind()
     try:
         wanted = parse_source_filters(source.source_filters, ("body", "source", "source_filters"))
     except ValidationError as error:
         plan.problems += error.problems
         wanted = None
-    kind = source.kind()
-    if kind not in ("bucket", "collection"):
-        plan.problems.append(
-            Problem(
-                ("body", "source", "type"),
-                f"source.type is {quote(kind)}; in this version a collection reads buckets, "
-                '{"type": "bucket", "bucket_ids": [...]}, or other collections, {"type": "collection", '
-                '"collection_ids": [...]}.',
-                "not_available",
-                BadRequestError.status,
-            )
-        )
+    plan.problems += _source_problems(source)
+    if kind not in ("bucket", "collection") or not source.identifiers(kind):
         return BucketSchema(properties={})
     name = f"{kind}_ids"
-    identifiers = source.identifiers()
-    if not identifiers:
-        plan.problems.append(
-            Problem(
-                ("body", "source", name),
-                f"source.{name} is required: one or more {kind} ids or names.",
-                "missing",
-            )
-        )
-        return BucketSchema(properties={})
     if kind == "bucket":
-        rows = [buckets.find(connection, namespace_id, identifier) for identifier in identifiers]
+        rows = [buckets.find(connection, namespace_id, each) for each in source.identifiers(kind)]
     else:
         rows = _feeding(connection, namespace_id, request, plan)
-    ids = list(dict.fromkeys(row[f"{kind}_id"] for row in rows))
-    plan.source = {"type": kind, name: ids}
+    plan.source = {"type": kind, name: list(dict.fromkeys(row[f"{kind}_id"] for row in rows))}
     if kind == "collection":
         roots = [b for row in rows for b in _root_buckets(row["source"])]
         plan.source["inherited_bucket_ids"] = list(dict.fromkeys(roots))
     if wanted is not None:
         plan.source["source_filters"] = {"filters": _logical(filters.to_json(wanted))}
-    schemas = [
-        (row[f"{kind}_name"], row["bucket_schema" if kind == "bucket" else "output_schema"]) for row in rows
-    ]
-    return _united(schemas, ("body", "source", name), kind, plan.problems)
+    schema = "bucket_schema" if kind == "bucket" else "output_schema"
+    named = [(row[f"{kind}_name"], row[schema]) for row in rows]
+    return _united(named, ("body", "source", name), kind, plan.problems)
+
+
+def _source_problems(source: SourceConfig) -> list[Problem]:
+    """Return what is wrong with a source before it is looked up."""
+    kind = source.kind()
+    if kind not in ("bucket", "collection"):
+        message = (
+            f"source.type is {quote(kind)}; in this version a collection reads buckets, "
+            '{"type": "bucket", "bucket_ids": [...]}, or other collections, {"type": "collection", '
+            '"collection_ids": [...]}.'
+        )
+        return [Problem(("body", "source", "type"), message, "not_available", BadRequestError.status)]
+    problems = []
+    other = "collection" if kind == "bucket" else "bucket"
+    if source.identifiers(other):
+        message = (
+            f"source names {other}s, but its type is {kind}. A collection reads one kind: leave {other}_ids out, "
+            "or make a collection for each."
+        )
+        problems.append(Problem(("body", "source", f"{other}_ids"), message, "ambiguous"))
+    if not source.identifiers(kind):
+        message = f"source.{kind}_ids is required: one or more {kind} ids or names."
+        problems.append(Problem(("body", "source", f"{kind}_ids"), message, "missing"))
+    return problems
 
 
 def _united(
@@ -520,7 +523,7 @@ def _feeding(
     location: Location = ("body", "source", "collection_ids")
     own = names.clean(request.collection_name)
     rows = []
-    for identifier in request.source.identifiers():
+    for identifier in request.source.identifiers("collection"):
         if names.clean(identifier) == own and _id_of_name(connection, namespace_id, own) is None:
             message = (
                 f"Collection {quote(own)} would read itself. Name other collections; what a collection makes cannot be "

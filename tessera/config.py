@@ -119,7 +119,7 @@ class Settings(BaseModel):
         le=3600,
         description="Several servers on one database: one that is not heard for so long loses its batches.",
     )
-    extract_timeout_s: float = Field(600, gt=0, description="Longest time for one chunk of a batch.")
+    extract_timeout_s: float = Field(1800, gt=0, description="Longest time for one chunk of a batch.")
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
     row_retries: int = Field(
         3,

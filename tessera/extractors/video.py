@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -34,6 +35,9 @@ from tessera.media import clips, sampling, scenes, sound, spans
 from tessera.media.spans import Span
 from tessera.models import IndexType, PayloadIndex
 from tessera.transcription import SUBTITLES, Transcript, recognise
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 #: Videos up to this long are looked at in three places a span, so that a cut inside one is not missed; of
 #: longer ones the key frame next to the middle is taken, which spares decoding nearly all of the film.
@@ -409,25 +413,22 @@ class VideoExtractor(Extractor):
     def _written(
         self, path: Path, video: media.Video, shown: Sequence[reading.Shown], params: VideoParams
     ) -> Iterator[Feature]:
-        """Yield a document for each text that is shown."""
-        said = self._said([text.text for text in shown], True, params)
-        times = sorted((text.start_s + text.end_s) / 2 for text in shown)
-        pictures: dict[float, bytes] = {}
-        if params.enable_thumbnails and shown:
-            frames = media.frames_at(path, times)
-            pictures = {
-                time_s: media.thumbnail(frame)
-                for time_s, frame in zip(times, frames, strict=True)
-                if frame is not None
-            }
-        for number, (text, vectors) in enumerate(zip(shown, said, strict=True)):
-            thumbnail = pictures.get((text.start_s + text.end_s) / 2)
+        """Yield a document for each text that is shown, in the order of the middle of its time."""
+        texts = sorted(shown, key=_middle)
+        said = self._said([text.text for text in texts], True, params)
+        frames: Iterator[Image | None] = itertools.repeat(None)
+        if params.enable_thumbnails and texts:
+            frames = media.frames_at(path, [_middle(text) for text in texts])
+        known: Counter[int] = Counter()
+        for text, vectors, frame in zip(texts, said, frames, strict=False):
+            start_ms = _ms(text.start_s)
+            known[start_ms] += 1
             yield Feature(
-                ("ocr", _ms(text.start_s), number),
+                ("ocr", start_ms, known[start_ms]),
                 {"start_time": text.start_s, "end_time": text.end_s, "ocr_text": text.text},
                 vectors,
-                {} if thumbnail is None else {"thumbnail_url": (thumbnail, "image/jpeg")},
-                Locator.at_time(_ms(text.start_s), _ms(text.end_s), text.box, (video.width, video.height)),
+                {} if frame is None else {"thumbnail_url": (media.thumbnail(frame), "image/jpeg")},
+                Locator.at_time(start_ms, _ms(text.end_s), text.box, (video.width, video.height)),
             )
 
     # --- pictures and texts ---------------------------------------------------------------------------
@@ -436,7 +437,15 @@ class VideoExtractor(Extractor):
         picture = media.open_picture(path)
         model = self._picture_model(params)
         vectors = {self.seen_name: first(model.embed([picture.image]))} if model else {}
-        return picture_feature(picture, vectors, ("image",), with_thumbnail=params.enable_thumbnails)
+        feature = picture_feature(picture, vectors, ("image",), with_thumbnail=params.enable_thumbnails)
+        texts = reading.blocks(self.models.reader().read(picture.image)) if params.run_ocr else []
+        if not texts:
+            return feature
+        words = "\n".join(text.text for text in texts)
+        said = self._said([words], params.run_ocr_embedding, params)[0]
+        return replace(
+            feature, fields={**feature.fields, "ocr_text": words}, vectors={**feature.vectors, **said}
+        )
 
     def _text(self, text: str, params: VideoParams) -> Feature:
         vectors = self._said([text], params.run_transcription and params.run_transcription_embedding, params)[
@@ -497,6 +506,10 @@ def _to_video(text: reading.Shown, scale: float) -> reading.Shown:
     """Return a text with its place in pixels of the video; it was read in frames `scale` times as large."""
     left, top, right, bottom = (side / scale for side in text.box)
     return reading.Shown(text.text, round(text.start_s, 3), round(text.end_s, 3), (left, top, right, bottom))
+
+
+def _middle(text: reading.Shown) -> float:
+    return (text.start_s + text.end_s) / 2
 
 
 def _ms(time_s: float) -> int:

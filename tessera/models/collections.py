@@ -37,11 +37,11 @@ class SourceConfig(Model):
             return self.type
         return "collection" if self.collection_ids or self.collection_id else "bucket"
 
-    def identifiers(self) -> list[str]:
-        """Return the ids and names given for what is read, each once."""
+    def identifiers(self, kind: str) -> list[str]:
+        """Return the ids and names given of one kind of source, ``bucket`` or ``collection``, each once."""
         many, one = (
             (self.collection_ids, self.collection_id)
-            if self.kind() == "collection"
+            if kind == "collection"
             else (self.bucket_ids, self.bucket_id)
         )
         return list(dict.fromkeys([*(many or ()), *([one] if one else ())]))

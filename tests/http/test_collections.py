@@ -175,6 +175,11 @@ def test_what_is_wrong_with_an_extractor_is_named(
         ({"source": {"collection_id": "x"}}, 404, "collection 'x' was not found"),
         ({"source": {"type": "collection"}}, 422, "source.collection_ids is required"),
         (
+            {"source": {"type": "collection", "collection_ids": ["notes"], "bucket_id": "x"}},
+            422,
+            "source names buckets, but its type is collection",
+        ),
+        (
             {"source": {"collection_ids": ["notes"]}},
             422,
             "Collection 'notes' would read itself",

@@ -361,6 +361,25 @@ def test_video_parameters_that_cannot_be(params: dict[str, Any], said: str) -> N
         VideoParams.model_validate(params)
 
 
+def test_words_in_a_single_picture_are_read_and_embedded(registry: Registry, tmp_path: Path) -> None:
+    from PIL import ImageDraw, ImageFont
+
+    picture = sample_media.shot_picture(sample_media.SHOTS[1]).resize((640, 480))
+    font = ImageFont.load_default(40)
+    ImageDraw.Draw(picture).text(
+        (90, 380), "copper kettle", "white", font, stroke_width=3, stroke_fill="black"
+    )
+    picture.save(tmp_path / "p.png")
+    extractor = registry.extractor("multimodal_extractor", "v1")
+    (made,) = extract(extractor, {"image": Input(path=tmp_path / "p.png")}, run_ocr=True)
+    assert made.fields["ocr_text"] == "copper kettle"
+    assert set(made.vectors) == {extractor.seen_name, extractor.said_name}  # type: ignore[attr-defined]
+    (made,) = extract(
+        extractor, {"image": Input(path=tmp_path / "p.png")}, run_ocr=True, run_ocr_embedding=False
+    )
+    assert set(made.vectors) == {extractor.seen_name}  # type: ignore[attr-defined]
+
+
 def test_an_image_without_thumbnail(registry: Registry, tmp_path: Path) -> None:
     extractor = registry.extractor("image_extractor", "v1")
     path = tmp_path / "p.png"

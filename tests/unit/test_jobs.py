@@ -139,7 +139,7 @@ def run_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None
     return use
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 4.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

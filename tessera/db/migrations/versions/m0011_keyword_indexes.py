@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013_v0.4.0"
-down_revision = "0012_v0.4.0"
+revision = "0011_v0.4.0"
+down_revision = "0010_v0.4.0"
 branch_labels = None
 depends_on = None
 
