@@ -60,8 +60,8 @@ from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
 #: The durable mark moves after so many entries, or so long after the first of them: where flushes are slow, so much
-#: longer that those take no more than this part of the time. The server asks for it by itself, a little earlier: this is for
-#: when it does not.
+#: longer that those take no more than this part of the time. The server asks for it by itself, a little earlier: this
+#: is for when it does not.
 FLUSH_ENTRIES: Final = 50
 FLUSH_AFTER_S: Final = 1.5
 FLUSH_LATEST_S: Final = 15.0
