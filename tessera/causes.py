@@ -67,8 +67,8 @@ KINDS: dict[str, Kind] = {
     "crash": Kind(
         "ours",
         "extract",
-        "The row is parked: it is tried again with retry_mode 'all' or by its failure_id only. Replace the file, or "
-        "report it: a decoder must not end its process, whatever the file.",
+        "The row is parked: it is tried again with retry_mode 'all' or by its failure_id only. Replace the file, "
+        "raise worker_memory_mib (some decoders end so when they get no memory), or report it.",
         parked=True,
     ),
     "ours": Kind(

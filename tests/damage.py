@@ -11,7 +11,7 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.media import BLUE, GREEN, RED, picture, video
@@ -27,6 +27,9 @@ PROPERTY = {
     "tiff": "image",
     "mp4": "video",
     "mkv": "video",
+    "wav": "audio",
+    "flac": "audio",
+    "pdf": "pdf",
 }
 
 
@@ -50,6 +53,11 @@ def whole(kind: str, number: int = 0) -> File:
         data = f"Note {number}: the lighthouse keeper counts {number * 7} ships.".encode()
     elif kind in ("mp4", "mkv"):
         data = _video(kind, number % 3)
+    elif kind in ("wav", "flac"):
+        data = _sound(kind, number % 3)
+    elif kind == "pdf":
+        text = f"Page {number}: the keeper of the lighthouse counts {number * 7} ships in the fog."
+        data = pdf(f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode())
     else:
         data = _encoded(kind, colour)
     return File(f"whole-{number}.{kind}", PROPERTY[kind], data)
@@ -72,6 +80,23 @@ def _remuxed(data: bytes) -> bytes:
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
+    return out.getvalue()
+
+
+@functools.cache
+def _sound(kind: str, number: int) -> bytes:
+    """Return a second of a tone with pauses, mono, 16,000 samples a second."""
+    import av
+    import numpy as np
+
+    at = np.arange(16_000) / 16_000
+    wave = np.sin(at * 2 * np.pi * (220 + 110 * number)) * (at % 0.5 < 0.3) * 12_000
+    out = io.BytesIO()
+    with av.open(out, "w", format=kind) as container:
+        stream = container.add_stream("pcm_s16le" if kind == "wav" else "flac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
+        frame.rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode()])
     return out.getvalue()
 
 
@@ -163,6 +188,41 @@ def _matroska(width: int, height: int, duration_s: float) -> bytes:
     return head + _ebml(0x18538067, info + _ebml(0x1654AE6B, track) + cluster)
 
 
+def pdf(content: bytes, *further: bytes, box: bytes = b"0 0 600 200", resources: bytes = b"") -> bytes:
+    """Return a PDF of one page with this content (7.3.8); `further` objects are numbered from 6 on."""
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[%s]/Resources<</Font<</F1 5 0 R>>%s>>/Contents 4 0 R>>"
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        page % (box, resources),
+        content if content.startswith(b"<<") else stream(content),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        *further,
+    ]
+    return pdf_of(objects)
+
+
+def pdf_of(objects: Sequence[bytes]) -> bytes:
+    """Return a PDF of these objects, the first of which is its catalogue."""
+    out, places = bytearray(b"%PDF-1.7\n"), []
+    for number, content in enumerate(objects, 1):
+        places.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    size = len(objects) + 1
+    end = b"xref\n0 %d\n0000000000 65535 f \n%strailer\n<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF"
+    return bytes(out) + end % (size, table, size, len(out))
+
+
+def stream(data: bytes, head: bytes = b"") -> bytes:
+    """Return a stream object of a PDF."""
+    return b"<<%s/Length %d>>\nstream\n%s\nendstream" % (head, len(data), data)
+
+
+def _flat(data: bytes) -> bytes:
+    return stream(zlib.compress(data, 9), b"/Filter/FlateDecode")
+
+
 _BAD_PICTURE = frozenset({"unreadable", "too_large"})
 _BAD_VIDEO = frozenset({"unreadable", "unsupported", "too_large", "limit"})
 
@@ -195,6 +255,8 @@ def bombs() -> Iterator[File]:
     yield File("loop.tiff", "image", loop, _BAD_PICTURE)
     yield File("entries.tiff", "image", b"II*\x00\x08\x00\x00\x00\xff\xff" + bytes(60), _BAD_PICTURE)
     yield from _video_bombs()
+    yield from _sound_bombs()
+    yield from _pdf_bombs()
     yield File("blank.txt", "text", b" \n\t" * 50, frozenset({"unreadable"}))
 
 
@@ -219,6 +281,52 @@ def _video_bombs() -> Iterator[File]:
         0x18538067, _ebml(0x1F43B675, b"", b"\x01" + b"\xff" * 7) * 5000, b"\x01" + b"\xff" * 7
     )
     yield File("unknown.mkv", "video", unknown, _BAD_VIDEO)
+
+
+def _sound_bombs() -> Iterator[File]:
+    bad = frozenset({"unreadable", "unsupported", "limit"})
+    wav = whole("wav").data
+    # Two bytes a second: half a day of sound in the header's words, and in a file of kilobytes.
+    slow = wav[:24] + struct.pack("<II", 1, 2) + wav[32:]
+    yield File("slow.wav", "audio", slow, bad)
+    yield File("channels.wav", "audio", wav[:22] + b"\xff\xff" + wav[24:], bad)
+    yield File("no-sound.wav", "audio", wav[:44], bad)
+    yield File("no-sound.flac", "audio", whole("flac").data[:42], bad)
+
+
+def _pdf_bombs() -> Iterator[File]:
+    bad = frozenset({"unreadable", "too_large", "limit"})
+    blank = frozenset({"unreadable"})
+    yield File("blank.pdf", "pdf", pdf(b""), blank)
+    yield File("blanks.pdf", "pdf", pdf(_flat(b" " * 2**26)), blank)
+    twice = zlib.compress(zlib.compress(bytes(2**28), 9), 9)
+    yield File("twice.pdf", "pdf", pdf(stream(twice, b"/Filter[/FlateDecode/FlateDecode]")), blank)
+    yield File("states.pdf", "pdf", pdf(_flat(b"q Q " * 2**21)), blank)
+    yield File("drawn.pdf", "pdf", pdf(_flat(b"0 0 1 1 re f " * 300_000)), bad)
+    picture = (
+        b"/Type/XObject/Subtype/Image/Width 100000/Height 100000/BitsPerComponent 8/ColorSpace/DeviceRGB"
+    )
+    image = stream(zlib.compress(bytes(2**20), 9), picture + b"/Filter/FlateDecode")
+    shown = b"q 600 0 0 200 0 0 cm /I Do Q"
+    yield File("picture.pdf", "pdf", pdf(shown, image, resources=b"/XObject<</I 6 0 R>>"), blank)
+    catalogue = b"<</Type/Catalog/Pages 2 0 R>>"
+    kids = b"<</Type/Pages/Kids[2 0 R 2 0 R]/Count 100000>>"
+    yield File("own-child.pdf", "pdf", pdf_of([catalogue, kids]), bad)
+    count = b"<</Type/Pages/Kids[]/Count 2147483647>>"
+    yield File("count.pdf", "pdf", pdf_of([catalogue, count]), bad)
+    yield File("arrays.pdf", "pdf", pdf(b"[" * 2**17), blank)
+    nested = b"<</Type/Catalog/Pages 2 0 R/X " + b"<</A " * 50_000 + b"1" + b">>" * 50_001
+    yield File("nested.pdf", "pdf", pdf_of([nested, b"<</Type/Pages/Kids[]/Count 0>>"]), bad)
+    tree = [b"<</Type/Pages/Kids[%d 0 R]/Count 1>>" % (number + 3) for number in range(3000)]
+    yield File("deep.pdf", "pdf", pdf_of([catalogue, *tree, b"<</Type/Page/MediaBox[0 0 9 9]>>"]), bad)
+
+
+def laughs() -> File:
+    """Return a PDF whose forms draw each other, ten times over twenty levels: nothing but its end ends that."""
+    head = b"/Type/XObject/Subtype/Form/BBox[0 0 200 200]/Resources<<%s>>"
+    forms = [stream(b"/X Do " * 10, head % (b"/XObject<</X %d 0 R>>" % (number + 7))) for number in range(20)]
+    data = pdf(b"/X Do", *forms, stream(b"0 0 1 1 re f", head % b""), resources=b"/XObject<</X 6 0 R>>")
+    return File("laughs.pdf", "pdf", data, frozenset({"limit", "ours"}))
 
 
 # --- damaged and mutated files -------------------------------------------------------------------------

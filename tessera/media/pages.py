@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tessera import alarms
 from tessera.errors import BadSample
 from tessera.media.layout import Box, Rule, Word, around
 
@@ -29,6 +30,8 @@ MAX_PAGE_OBJECTS = 20_000
 MAX_PAGE_RULES = 2_000
 #: A page is drawn with at most this many pixels, whatever its size and the resolution that is asked for.
 MAX_RENDERED_PIXELS = 16 * 2**20
+#: Longest time for one look at a page: PDFium draws what a hostile file asks for, and cannot be stopped.
+PAGE_S = 60.0
 #: Drawn lines thinner than this are rules, in points.
 _THIN = 2.5
 #: A rule is at least so long.
@@ -130,7 +133,8 @@ def _opened(path: Path) -> Iterator[PdfDocument]:
 def _reading() -> Iterator[None]:
     """Turn whatever PDFium stumbles over into one error."""
     try:
-        yield
+        with alarms.within(PAGE_S):
+            yield
     except BadSample:
         raise
     except Exception as error:

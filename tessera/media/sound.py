@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: What recognisers are trained on.
 RATE = 16_000
+#: Sound with fewer samples a second is no sound, but a header that makes hours of a few bytes.
+LOWEST_RATE = 2_000
 #: One level is measured over so long.
 LEVEL_S = 0.02
 #: What is quieter than this (dB below full scale) is silence, in a recording whose loud parts are louder by
@@ -190,6 +192,11 @@ def _stream(container: InputContainer) -> AudioStream:
     # A stream whose format has no decoder here has no context, whatever PyAV's types say.
     if stream.codec_context is None:
         raise BadSample("unsupported", "The sound is in a format that has no decoder here.")
+    rate = stream.codec_context.sample_rate
+    if rate < LOWEST_RATE:
+        raise BadSample(
+            "unsupported", f"The sound has {rate} samples a second; {LOWEST_RATE} are the least that is read."
+        )
     found: AudioStream = stream
     return found
 

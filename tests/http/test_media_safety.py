@@ -21,9 +21,22 @@ from tests.http.processes import Server
 
 EVERYTHING = {"feature_extractor_name": "multimodal_extractor", "version": "v1"}
 IMAGE_URI = "mixpeek://multimodal_extractor@v1/vertex_multimodal_embedding"
-PROPERTIES = {"note": {"type": "text"}, "photo": {"type": "image"}, "clip": {"type": "video"}}
-NAMES = {"text": "note", "image": "photo", "video": "clip"}
-MIME_TYPES = {"text": "text/plain", "image": "image/png", "video": "video/mp4"}
+PAGES = {"feature_extractor_name": "document_graph_extractor", "version": "v1"}
+PROPERTIES = {
+    "note": {"type": "text"},
+    "photo": {"type": "image"},
+    "clip": {"type": "video"},
+    "sound": {"type": "audio"},
+    "pages": {"type": "pdf"},
+}
+NAMES = {"text": "note", "image": "photo", "video": "clip", "audio": "sound", "pdf": "pages"}
+MIME_TYPES = {
+    "text": "text/plain",
+    "image": "image/png",
+    "video": "video/mp4",
+    "audio": "audio/wav",
+    "pdf": "application/pdf",
+}
 MOST_GROWTH_MIB = 256
 
 _numbers = itertools.count()
@@ -39,14 +52,23 @@ class Measured:
         self.client = server.client()
         made = self.client.post(
             "/v1/namespaces",
-            json={"namespace_name": f"safety_{next(_numbers)}", "feature_extractors": [EVERYTHING]},
+            json={"namespace_name": f"safety_{next(_numbers)}", "feature_extractors": [EVERYTHING, PAGES]},
         )
         self.loop = Loop(self.client, made.json())
         self.bucket = self.loop.bucket(PROPERTIES)
-        self.collection = self.loop.collection(self.bucket, EVERYTHING)
-        ids = self.put([damage.whole(kind) for kind in ("text", "png", "mp4")])
+        # Each row is of one collection: the other one's filter refuses it.
+        self.collections = [
+            self.loop.collection(self.bucket, extractor, source=self._source(operator))
+            for extractor, operator in ((EVERYTHING, "ne"), (PAGES, "eq"))
+        ]
+        self.collection = self.collections[0]
+        ids = self.put([damage.whole(kind) for kind in ("text", "png", "mp4", "wav", "pdf")])
         assert self.loop.run(self.bucket, ids)["status"] == "COMPLETED"
         self.before = {pid: _memory(pid, "VmRSS") for pid in self._pids()}
+
+    def _source(self, operator: str) -> dict[str, Any]:
+        filters = {"field": "kind", "operator": operator, "value": "pdf"}
+        return {"type": "bucket", "bucket_ids": [self.bucket], "source_filters": {"filters": filters}}
 
     def _pids(self) -> set[int]:
         return {self.server.process.pid, *self.server.children("host")}
@@ -82,20 +104,21 @@ class Measured:
     def found(self) -> set[str]:
         """Return the objects that have documents."""
         objects: set[str] = set()
-        page, path = {"limit": 1000}, f"/collections/{self.collection}/documents/list"
-        while True:
-            answer = self.loop.post(path, page)
-            objects |= {item["root_object_id"] for item in answer["results"]}
-            if not (cursor := answer["pagination"]["next_cursor"]):
-                return objects
-            page = {"limit": 1000, "cursor": cursor}
+        for collection in self.collections:
+            page: dict[str, Any] | None = {"limit": 1000}
+            while page is not None:
+                answer = self.loop.post(f"/collections/{collection}/documents/list", page)
+                objects |= {item["root_object_id"] for item in answer["results"]}
+                cursor = answer["pagination"]["next_cursor"]
+                page = {"limit": 1000, "cursor": cursor} if cursor else None
+        return objects
 
 
 def _object(file: File) -> dict[str, Any]:
     # Bytes that say nothing are taken for what they are called.
     data = f"data:{MIME_TYPES[file.type]};base64,{base64.b64encode(file.data).decode()}"
     blob = {"property": NAMES[file.type], "type": file.type, "data": data, "filename": file.name}
-    return {"blobs": [blob]}
+    return {"blobs": [blob], "kind": file.type}
 
 
 def _memory(pid: int, name: str) -> float:
@@ -164,7 +187,7 @@ def test_mutated_files(measured: Measured, count: int) -> None:
     batch, failed, ids = measured.run(files, timeout_s=1800)
     names = dict(zip(ids, (file.name for file in files), strict=True))
     assert batch["status"] == "COMPLETED_WITH_ERRORS"
-    assert batch["progress"]["processed"] == len(files)
+    assert batch["progress"]["processed"] == 2 * len(files)
     for object_id, row in failed.items():
         assert row["cause"] in set(CAUSES) - {"ours", "unreachable", "model_missing"}, (names[object_id], row)
         assert row["error_kind"] not in ("timeout", "memory"), (names[object_id], row)
@@ -176,6 +199,18 @@ def test_mutated_files(measured: Measured, count: int) -> None:
     grown = measured.growth_mib()
     print(f"{len(files)} files, {len(failed)} failed: server and hosts grew by {grown:.0f} MiB at most")
     assert grown <= MOST_GROWTH_MIB
+
+
+@pytest.mark.slow
+def test_a_pdf_that_draws_itself_for_ever(measured: Measured) -> None:
+    """Ten times over twenty levels: its worker is ended, its neighbours are found."""
+    files = [damage.whole("pdf", 1), damage.laughs(), damage.whole("pdf", 2)]
+    batch, failed, ids = measured.run(files, timeout_s=900)
+    assert batch["status"] == "COMPLETED_WITH_ERRORS"
+    (row,) = failed.values()
+    assert (row["object_id"], row["error_kind"] in ("timeout", "crash", "memory")) == (ids[1], True), row
+    assert measured.found() >= {ids[0], ids[2]}
+    assert measured.growth_mib() <= MOST_GROWTH_MIB
 
 
 def test_bombs_in_queries(measured: Measured) -> None:

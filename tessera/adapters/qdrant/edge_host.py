@@ -59,9 +59,9 @@ from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
-#: The durable mark moves after so many entries, or so long after the first of them; later where flushes are slow, so
-#: that they take no more than this part of the time. The server asks for it by itself, a little earlier: this is for
-#: when it does not.
+#: The durable mark moves after so many entries, or so long after the first of them: where flushes are slow, so much
+#: longer that those take no more than this part of the time. The server asks for it by itself, a little earlier: this
+#: is for when it does not.
 FLUSH_ENTRIES: Final = 50
 FLUSH_AFTER_S: Final = 1.5
 FLUSH_LATEST_S: Final = 15.0
@@ -402,8 +402,8 @@ class OpenView:
     is_marked: bool = False
     seal_at: float | None = None
     sealed: bool = False
-    #: How long after the first entry the mark moves.
-    flush_after_s: float = FLUSH_AFTER_S
+    #: From when on it may be flushed again, unless it is asked for, or many entries wait.
+    flush_from: float = 0.0
 
     def unseal(self) -> None:
         """Take back the checksums of what writes change; called before the first write.
@@ -455,7 +455,7 @@ class OpenView:
         self.is_marked = True
         ended = time.monotonic()
         self.seal_at = ended + SEAL_AFTER_S
-        self.flush_after_s = min(FLUSH_LATEST_S, max(FLUSH_AFTER_S, (ended - began) / FLUSH_SHARE))
+        self.flush_from = ended + min(FLUSH_LATEST_S, (ended - began) / FLUSH_SHARE)
 
     def write_mark(self) -> None:
         """Write how far the view has come."""
@@ -1229,13 +1229,14 @@ class Host:
         opened = self._views.get(view_id)
         # Also after an entry that failed: the engine keeps the first part of it.
         if opened is not None and not opened.sealed and opened.flush_at is None:
-            opened.flush_at = time.monotonic() + opened.flush_after_s
+            opened.flush_at = max(time.monotonic() + FLUSH_AFTER_S, opened.flush_from)
 
     def _flush_due(self) -> None:
         now = time.monotonic()
         for view_id, opened in list(self._views.items()):
             late = opened.flush_at is not None and opened.flush_at <= now
-            if (late or opened.live.unflushed_entries >= FLUSH_ENTRIES) and view_id not in self._flushing:
+            many = opened.live.unflushed_entries >= FLUSH_ENTRIES
+            if (late or many) and view_id not in self._flushing:
                 opened.flush_at = now + FLUSH_AFTER_S  # when the next try is due, should this one fail
                 self._want_flush(opened.live.view, [])
 
