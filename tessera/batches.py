@@ -25,6 +25,7 @@ from tessera import (
     filters,
     idempotency,
     ingest,
+    ingest_rows,
     limits,
     listing,
     namespaces,
@@ -740,7 +741,7 @@ def _submit(
     connection.execute(
         batch_rows.insert(),
         [
-            ingest.row_of(
+            ingest_rows.row_of(
                 row["batch_id"],
                 row["namespace_id"],
                 collection_id,

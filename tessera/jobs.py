@@ -29,7 +29,7 @@ from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.deliveries import Deliverer
 from tessera.errors import StorageError, TesseraError
-from tessera.ingest import Claim, Stop
+from tessera.ingest_attempt import Claim, Stop
 from tessera.slots import Slot, Slots
 
 logger = logging.getLogger("tessera.jobs")

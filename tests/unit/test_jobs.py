@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tessera import erasure, ingest, jobs, namespaces
+from tessera import erasure, ingest, ingest_attempt, jobs, namespaces
 from tessera.config import Settings
 from tessera.context import Warehouse
 from tessera.db import tables
@@ -123,7 +123,7 @@ def run_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None
     def use(work: Callable[[str], None]) -> list[str]:
         started: list[str] = []
 
-        def run(wh: Warehouse, claim: ingest.Claim, _stop: ingest.Stop) -> None:
+        def run(wh: Warehouse, claim: ingest_attempt.Claim, _stop: ingest_attempt.Stop) -> None:
             started.append(claim.batch_id)
             work(claim.batch_id)
             with wh.db.write() as connection:
