@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from tessera import buckets, collections, namespaces, retrieve
+from tessera import buckets, collections, namespaces, retriever_definition
 from tessera.context import Principal, Warehouse
 from tessera.errors import ForbiddenError, NotFoundError
 from tessera.scopes import RANK, matching, strength
@@ -78,6 +78,8 @@ def admit(
 
 
 def _names(connection: Connection, kind: str, namespace_id: str, identifier: str) -> tuple[str, str]:
-    find = {"bucket": buckets.find, "collection": collections.find, "retriever": retrieve.find}[kind]
+    find = {"bucket": buckets.find, "collection": collections.find, "retriever": retriever_definition.find}[
+        kind
+    ]
     row = find(connection, namespace_id, identifier)
     return str(row[f"{kind}_id"]), str(row[f"{kind}_name"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tessera import namespaces, retrieve
+from tessera import namespaces, retriever_definition
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import executions
 from tessera.errors import NotFoundError
@@ -28,7 +28,7 @@ def list_(
         wh.executions.flush()
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        retriever = retrieve.find(connection, place["namespace_id"], identifier)
+        retriever = retriever_definition.find(connection, place["namespace_id"], identifier)
         which = [executions.c.retriever_id == retriever["retriever_id"]]
         if status is not None:
             which.append(executions.c.status == status)
@@ -64,7 +64,7 @@ def get(
         wh.executions.flush()
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        retriever = retrieve.find(connection, place["namespace_id"], identifier)
+        retriever = retriever_definition.find(connection, place["namespace_id"], identifier)
         row = (
             connection.execute(
                 sa.select(executions).where(

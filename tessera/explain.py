@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from sqlalchemy.engine import RowMapping
 
-from tessera import retrieve, templates
+from tessera import retrieve, retriever_plan, templates
 from tessera.context import Principal, Warehouse
 from tessera.errors import BadRequestError, ValidationError, quote
 from tessera.filters import And, Condition, Filter, instant, parse
@@ -37,7 +37,7 @@ def explain(
     wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: ExplainRequest
 ) -> JsonObject:
     """Return the plan of a stored retriever for these inputs; what needs an input that is not given is told so."""
-    plan, row = retrieve.stored_plan(wh, principal, namespace, identifier)
+    plan, row = retriever_plan.stored_plan(wh, principal, namespace, identifier)
     inputs, missing = _inputs(plan, request.inputs)
     reading = _Reading(wh, plan, inputs, request.filters)
     stages = [reading.stage(index, spec) for index, spec in enumerate(plan.stages)]
@@ -59,7 +59,7 @@ def explain(
     }
 
 
-def _inputs(plan: retrieve.Plan, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _inputs(plan: retriever_plan.Plan, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the inputs with their defaults, and the names of those that an execution would ask for."""
     inputs = {name: field.default for name, field in plan.fields.items()} | dict(given)
     missing = [name for name, field in plan.fields.items() if field.required and inputs.get(name) is None]
@@ -72,7 +72,7 @@ class _Reading:
     def __init__(
         self,
         wh: Warehouse,
-        plan: retrieve.Plan,
+        plan: retriever_plan.Plan,
         inputs: dict[str, Any],
         filters: Mapping[str, Any] | None,
     ) -> None:

@@ -1,6 +1,6 @@
 """The failure inbox: what failed in the batches of a namespace, why, and trying it again.
 
-A failure belongs to a row of a batch and lives as long as the batch. ``ingest.py`` writes it, in the transaction
+A failure belongs to a row of a batch and lives as long as the batch. ``ingest_commit.py`` writes it, in the transaction
 that records the row; here it is read, and its row put in line again.
 """
 

@@ -9,7 +9,7 @@ import orjson
 from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from tessera import executions, explain, retrieve
+from tessera import executions, explain, retrieve, retrievers
 from tessera.api.auth import Asking, require
 from tessera.api.paging import Paging
 from tessera.api.routing import Router, exchange
@@ -52,7 +52,7 @@ def create_retriever(
     wh: Wh, asking: Asking, namespace: NamespaceId, body: CreateRetrieverRequest
 ) -> JsonObject:
     """Store a retriever: stages over collections. Durable when answered; stages do not change afterwards."""
-    made = retrieve.create(wh, asking, namespace, body)
+    made = retrievers.create(wh, asking, namespace, body)
     # Older clients read the configuration at the root, newer ones under `retriever`.
     return {**made, "retriever": made}
 
@@ -60,7 +60,7 @@ def create_retriever(
 @router.get("/v1/retrievers/stages")
 def list_stages(wh: Wh, category: str | None = None) -> list[JsonObject]:
     """Describe every stage that a retriever may use, with the schema of its parameters."""
-    return retrieve.stage_catalogue(wh, category)
+    return retrievers.stage_catalogue(wh, category)
 
 
 @router.post("/v1/retrievers/list", dependencies=_read)
@@ -72,13 +72,13 @@ def list_retrievers(
     body: Annotated[JsonObject | None, Body(examples=[{"search": "quickstart"}])] = None,
 ) -> JsonObject:
     """List retrievers, newest first."""
-    return retrieve.list_(wh, asking, namespace, page, body or {})
+    return retrievers.list_(wh, asking, namespace, page, body or {})
 
 
 @router.get("/v1/retrievers")
 def list_retrievers_get(wh: Wh, asking: Asking, namespace: NamespaceId, page: Paging) -> JsonObject:
     """List retrievers, newest first."""
-    return retrieve.list_(wh, asking, namespace, page, {})
+    return retrievers.list_(wh, asking, namespace, page, {})
 
 
 @router.post("/v1/retrievers/execute", dependencies=_read, responses={200: _EVENTS[200]})
@@ -101,7 +101,7 @@ def execute_adhoc(
 @router.get("/v1/retrievers/{retriever_id}")
 def get_retriever(wh: Wh, asking: Asking, namespace: NamespaceId, retriever_id: str) -> JsonObject:
     """Return a retriever by id or name."""
-    return retrieve.get(wh, asking, namespace, retriever_id)
+    return retrievers.get(wh, asking, namespace, retriever_id)
 
 
 @router.patch("/v1/retrievers/{retriever_id}")
@@ -112,7 +112,7 @@ def patch_retriever(
 
     What it does (stages, inputs, collections) is fixed; another value of that is a 400.
     """
-    changed = retrieve.patch(wh, asking, namespace, retriever_id, body)
+    changed = retrievers.patch(wh, asking, namespace, retriever_id, body)
     return {**changed, "retriever": changed}
 
 
@@ -121,13 +121,13 @@ def clone_retriever(
     wh: Wh, asking: Asking, namespace: NamespaceId, retriever_id: str, body: CloneRetrieverRequest
 ) -> JsonObject:
     """Store another retriever like this one; what the body states replaces what it has. Durable when answered."""
-    return retrieve.clone(wh, asking, namespace, retriever_id, body)
+    return retrievers.clone(wh, asking, namespace, retriever_id, body)
 
 
 @router.delete("/v1/retrievers/{retriever_id}")
 def delete_retriever(wh: Wh, asking: Asking, namespace: NamespaceId, retriever_id: str) -> JsonObject:
     """Delete a retriever; durable when answered."""
-    deleted = retrieve.delete(wh, asking, namespace, retriever_id)
+    deleted = retrievers.delete(wh, asking, namespace, retriever_id)
     return {"message": f"Retriever {deleted} was deleted.", "success": True, "retriever_id": deleted}
 
 

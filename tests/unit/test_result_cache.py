@@ -17,6 +17,7 @@ from tessera import (
     organizations,
     ready_documents,
     retrieve,
+    retrievers,
 )
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
@@ -122,7 +123,7 @@ class Place:
             ),
         ).collection_id
         stage = {"stage_id": "sort_attribute", "parameters": {"sort_field": "n", "order": "asc"}}
-        self.retriever: str = retrieve.create(
+        self.retriever: str = retrievers.create(
             wh,
             self.me,
             self.namespace,

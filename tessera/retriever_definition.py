@@ -1,0 +1,289 @@
+"""What a retriever is made of: stages in any of the API's shapes, inputs, collections; all problems found at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pydantic
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from tessera import names, templates
+from tessera.context import Warehouse
+from tessera.db.tables import collections, retrievers
+from tessera.errors import BadRequestError, NotFoundError, Problem, quote
+from tessera.models.retrievers import InputField
+from tessera.ports import HIDDEN_FIELDS
+from tessera.retriever_features import NO_WORDS, vector_of
+from tessera.stages.base import Stage
+from tessera.validation import schema_problems
+
+Location = tuple[str | int, ...]
+#: Keys of a stage that are not parameters where a stage is written flat.
+_STAGE_KEYS = frozenset(
+    {"type", "stage_id", "stage_name", "stage_type", "config", "version", "batch_size", "description"}
+    | {"feature_extractor", "collection_ids", "parameters"}
+)
+
+
+def normalise_stage(
+    wh: Warehouse, raw: Mapping[str, Any], index: int
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Return a stage in the API's first shape, whichever of the four it came in, and what is wrong with it.
+
+    Shapes: ``{stage_name, stage_type, config: {stage_id, parameters}}``; ``{stage_type, stage_id, parameters}``;
+    ``{stage_name: "knn_search", parameters}``; ``{type: "feature_search", query, …}``.
+    """
+    location: Location = ("body", "stages", index)
+    config = raw.get("config") if isinstance(raw.get("config"), Mapping) else {}
+    assert isinstance(config, Mapping)
+    stage_id = config.get("stage_id") or raw.get("stage_id") or raw.get("type") or raw.get("stage_name")
+    parameters = config.get("parameters", raw.get("parameters"))
+    if parameters is None:
+        parameters = {key: value for key, value in raw.items() if key not in _STAGE_KEYS}
+    stage = wh.registry.stage(str(stage_id)) if stage_id else None
+    if stage is None:
+        known = ", ".join(sorted(wh.registry.stages))
+        return {}, [
+            Problem(
+                (*location, "stage_id"),
+                f"Stage {quote(stage_id)} is not known. Known stages: {known}.",
+                "unknown_stage",
+            )
+        ]
+    if not isinstance(parameters, Mapping):
+        return {}, [Problem((*location, "parameters"), "`parameters` is an object.", "type")]
+    parameters = stage.normalise(dict(parameters))
+    problems = templates.check(parameters, (*location, "parameters"))
+    wrong = _parameter_problems(stage, parameters, (*location, "parameters"))
+    problems += wrong or stage.problems(parameters, (*location, "parameters"))
+    name = raw.get("stage_name") or stage.stage_id
+    return {
+        "stage_name": str(name),
+        "stage_type": stage.category,
+        "config": {"stage_id": stage.stage_id, "parameters": parameters},
+        "parameters": parameters,
+        "batch_size": raw.get("batch_size"),
+        "description": raw.get("description"),
+    }, problems
+
+
+def _parameter_problems(stage: Stage, parameters: Mapping[str, Any], location: Location) -> list[Problem]:
+    """Check parameters against the stage's model; a value that is a template is checked when it is filled in."""
+    try:
+        stage.Params.model_validate(parameters)
+    except pydantic.ValidationError as error:
+        found = error.errors(include_url=False)
+        return schema_problems([item for item in found if not templates.is_template(item["input"])], location)
+    return []
+
+
+def _input_fields(raw: Mapping[str, Any] | None) -> tuple[dict[str, InputField], list[Problem]]:
+    """Read an input schema, with or without its ``properties`` wrapper."""
+    schema = raw or {}
+    wrapped = schema.get("properties")
+    if isinstance(wrapped, Mapping) and not isinstance(wrapped.get("type"), str):
+        schema = wrapped
+    fields: dict[str, InputField] = {}
+    problems: list[Problem] = []
+    for name, value in schema.items():
+        try:
+            fields[name] = InputField.model_validate(value)
+        except pydantic.ValidationError as error:
+            problems += schema_problems(error, ("body", "input_schema", name))
+    return fields, problems
+
+
+def checked_stages(
+    wh: Warehouse,
+    place: RowMapping,
+    raw_stages: Sequence[Mapping[str, Any]],
+    raw_schema: Mapping[str, Any] | None,
+    *,
+    declared: bool,
+) -> tuple[list[dict[str, Any]], dict[str, InputField], list[Problem]]:
+    """Normalise stages and inputs and find everything that is wrong with them and with how they fit together."""
+    fields, problems = _input_fields(raw_schema)
+    stages = []
+    for index, raw in enumerate(raw_stages):
+        stage, wrong = normalise_stage(wh, raw, index)
+        problems += wrong
+        if not stage:
+            continue
+        stages.append(stage)
+        before = [earlier["stage_name"] for earlier in stages[:-1]]
+        problems += _reference_problems(
+            stage["parameters"],
+            fields if declared else None,
+            before,
+            index,
+            wh.registry.stages[stage["config"]["stage_id"]].per_document,
+        )
+        if stage["config"]["stage_id"] == "feature_search" and not wrong:
+            problems += _feature_problems(wh, place, stage["parameters"], index)
+    return stages, fields, problems
+
+
+def _reference_problems(
+    parameters: Mapping[str, Any],
+    fields: Mapping[str, InputField] | None,
+    before: Sequence[str],
+    index: int,
+    per_document: frozenset[str],
+) -> list[Problem]:
+    """Return a problem for each expression that can never have a value. `fields` is None when none are declared."""
+    problems = []
+    found = {
+        (root, path, name in per_document)
+        for name, value in parameters.items()
+        for root, path in templates.references(value)
+    }
+    for root, path, for_each in sorted(found):
+        expression = "{{" + ".".join((root, *path)) + "}}"
+        if root == "INPUT":
+            if fields is None or path[0] in fields:
+                continue
+            why = f"is not in input_schema, which has: {', '.join(fields) or 'nothing'}."
+        elif for_each:
+            if root == "DOC" and path[0] not in HIDDEN_FIELDS:
+                continue
+            why = "has no value here, which sees inputs and the fields that a document shows."
+        elif root == "STAGE":
+            if path[0] in before and path[1:] == ("count",):
+                continue
+            known = ", ".join("{{STAGE." + name + ".count}}" for name in before) or "nothing, it is the first"
+            why = f"has no value in this stage; of the stages before it has {known}."
+        else:
+            why = "has no value in this stage, which sees inputs and the stages before it."
+        problems.append(
+            Problem(("body", "stages", index, "parameters"), f"{expression} {why}", "unknown_input")
+        )
+    return problems
+
+
+def _feature_problems(
+    wh: Warehouse, place: RowMapping, parameters: Mapping[str, Any], index: int
+) -> list[Problem]:
+    problems = []
+    searches = parameters.get("searches")
+    for number, search in enumerate(searches if isinstance(searches, list) else ()):
+        if not isinstance(search, Mapping):
+            continue  # an input that holds the whole search
+        uri = search.get("feature_uri") or search.get("feature_address")
+        if search.get("lexical") is True and not place["sparse_vectors"]:
+            where: Location = ("body", "stages", index, "parameters", "searches", number, "lexical")
+            problems.append(Problem(where, NO_WORDS, "no_keyword_index", 400))
+        if uri is None or templates.is_template(uri):
+            continue
+        try:
+            vector_of(wh, place, str(uri))
+        except BadRequestError as error:
+            problems.append(
+                Problem(
+                    ("body", "stages", index, "parameters", "searches", number, "feature_uri"),
+                    error.message,
+                    "unknown_feature",
+                    400,
+                )
+            )
+    return problems
+
+
+def join_problems(
+    connection: Connection,
+    namespace_id: str,
+    raw_stages: Sequence[Mapping[str, Any]],
+    stages: Sequence[Mapping[str, Any]],
+) -> list[Problem]:
+    """Return a problem for each collection to join from that is not in this namespace."""
+    if len(stages) != len(raw_stages):
+        return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
+    problems: list[Problem] = []
+    for index, stage in enumerate(stages):
+        target = stage["parameters"].get("target_collection_id")
+        if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
+            location = ("body", "stages", index, "parameters", "target_collection_id")
+            _, unknown = collections_named(connection, namespace_id, [target])
+            problems += [
+                replace(problem, location=location, message=f"target_collection_id: {problem.message}")
+                for problem in unknown
+            ]
+    return problems
+
+
+def name_problems(name: str) -> list[Problem]:
+    """Return what is wrong with a name for a retriever."""
+    return names.check(
+        name, ("body", "retriever_name"), id_prefix="ret", reserved=("list", "execute", "stages")
+    )
+
+
+def collections_named(
+    connection: Connection, namespace_id: str, identifiers: Sequence[str], among: Sequence[str] | None = None
+) -> tuple[list[str], list[Problem]]:
+    """Resolve collection ids or names, in order; a problem for each that does not exist here, or not `among` these."""
+    if not identifiers:
+        return [], []
+    rows = connection.execute(
+        sa.select(collections.c.collection_id, collections.c.collection_name).where(
+            collections.c.namespace_id == namespace_id,
+            sa.or_(
+                collections.c.collection_id.in_(identifiers), collections.c.collection_name.in_(identifiers)
+            ),
+        )
+    ).all()
+    by_id = {row.collection_id: row.collection_id for row in rows}
+    by_name = {row.collection_name: row.collection_id for row in rows}
+    found: list[str] = []
+    problems: list[Problem] = []
+    for index, identifier in enumerate(identifiers):
+        known = by_id.get(identifier) or by_name.get(identifier)
+        if known is None or (among and known not in among):
+            problems.append(
+                Problem(
+                    ("body", "collection_identifiers", index),
+                    f"Collection {quote(identifier)} was not found in this namespace. POST /v1/collections/list lists "
+                    "them.",
+                    "not_found",
+                    400,
+                )
+            )
+        elif known not in found:
+            found.append(known)
+    return found, problems
+
+
+def all_collections(connection: Connection, namespace_id: str) -> list[str]:
+    """Return the ids of all collections of a namespace."""
+    return list(
+        connection.execute(
+            sa.select(collections.c.collection_id).where(collections.c.namespace_id == namespace_id)
+        ).scalars()
+    )
+
+
+#: Built once: building a statement takes longer than running it.
+_BY_ID_OR_NAME = sa.select(retrievers).where(
+    retrievers.c.namespace_id == sa.bindparam("namespace_id"),
+    sa.or_(
+        retrievers.c.retriever_id == sa.bindparam("identifier"),
+        retrievers.c.retriever_name == sa.bindparam("identifier"),
+    ),
+)
+
+
+def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+    """Return the row of the retriever with this id, or else of this name. Raises `NotFoundError`."""
+    rows = (
+        connection.execute(_BY_ID_OR_NAME, {"namespace_id": namespace_id, "identifier": identifier})
+        .mappings()
+        .all()
+    )
+    for row in rows:
+        if row["retriever_id"] == identifier:
+            return row
+    if rows:
+        return rows[0]
+    raise NotFoundError("retriever", identifier)
