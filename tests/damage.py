@@ -297,13 +297,11 @@ def _sound_bombs() -> Iterator[File]:
 def _pdf_bombs() -> Iterator[File]:
     bad = frozenset({"unreadable", "too_large", "limit"})
     blank = frozenset({"unreadable"})
-    text = b"BT /F1 12 Tf 20 100 Td (Words that fill a line of a page) Tj ET "
     yield File("blank.pdf", "pdf", pdf(b""), blank)
     yield File("blanks.pdf", "pdf", pdf(_flat(b" " * 2**26)), blank)
     twice = zlib.compress(zlib.compress(bytes(2**28), 9), 9)
     yield File("twice.pdf", "pdf", pdf(stream(twice, b"/Filter[/FlateDecode/FlateDecode]")), blank)
     yield File("states.pdf", "pdf", pdf(_flat(b"q Q " * 2**21)), blank)
-    yield File("words.pdf", "pdf", pdf(_flat(text * 200_000)), bad)
     yield File("drawn.pdf", "pdf", pdf(_flat(b"0 0 1 1 re f " * 300_000)), bad)
     picture = (
         b"/Type/XObject/Subtype/Image/Width 100000/Height 100000/BitsPerComponent 8/ColorSpace/DeviceRGB"

@@ -192,15 +192,21 @@ def test_the_mark_moves_by_itself_and_survives_a_kill(
     mark_file = Path(where.location, "mark.json")
     assert json.loads(mark_file.read_bytes())["seq"] == 0
     wait_until(lambda: json.loads(mark_file.read_bytes())["seq"] == 1, 5)
-    many = [Entry(n, "edit", upserts=(document(n),)) for n in range(2, 61)]
-    vectors.apply(where, many)
-    wait_until(
-        lambda: json.loads(mark_file.read_bytes())["seq"] >= 51, 0.9
-    )  # by number, before the second is over
+    reached = 1
+    # By number, before the second is over: on a machine where other work goes on, one time of five.
+    for _ in range(5):
+        many = [Entry(reached + n, "edit", upserts=(document(reached + n),)) for n in range(1, 60)]
+        vectors.apply(where, many)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: json.loads(mark_file.read_bytes())["seq"] >= reached + 50, 0.9)  # noqa: B023
+            break
+        reached += len(many)
+    else:
+        pytest.fail("the mark moved by time only")
     kill_hosts(vectors)
     with pytest.raises(ViewLost):
-        vectors.apply(where, [Entry(61, "edit")])
-    assert vectors.open(where).seq >= 51
+        vectors.apply(where, [Entry(reached + 60, "edit")])
+    assert vectors.open(where).seq >= reached + 50
 
 
 def test_a_read_comes_back_when_the_view_does(start: Callable[..., EdgeVectors], tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def test_a_large_body_holds_nobody_up(client: httpx.Client, body: bytes) -> None
             assert other.get("/v1/health").status_code == 200
             longest = max(longest, time.monotonic() - begun)
     assert answers[0].status_code == 422
-    assert longest < 3
+    # A second on a quiet machine.
+    assert longest < 8
 
 
 @pytest.mark.parametrize(
