@@ -194,7 +194,11 @@ def timeless(value: Any) -> Any:
     if isinstance(value, list):
         return [timeless(item) for item in value]
     if isinstance(value, dict):
-        return {name: timeless(item) for name, item in value.items() if not name.endswith(("_at", "url"))}
+        return {
+            name: timeless(item)
+            for name, item in value.items()
+            if not name.endswith(("_at", "url", "timestamp"))
+        }
     return value
 
 
