@@ -48,7 +48,7 @@ KINDS: dict[str, Kind] = {
     ),
     "too_large": Kind("too_large", "decode", f"Replace it by a smaller one (PATCH the object), {_REPLACE}"),
     "model_missing": Kind(
-        "model_missing", "extract", "Install the model that the message names, then retry.", may_pass=True
+        "model_missing", "extract", "Install what the message names, then retry.", may_pass=True
     ),
     "limit": Kind(
         "limit", "extract", f"Change the collection's parameters or the file as the message says, {_REPLACE}"

@@ -154,6 +154,7 @@ def _query() -> sa.Select[Any]:
         batch_rows.c.attempts,
         batch_rows.c.retry_count,
         batch_rows.c.due_at,
+        _overtaken().label("is_overtaken"),
         batch_table.c.bucket_id,
         batch_table.c.status.label("batch_status"),
         batch_table.c.tiers,
@@ -175,16 +176,35 @@ def _wanted(namespace_id: str, request: FailureFilter) -> sa.ColumnElement[bool]
     return wanted
 
 
+def _overtaken() -> sa.ColumnElement[bool]:
+    """Say whether a batch has come to an end with the same object for the same collection since a row failed."""
+    later = batch_rows.alias()
+    return (
+        sa.exists()
+        .where(
+            later.c.object_id == batch_rows.c.object_id,
+            later.c.collection_id == batch_rows.c.collection_id,
+            later.c.batch_id != batch_rows.c.batch_id,
+            later.c.status.in_(["COMPLETED", "SKIPPED", "FAILED"]),
+            later.c.updated_at > batch_rows.c.updated_at,
+        )
+        .correlate(batch_rows)
+    )
+
+
 def _in_state(state: FailureState) -> sa.ColumnElement[bool]:
     if state is FailureState.FAILED:
-        return batch_rows.c.status == "FAILED"
+        return sa.and_(batch_rows.c.status == "FAILED", ~_overtaken())
     if state is FailureState.WAITING:
         return batch_rows.c.status == "PENDING"
-    return batch_rows.c.status.in_(["COMPLETED", "SKIPPED"])
+    done = batch_rows.c.status.in_(["COMPLETED", "SKIPPED"])
+    return sa.or_(done, sa.and_(batch_rows.c.status == "FAILED", _overtaken()))
 
 
-def _state(status: str) -> FailureState:
-    return {"FAILED": FailureState.FAILED, "PENDING": FailureState.WAITING}.get(status, FailureState.RESOLVED)
+def _state(row: RowMapping) -> FailureState:
+    if row["row_status"] == "FAILED" and not row["is_overtaken"]:
+        return FailureState.FAILED
+    return FailureState.WAITING if row["row_status"] == "PENDING" else FailureState.RESOLVED
 
 
 def _fields(row: RowMapping) -> dict[str, Any]:
@@ -198,7 +218,7 @@ def _fields(row: RowMapping) -> dict[str, Any]:
         "tier_num": tiers.number_of(
             [Tier.model_validate(tier) for tier in row["tiers"] or ()], row["collection_id"]
         ),
-        "state": _state(row["row_status"]),
+        "state": _state(row),
         "cause": kind.cause,
         "next_step": kind.next_step,
         "can_retry": kind.may_pass,
@@ -217,6 +237,7 @@ def _to_retry(namespace_id: str, request: RetryFailuresRequest) -> sa.ColumnElem
     wanted = _wanted(namespace_id, request)
     if request.failure_ids is not None:
         return wanted & entries.c.failure_id.in_(request.failure_ids)
+    wanted &= ~_overtaken()
     if request.retry_mode == "transient_only":
         wanted &= entries.c.kind.not_in(causes.PERMANENT)
     return wanted

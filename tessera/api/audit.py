@@ -32,7 +32,7 @@ def list_audit_logs(
     action: str | None = None,
     start: Annotated[str | None, Query(description="RFC 3339; a date is its midnight.")] = None,
     end: str | None = None,
-    skip: Annotated[int, Query(ge=0)] = 0,
+    skip: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AuditEventListResponse:
     """List what was changed (and read, if that is written down), the newest first."""

@@ -28,6 +28,7 @@ from tessera.models.batches import (
 )
 from tessera.models.tasks import GenericDeleteResponse, TaskResponse
 from tessera.pagination import PageRequest
+from tessera.tiers import MAX_TIERS
 
 router = Router(tags=["Batches"])
 
@@ -153,7 +154,7 @@ def failed_documents(
     bucket_identifier: Bucket,
     batch_id: BatchId,
     collection_id: str | None = None,
-    tier_num: Annotated[int | None, Query(ge=0)] = None,
+    tier_num: Annotated[int | None, Query(ge=0, le=MAX_TIERS - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> FailedDocumentsResponse:
@@ -179,7 +180,7 @@ def batch_logs(
     bucket_identifier: Bucket,
     batch_id: BatchId,
     tier_num: Annotated[
-        int | None, Query(ge=0, description="Lines of this tier and of the whole batch.")
+        int | None, Query(ge=0, le=MAX_TIERS - 1, description="Lines of this tier and of the whole batch.")
     ] = None,
 ) -> BatchLogsResponse:
     """Return what happened to a batch, in the order of time."""

@@ -418,6 +418,7 @@ batch_rows = Table(
     Column("updated_at", String, nullable=False),
     Index("ix_batch_rows_status", "batch_id", "status"),
     Index("ix_batch_rows_namespace", "namespace_id"),
+    Index("ix_batch_rows_source", "object_id", "collection_id"),
     _in_namespace(),
 )
 

@@ -287,8 +287,8 @@ def opened(path: Path, what: Literal["video", "sound"] = "video") -> Iterator[In
         import av
     except ImportError as error:
         raise BadSample(
-            "unsupported",
-            f"{what.capitalize()} cannot be decoded here: install it with `pip install 'tessera[media]'`.",
+            "model_missing",
+            f"{what.capitalize()} cannot be decoded here: install what does it with `pip install 'tessera[media]'`.",
         ) from error
 
     with decoding(what):

@@ -114,7 +114,8 @@ def _opened(path: Path) -> Iterator[PdfDocument]:
         from pypdfium2.raw import FPDF_ERR_PASSWORD
     except ImportError as error:
         raise BadSample(
-            "unsupported", "PDF files cannot be read here: install it with `pip install 'tessera[media]'`."
+            "model_missing",
+            "PDF files cannot be read here: install what reads them with `pip install 'tessera[media]'`.",
         ) from error
     try:
         document = PdfDocument(path)

@@ -303,6 +303,8 @@ def test_the_log_of_a_batch_tells_what_happened(loop: Loop) -> None:
     assert [line["message"] for line in failed] == [f"{row['error_kind']}: {row['error']}" for row in rows]
     assert len(failed) == 1
     assert loop.get(f"{path}/logs?tier_num=0")["total"] == told["total"]
-    assert "tier_num" in loop.refused(422, "GET", f"{path}/logs?tier_num=-1")
+    for wrong in (-1, 16, 10**20):
+        assert "tier_num" in loop.refused(422, "GET", f"{path}/logs?tier_num={wrong}")
+        assert "tier_num" in loop.refused(422, "GET", f"{path}/failed-documents?tier_num={wrong}")
     loop.delete(path)
     loop.get(f"{path}/logs", status=404)

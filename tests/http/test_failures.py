@@ -203,6 +203,31 @@ def test_failures_go_with_their_batch(loop: Loop, bucket: str) -> None:
     assert loop.get("/failures")["total_count"] == 0
 
 
+def test_a_later_batch_with_the_same_object_resolves_what_failed_before(loop: Loop) -> None:
+    """A folder that was sent again and again listed each of its bad files once for every time."""
+    bucket = loop.bucket({"photo": {"type": "image"}})
+    loop.collection(bucket, {**IMAGE, "input_mappings": {"image": "photo"}})
+    whole = picture(RED)
+    blobs = [{"property": "photo", "type": "image", "data": encoded(whole[: len(whole) // 2])}]
+    object_id = loop.post(f"/buckets/{bucket}/objects", {"blobs": blobs})["object_id"]
+    batches = [loop.run(bucket, [object_id])["batch_id"] for _ in range(2)]
+    (row,) = loop.get("/failures")["results"]
+    assert (row["batch_id"], row["state"]) == (batches[1], "failed")
+    (earlier,) = loop.post("/failures/list", {"state": "resolved"})["results"]
+    assert (earlier["batch_id"], earlier["state"]) == (batches[0], "resolved")
+    assert loop.get(f"/failures/{earlier['failure_id']}")["state"] == "resolved"
+    # A retry of everything takes up what fails now.
+    answer = loop.post("/failures/retry", {"retry_mode": "all"})
+    assert [item["batch_id"] for item in answer["batches"]] == [batches[1]]
+    assert answer["retried_count"] == 1
+    loop.wait(answer["batches"][0]["task_id"])
+    blobs[0]["data"] = encoded(whole)
+    loop.send("PUT", f"/buckets/{bucket}/objects/{object_id}", {"blobs": blobs})
+    assert loop.run(bucket, [object_id])["status"] == "COMPLETED"
+    assert loop.get("/failures")["total_count"] == 0
+    assert loop.post("/failures/list", {"state": "resolved"})["total_count"] == 2
+
+
 # --- by themselves -------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,16 @@ def test_every_operation_states_its_errors(description: dict[str, Any]) -> None:
             )
 
 
+def test_whole_numbers_of_a_query_are_bounded(description: dict[str, Any]) -> None:
+    """`skip` and `tier_num` had no upper bound: a number of more than 64 bits was a 500 of the database."""
+    checked_by_hand = {"limit", "offset", "page", "page_size", "expires"}
+    for path, method, operation in operations(description):
+        for parameter in operation.get("parameters", []):
+            for kind in (parameter["schema"], *parameter["schema"].get("anyOf", [])):
+                if kind.get("type") == "integer" and parameter["name"] not in checked_by_hand:
+                    assert kind["maximum"] < 2**63, (method, path, parameter["name"])
+
+
 def test_references_resolve(description: dict[str, Any]) -> None:
     def walk(node: Any) -> None:
         if isinstance(node, dict):

@@ -279,7 +279,7 @@ def test_without_pyav_the_error_names_the_extra(mp4: Path, monkeypatch: pytest.M
         (media.frames_at, [mp4, [0]]),
         (media.embedded_subtitles, [mp4]),
     ):
-        assert "tessera[media]" in refused("unsupported", function, *arguments)
+        assert "tessera[media]" in refused("model_missing", function, *arguments)
 
 
 # --- subtitles ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tessera import sample_pages
+from tessera.causes import KINDS
 from tessera.extractors.base import BadSample, Feature, Input, Sample
 from tessera.media import layout
 from tessera.media import pages as pages_module
@@ -48,6 +49,18 @@ def extract(registry: Registry, folder: Path, data: bytes, **parameters: Any) ->
 
 
 # --- reading -------------------------------------------------------------------------------------------
+
+
+def test_without_a_reader_of_pdf_the_way_out_is_to_install_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next step was to convert the file, and a plain retry after the installation passed it over."""
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    with pytest.raises(BadSample, match=r"tessera\[media\]") as caught:
+        list(pages(tmp_path / "a.pdf"))
+    kind = KINDS[caught.value.kind]
+    assert (kind.cause, kind.may_pass) == ("model_missing", True)
+    assert "Install what the message names" in kind.next_step
 
 
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270])
@@ -114,9 +127,6 @@ def test_what_is_no_pdf_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BadSample, match="more than 0") as caught:
         list(pages(tmp_path / "good"))
     assert caught.value.kind == "limit"
-    monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    with pytest.raises(BadSample, match=r"tessera\[media\]"):
-        list(pages(tmp_path / "good"))
 
 
 def test_a_page_with_too_many_letters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
