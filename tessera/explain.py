@@ -16,7 +16,7 @@ from sqlalchemy.engine import RowMapping
 from tessera import retrieve, retriever_plan, templates
 from tessera.context import Principal, Warehouse
 from tessera.errors import BadRequestError, ValidationError, quote
-from tessera.filters import And, Condition, Filter, instant, parse
+from tessera.filters import And, Condition, Filter, helpful_type, instant, parse
 from tessera.models import IndexType, PayloadIndex
 from tessera.models.base import JsonObject
 from tessera.models.retrievers import ExplainRequest
@@ -30,7 +30,6 @@ _STAGE_MS, _DOCUMENT_MS, _EMBED_MS = 0.3, 0.002, 5.0
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _RANGES = frozenset({"gt", "gte", "lt", "lte"})
 _GEO = {"geo_radius": "index", "geo_bounding_box": "index", "geo_polygon": "partly"}
-_BY_OPERATOR = {"text": "text", "phrase": "text", "words": "text", **dict.fromkeys(_GEO, "geo")}
 
 
 def explain(
@@ -258,24 +257,6 @@ def _by_words(operator: str, tokenizer: str) -> str:
     if operator == "text" or (operator == "words" and tokenizer != "prefix"):
         return "index"
     return "partly" if operator in ("words", "phrase") and tokenizer != "multilingual" else "scan"
-
-
-def helpful_type(condition: Condition) -> str | None:
-    """Return the type of the index that would serve a condition; None when none does."""
-    if condition.operator in _BY_OPERATOR:
-        return _BY_OPERATOR[condition.operator]
-    if condition.operator == "regex":
-        return None
-    value = condition.value
-    if isinstance(value, list | tuple) and value:
-        value = value[0]
-    if isinstance(value, bool) and condition.operator not in ("exists", "is_null"):
-        return "bool"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "integer" if isinstance(value, int) else "float"
-    if isinstance(value, str) and instant(value) is not None:
-        return "datetime"
-    return "keyword"
 
 
 def _command(place: RowMapping, condition: Condition) -> JsonObject | None:

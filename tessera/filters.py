@@ -643,6 +643,31 @@ _MOMENT = re.compile(
 )
 
 
+#: The index type that answers an operator, whatever the value.
+_BY_OPERATOR = {
+    "text": "text", "phrase": "text", "words": "text",
+    "geo_radius": "geo", "geo_bounding_box": "geo", "geo_polygon": "geo",
+}  # fmt: skip
+
+
+def helpful_type(condition: Condition) -> str | None:
+    """Return the type of the index that would serve a condition; None when none does."""
+    if condition.operator in _BY_OPERATOR:
+        return _BY_OPERATOR[condition.operator]
+    if condition.operator == "regex":
+        return None
+    value = condition.value
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    if isinstance(value, bool) and condition.operator not in ("exists", "is_null"):
+        return "bool"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "integer" if isinstance(value, int) else "float"
+    if isinstance(value, str) and instant(value) is not None:
+        return "datetime"
+    return "keyword"
+
+
 def instant(text: str) -> datetime | None:
     """Return the moment that `text` names (RFC 3339; without a zone UTC; a date is its midnight), or None.
 

@@ -672,6 +672,9 @@ def test_a_filter_that_must_look_at_too_much_names_the_index_to_add(small_scans:
             ask(Condition("name", "eq", "name 3"))
         with pytest.raises(BadRequestError, match="integer index on 'tenth'"):
             ask(And((Condition("half", "eq", 1), Condition("tenth", "eq", 1))))
+        # The advice was an index that would not have helped.
+        with pytest.raises(BadRequestError, match="no index on 'name' can answer 'regex'"):
+            ask(Condition("name", "regex", "3$"))
     with pytest.raises(BadRequestError, match="Sorting by 'name' would look at 60 documents"):
         log.vectors.page(log.view, Page(5, sort_path="name"))
     log.upsert(*(document(n, half=n % 2, tenth=n % 10, third=3) for n in range(100, 110)))

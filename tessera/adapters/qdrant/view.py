@@ -40,7 +40,7 @@ from tessera.adapters.qdrant.translate import (
 )
 from tessera.adapters.qdrant.words import RECIPE, words_asked, words_of
 from tessera.errors import BadRequestError, QdrantError
-from tessera.filters import SEARCH, And, Condition, Filter, Test, predicate, values_at
+from tessera.filters import SEARCH, And, Condition, Filter, Test, helpful_type, predicate, values_at
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import (
     Document,
@@ -1021,13 +1021,6 @@ def _conditions(filter: Filter) -> Iterator[Condition]:
             yield from _conditions(child)
 
 
-#: The index type that answers an operator, whatever the value.
-_BY_OPERATOR = {
-    "text": "text", "phrase": "text", "words": "text",
-    "geo_radius": "geo", "geo_bounding_box": "geo", "geo_polygon": "geo",
-}  # fmt: skip
-
-
 def _remedy(residual: Filter, indexes: Mapping[str, PayloadIndex], irregular: set[str]) -> str:
     """Say which index would let the engine answer, naming the field."""
     advice: list[str] = []
@@ -1039,23 +1032,10 @@ def _remedy(residual: Filter, indexes: Mapping[str, PayloadIndex], irregular: se
             text = f"{path!r} holds values that its {indexes[path].type} index does not see"
         elif path in indexes:
             text = f"the {indexes[path].type} index on {path!r} cannot answer {condition.operator!r}"
+        elif type := helpful_type(condition):
+            text = f"add a {type} index on {path!r}"
         else:
-            text = f"add a {_helpful_type(condition)} index on {path!r}"
+            text = f"no index on {path!r} can answer {condition.operator!r}"
         if text not in advice:
             advice.append(text)
     return "; ".join(advice[:4]) + ", or narrow the filter by an indexed field."
-
-
-def _helpful_type(condition: Condition) -> str:
-    if condition.operator in _BY_OPERATOR:
-        return _BY_OPERATOR[condition.operator]
-    value = condition.value
-    if isinstance(value, list | tuple) and value:
-        value = value[0]
-    if isinstance(value, bool) and condition.operator not in ("exists", "is_null"):
-        return "bool"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "integer" if isinstance(value, int) else "float"
-    if isinstance(value, str) and is_datetime(value):
-        return "datetime"
-    return "keyword"
