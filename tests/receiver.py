@@ -94,7 +94,10 @@ def receiving(address: str = PUBLIC) -> Iterator[Receiver]:
         protocol_version = "HTTP/1.0"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            length = int(self.headers["Content-Length"])
+            body = self.rfile.read(length)
+            if len(body) < length:
+                return  # its sender was killed in the middle of it: nothing has been received
             call = Call(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
             with receiver.changed:
                 receiver.calls.append(call)
