@@ -17,6 +17,7 @@ from tessera import sample_media, sample_pages
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
 from tessera.locators import fragment, locator_of
 from tessera.registry import Registry
+from tests import office
 from tests.faces import write_models
 from tests.media import SPEECH, photograph, sound_as
 
@@ -79,17 +80,25 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
     note.text(30, 40, "A note that says where the key to the oil store hangs.")
     (folder / "report.pdf").write_bytes(sample_pages.report())
     (folder / "note.pdf").write_bytes(sample_pages.pdf([note]))
-    good["pdf"] = [Input(path=folder / name, filename=name) for name in ("report.pdf", "note.pdf")]
+    for name, data in (("lamp.docx", office.docx_file()), ("lamp.pptx", office.pptx_file())):
+        (folder / name).write_bytes(data)
+    names = ("report.pdf", "note.pdf", "lamp.docx", "lamp.pptx")
+    good["pdf"] = [Input(path=folder / name, filename=name) for name in names]
+    (folder / "parts.xlsx").write_bytes(office.xlsx_file())
+    (folder / "parts.csv").write_bytes(office.CSV)
+    good["excel"] = [Input(path=folder / name, filename=name) for name in ("parts.xlsx", "parts.csv")]
+    (folder / "lamp.html").write_text(office.HTML, encoding="utf-8")
+    good["html"] = [Input(path=folder / "lamp.html", filename="lamp.html"), Input(text=office.HTML)]
     good["string"] = good["text"]
     return good
 
 
 def samples_of(extractor: Extractor, inputs: dict[str, list[Input]]) -> list[Sample]:
-    """One sample for each input of the extractor and each good file of the types that it takes."""
+    """One sample for each input of the extractor and each good file of its name, or of the types that it takes."""
     found = [
         Sample({name: source})
         for name, types in extractor.inputs.items()
-        for source in inputs[types[0] if types else "text"]
+        for source in inputs.get(name) or inputs[types[0] if types else "text"]
         if name != "subtitles"  # stands beside a video, never alone
     ]
     assert found, "teach this test a file of the type that the new extractor takes"
