@@ -17,6 +17,7 @@ from tessera import sample_media, sample_pages
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
 from tessera.locators import fragment, locator_of
 from tessera.registry import Registry
+from tests.faces import write_models
 from tests.media import SPEECH, photograph, sound_as
 
 KINDS = {"unreadable", "unsupported", "too_large", "model_missing", "limit"}
@@ -41,7 +42,7 @@ IMPLEMENTATIONS = sorted({REGISTRY.extractor(name, version).name for name, versi
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry.load(tmp_path_factory.mktemp("models"), offline=True)
+    return Registry.load(write_models(tmp_path_factory.mktemp("models")), offline=True)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
