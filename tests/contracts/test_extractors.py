@@ -4,6 +4,7 @@ is tested on arrival.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -15,6 +16,7 @@ from tessera.registry import Registry
 from tests import office
 from tests.faces import write_models
 from tests.media import SPEECH, photograph, sound_as
+from tests.website import Site, fetcher_of_tests, serving
 
 REGISTRY = Registry.load(Path("no-models-here"), offline=True)
 SPELLINGS = [(name, version) for name in REGISTRY.extractor_names() for version in REGISTRY.versions(name)]
@@ -23,7 +25,9 @@ IMPLEMENTATIONS = sorted({REGISTRY.extractor(name, version).name for name, versi
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry.load(write_models(tmp_path_factory.mktemp("models")), offline=True)
+    made = Registry.load(write_models(tmp_path_factory.mktemp("models")), offline=True)
+    made.extractor("web_scraper", "v1").fetcher = fetcher_of_tests()
+    return made
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -32,7 +36,17 @@ def extractor(request: pytest.FixtureRequest, registry: Registry) -> Extractor:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
+def site() -> Iterator[Site]:
+    with serving() as found:
+        found.serve("/robots.txt", b"", 404)
+        found.serve("/", office.HTML.encode(), Content_Type="text/html")
+        found.serve("/home", b"<p>Home of the keepers.</p>", Content_Type="text/html")
+        found.serve("/keepers.html", b"", 500)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, site: Site) -> dict[str, list[Input]]:
     """Two good inputs for each bucket type."""
     folder = tmp_path_factory.mktemp("inputs")
     texts = [text for _, text in sample_media.TEXTS[:2]]
@@ -70,6 +84,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
     (folder / "lamp.html").write_text(office.HTML, encoding="utf-8")
     good["html"] = [Input(path=folder / "lamp.html", filename="lamp.html"), Input(text=office.HTML)]
     good["string"] = good["text"]
+    good["url"] = [Input(text=site.url("/")), Input(text=site.url("/home"))]
     return good
 
 
