@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from bench.hour import bytes_of
 from bench.servers import ROOT, tessera
 from tessera import sample_media, sample_pages
 
@@ -41,12 +42,17 @@ def main() -> None:
             print(f"calibrated in {time.perf_counter() - began:.0f} s", flush=True)
             for number, media in enumerate(("media", "three")):
                 said = _plan(data, folder / media, number=number)
+                before_bytes = bytes_of(data)
                 real_s, documents = _ingest(client, data, folder / media, number)
+                # Of equal files the server keeps one.
+                grown = bytes_of(data) - before_bytes - bytes_of(folder / "media" / "a")
                 factor = max(said["seconds"] / real_s, real_s / said["seconds"])
+                files = sum(item["sources"] for item in said["extractors"])
                 print(
-                    f"{said['extractors'] and sum(e['sources'] for e in said['extractors'])} files: {said['seconds']:.1f} s "
-                    f"predicted, {real_s:.1f} s real, factor {factor:.2f} (goal 1.5); {said['documents']} documents "
-                    f"predicted, {documents} real; load {os.getloadavg()[0]:.1f}",
+                    f"{files} files: {said['seconds']:.1f} s predicted, {real_s:.1f} s real, factor {factor:.2f} "
+                    f"(goal 1.5); {said['documents']} documents predicted, {documents} real; "
+                    f"{said['disk_bytes'] / 1e6:.1f} MB predicted, {grown / 1e6:.1f} real; load "
+                    f"{os.getloadavg()[0]:.1f}",
                     flush=True,
                 )
 

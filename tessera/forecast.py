@@ -33,7 +33,7 @@ from tessera.models.plans import (
 )
 from tessera.objects import is_missing
 from tessera.ports import HERE, Failed
-from tessera.rates import Known, Moments
+from tessera.rates import Known, Took
 from tessera.validation import schema_problems
 
 #: Files that are opened for one plan, and how long that may take; the others are taken to be like them.
@@ -82,9 +82,9 @@ def predict(load: Load, known: Known) -> Part:
     Where no source was, the extractor's own average; where it has none, nothing can be said.
     """
     by_kind = {row.kind: known.of(load.extractor, load.plan_hash, row.kind) for row in load.measures}
-    usable = {kind: moments for kind, (moments, _) in by_kind.items() if moments is not None}
+    usable = {kind: found.weights() for kind, (found, _) in by_kind.items() if found is not None}
     bases = {basis for _, basis in by_kind.values()}
-    rows = [_of_row(row, usable) for row in load.measures if row.kind in usable]
+    rows = [usable[row.kind].of(row.amounts()) for row in load.measures if row.kind in usable]
     basis: Basis = "measured"
     if "none" in bases:
         basis = "none"
@@ -92,23 +92,18 @@ def predict(load: Load, known: Known) -> Part:
         basis = "other_parameters"
     if load.unmeasured:
         if rows:
-            average = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+            average = Took(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
         else:
-            moments = known.any_of(load.extractor, load.plan_hash)
-            if moments is None:
+            found = known.any_of(load.extractor, load.plan_hash)
+            if found is None:
                 return Part(load, (), None, 0.0, "none")
-            average = [moments.per_file(target) for target in rates.TARGETS]
-            basis = "other_parameters" if basis == "measured" else basis
-        rows += [tuple(average)] * load.unmeasured
+            average = found.per_file()
+        rows += [average] * load.unmeasured
     if not rows and (load.measures or load.unmeasured):
         return Part(load, (), None, 0.0, "none")
-    chunks = tuple(_chunks([row[0] for row in rows], [row.size_bytes for row in load.measures]))
-    documents, size_bytes = (sum(row[column] for row in rows) for column in (1, 2))
-    return Part(load, chunks, documents, size_bytes * (1 + INDEX_SHARE), basis)
-
-
-def _of_row(row: Measure, usable: Mapping[str, Moments]) -> tuple[float, ...]:
-    return tuple(usable[row.kind].predict(target, row.amounts()) for target in rates.TARGETS)
+    chunks = tuple(_chunks([row.seconds for row in rows], [row.size_bytes for row in load.measures]))
+    size_bytes = sum(row.size_bytes for row in rows)
+    return Part(load, chunks, sum(row.documents for row in rows), size_bytes * (1 + INDEX_SHARE), basis)
 
 
 def _chunks(seconds: Sequence[float], sizes: Sequence[int]) -> Iterator[float]:
@@ -138,11 +133,11 @@ def duration(
     cold = {part.load.extractor: part.load for part in parts if part.load.extractor not in (warm or ())}
     loading = 0.0
     for name, load in cold.items():
-        moments = known.any_of(name, load.plan_hash)
-        loading += moments.loading_s() if moments is not None else 0.0
+        found = known.any_of(name, load.plan_hash)
+        loading += found.loading_s() if found is not None else 0.0
     around = known.around(is_first=warm is None)
     documents = sum(part.documents or 0.0 for part in parts)
-    beside = around.predict("seconds", (1.0, documents / 1000)) if around is not None else 0.0
+    beside = around.weights().of((1.0, documents / 1000)).seconds if around is not None else 0.0
     return inside + loading + beside
 
 
@@ -271,8 +266,14 @@ def _load(
     locked = {
         entry["feature_extractor_name"]: entry.get("params") or {} for entry in place["feature_extractors"]
     }
+    running = place["vector_inference_map"] or {}
     try:
-        digest = ingest_rows.plan_digest(wh.registry, config, locked, place["vector_inference_map"] or {})
+        if "namespace_id" not in place:
+            # As a namespace that is made now would choose.
+            asked = implementation.Params.model_validate(ingest_rows.params_of(config, locked))
+            vectors = implementation.outputs(asked).vectors
+            running = {vector.name: vector.model_id for vector in vectors}
+        digest = ingest_rows.plan_digest(wh.registry, config, locked, running)
     except pydantic.ValidationError as error:
         problems += schema_problems(error, (*location, "parameters"))
         return None
@@ -310,12 +311,13 @@ def _answer(
     with wh.db.read() as connection:
         known = rates.known_at(connection, where, {load.extractor for load in loads})
     parts: list[Part] = []
-    made: dict[str, float] = {}
+    made: dict[str, float | None] = {}
     for load in loads:
-        if load.fed_by:
-            load.unmeasured = round(sum(made.get(collection, 0.0) for collection in load.fed_by))
-        part = predict(load, known)
-        made[load.label.get("collection_id", "")] = part.documents or 0.0
+        feeding = [made[collection] for collection in load.fed_by if collection in made]
+        load.unmeasured += round(sum(count or 0.0 for count in feeding))
+        # Nothing is known of documents of which nobody knows how many there will be.
+        part = predict(load, known) if None not in feeding else Part(load, (), None, 0.0, "none")
+        made[load.label.get("collection_id", "")] = None if part.basis == "none" else part.documents
         parts.append(part)
     warm = (
         frozenset(name.removeprefix(f"{where} ") for name in wh.warm if name.startswith(f"{where} "))
@@ -342,7 +344,7 @@ def _shown(part: Part) -> PlannedExtractor:
     has_rates = part.basis != "none"
     amounts = {
         used.kind: {
-            name: round(value, 3) for name, value in zip(AMOUNTS[used.kind], used.amounts, strict=True)
+            name: round(value, 3) for name, value in zip(AMOUNTS[used.kind], used.amounts(), strict=True)
         }
         for used in summed((row, 0.0, 0, 0) for row in load.measures)
     }

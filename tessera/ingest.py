@@ -641,4 +641,4 @@ def _record_rates(connection: Connection, wh: Warehouse, attempt: Attempt, *, is
     is_alone = wh.under_way.get(attempt.batch_id, False)
     took_s = time.monotonic() - attempt.pace.began_s if is_whole and is_alone else None
     rates.record(connection, place, seen, wall_s=took_s, workers=workers, is_first=is_first)
-    wh.warm.update((place, *(f"{place} {extractor}" for extractor, _, _ in seen.moments)))
+    wh.warm.update((place, *(f"{place} {extractor}" for extractor, _, _ in seen.used)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tessera import content, media
 from tessera.errors import BadSample
@@ -60,13 +59,18 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What the sources of one kind in a chunk used: their amounts together, and what came of them."""
+    """What the sources of one kind in a chunk used: seconds together, and what came of each.
+
+    Each of `rows` has the amounts of a source, and how many documents and bytes came of it.
+    """
 
     kind: str
-    amounts: tuple[float, ...]
     seconds: float
-    documents: int
-    size_bytes: int
+    rows: tuple[tuple[tuple[float, ...], int, int], ...]
+
+    def amounts(self) -> tuple[float, ...]:
+        """Return the amounts of all sources together."""
+        return tuple(sum(column) for column in zip(*(row[0] for row in self.rows), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +150,9 @@ def measure_sources(
 
 def summed(rows: Iterable[tuple[Measure, float, int, int]]) -> tuple[Used, ...]:
     """Return what rows (measure, seconds, documents, bytes) used, by kind."""
-    totals: dict[str, list[Any]] = {}
-    for row, seconds, documents, size_bytes in rows:
-        total = totals.setdefault(row.kind, [[0.0] * len(AMOUNTS[row.kind]), 0.0, 0, 0])
-        total[0] = [a + b for a, b in zip(total[0], row.amounts(), strict=True)]
-        total[1] += seconds
-        total[2] += documents
-        total[3] += size_bytes
-    return tuple(
-        Used(kind, tuple(amounts), seconds, documents, size_bytes)
-        for kind, (amounts, seconds, documents, size_bytes) in totals.items()
-    )
+    seconds: dict[str, float] = {}
+    found: dict[str, list[tuple[tuple[float, ...], int, int]]] = {}
+    for row, row_s, documents, size_bytes in rows:
+        seconds[row.kind] = seconds.get(row.kind, 0.0) + row_s
+        found.setdefault(row.kind, []).append((row.amounts(), documents, size_bytes))
+    return tuple(Used(kind, seconds[kind], tuple(of_kind)) for kind, of_kind in found.items())
