@@ -158,12 +158,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A found document. `score` is the engine's similarity, None for a listing."""
+    """A found document. `score` is the engine's similarity, None for a listing.
+
+    `signals` is what each search of a fused ranking says of it, by the feature that was searched.
+    """
 
     document_id: str
     payload: Payload
     score: float | None = None
     vectors: Mapping[str, Vector] = field(default_factory=dict)
+    signals: Mapping[str, Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,23 +16,30 @@ from typing import Any
 import orjson
 import pydantic
 
-from tessera import documents, links, templates
+from tessera import documents, links, secret_store, templates
+from tessera.budget import Budget, BudgetSpent
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.errors import BadRequestError, Problem, TesseraError, ValidationError, quote, raise_problems
 from tessera.filters import And, Condition, Filter, parse
 from tessera.ids import new_id, point_id
 from tessera.models import PayloadIndex
-from tessera.models.retrievers import AdhocExecuteRequest, ExecuteRequest, InputField, SearchDocumentsRequest
+from tessera.models.retrievers import (
+    AdhocExecuteRequest,
+    BudgetLimits,
+    ExecuteRequest,
+    InputField,
+    SearchDocumentsRequest,
+)
 from tessera.plan import effective_indexes, stored_indexes
 from tessera.ports import Hit, Page
 from tessera.query_vectors import embed, vectors_of, word_query
 from tessera.result_cache import Kept
-from tessera.retriever_definition import Location, collections_named
+from tessera.retriever_definition import Location, collections_named, equipment_of
 from tessera.retriever_features import text_features
 from tessera.retriever_pages import Cut, Ranked, following, position_after, read_cut
 from tessera.retriever_plan import Plan, adhoc_plan, stored_plan
-from tessera.stages.base import Stage, StageContext
+from tessera.stages.base import Stage, StageContext, Work
 from tessera.validation import schema_problems
 
 
@@ -65,6 +72,7 @@ class Step:
     name: str
     statistics: dict[str, Any] | None = None
     hits: list[Hit] | None = None
+    credits: float = 0.0
 
 
 def execute(
@@ -167,7 +175,10 @@ def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]
                 **event,
                 "documents": _presented(wh, plan, asked, shown),
                 "statistics": step.statistics,
-                "budget_used": {"credits_used": 0.0, "time_elapsed_ms": note.elapsed_ms()},
+                "budget_used": {
+                    "credits_used": step.credits,
+                    "time_elapsed_ms": note.elapsed_ms(),
+                },
             }
         body = _body(wh, plan, asked, ranked, note, is_hit=False)
     except TesseraError as error:
@@ -175,8 +186,12 @@ def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]
         told = {"type": error.type, "message": error.message, "status": error.status}
         yield {"event_type": "execution_error", **common, "error": told}
         return
-    note.completed(ranked, body)
-    yield {"event_type": "execution_complete", **common, **body}
+    note.ended(ranked, body)
+    if ranked.stopped is None:
+        yield {"event_type": "execution_complete", **common, **body}
+        return
+    told = {"type": "BudgetExceededError", "message": ranked.stopped, "status": 200}
+    yield {**common, **body, "event_type": "execution_error", "error": told}
 
 
 def _asked_for(
@@ -209,8 +224,8 @@ def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
     except TesseraError as error:
         note.failed(error)
         raise
-    note.completed(ranked, body)
-    if place is None or plan.cache_ttl_s is None:
+    note.ended(ranked, body)
+    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None:
         return Answered(body)
     if etag is None:
         etag = _etag(ranked)
@@ -272,6 +287,7 @@ def _last(steps: Generator[Step, None, Ranked]) -> Ranked:
 def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ranked]:
     """Run the stages one after the other; yield each when it begins and when it has ended."""
     context = context_of(wh, plan, asked.inputs, asked.request.filters)
+    budget = context.budget
     hits: list[Hit] | None = None
     #: Documents that the stages so far let through; `hits` is None while nobody had to read them.
     passed = 0
@@ -279,34 +295,69 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
     results: dict[str, Any] = {}
     namespace_id = plan.place["namespace_id"]
     for index, spec in enumerate(plan.stages):
-        stage = wh.registry.stage(spec["config"]["stage_id"])
-        if stage is None:
-            raise BadRequestError(
-                f"Stage {quote(spec['config']['stage_id'])} of this retriever is not installed any more."
-            )
+        stage = _installed(wh, spec)
         name = spec["stage_name"] if spec["stage_name"] not in statistics else f"{spec['stage_name']}_{index}"
         yield Step(index, name)
         before = time.perf_counter()
         params = stage_params(stage, spec, {"INPUT": asked.inputs, "STAGE": results, "CONTEXT": {}}, index)
         count_in = passed
+        work = Work()
+        stopped = None
         within = stage.narrow(params, context) if hits is None else None
-        if within is not None:
-            context = narrowed(context, within)
-            passed = wh.views.count(namespace_id, context.within)
-        else:
-            hits = stage.run(hits, params, context)
-            passed = len(hits)
+        try:
+            if within is not None:
+                context = narrowed(context, within)
+                passed = wh.views.count(namespace_id, context.within)
+            else:
+                hits = stage.run(hits, params, replace(context, work=work))
+                passed = len(hits)
+            if index + 1 < len(plan.stages):
+                budget.check()
+        except BudgetSpent as error:
+            stopped = (
+                f"The budget of this execution is spent: {error.message}. It ended in stage {name!r}, "
+                f"{index + 1} of {len(plan.stages)}; raise budget_limits, or let earlier stages leave less."
+            )
         results[name] = {"count": passed}
-        statistics[name] = {
-            "input_count": count_in,
-            "output_count": passed,
-            "duration_ms": round((time.perf_counter() - before) * 1000, 3),
-            "efficiency": passed / count_in if count_in else 0.0,
-            "cache_hit": False,
-            "error": None,
-        }
-        yield Step(index, name, statistics[name], hits)
-    return _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
+        statistics[name] = _statistics(count_in, passed, before, work, stopped)
+        yield Step(index, name, statistics[name], hits if stopped is None else [], budget.credits_used)
+        if stopped is not None:
+            # What a later stage would have kept back is not shown.
+            return Ranked([], 0, 0, asked.cut.limit, False, statistics, stopped, budget.credits_used)
+    ranked = _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
+    return replace(ranked, credits=budget.credits_used)
+
+
+def _installed(wh: Warehouse, spec: Mapping[str, Any]) -> Stage:
+    """Return a stored stage. Raises `BadRequestError` for one that this server has, or can run, no more."""
+    stage = wh.registry.stage(spec["config"]["stage_id"])
+    if stage is None:
+        raise BadRequestError(
+            f"Stage {quote(spec['config']['stage_id'])} of this retriever is not installed any more."
+        )
+    lack = stage.lacks(spec["config"]["parameters"], equipment_of(wh))
+    if lack is not None:
+        raise BadRequestError(f"Stage {quote(spec['stage_name'])} cannot run: {lack}")
+    return stage
+
+
+def _statistics(
+    count_in: int, count_out: int, begun: float, work: Work, stopped: str | None
+) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "input_count": count_in,
+        "output_count": count_out,
+        "duration_ms": round((time.perf_counter() - begun) * 1000, 3),
+        "efficiency": count_out / count_in if count_in else 0.0,
+        "cache_hit": False,
+        "error": stopped or work.error,
+    }
+    if work.llm_calls is not None:
+        told |= {"llm_calls": work.llm_calls, "tokens_used": work.tokens_used or 0}
+    metadata = dict(work.metadata)
+    if work.facets is not None:
+        metadata["facets"] = work.facets
+    return {**told, "metadata": metadata} if metadata else told
 
 
 def _page_of(
@@ -346,10 +397,16 @@ def _presented(wh: Warehouse, plan: Plan, asked: Asked, hits: Sequence[Hit]) -> 
                 return_urls=asked.return_urls,
                 vectors=full.get(hit.document_id),
             ),
+            **_signals(hit),
             "score": hit.score,
         }
         for hit in hits
     ]
+
+
+def _signals(hit: Hit) -> dict[str, Any]:
+    """Return what each search says of a hit, as `features`, unless the document has a field of that name."""
+    return {} if hit.signals is None or "features" in hit.payload else {"features": dict(hit.signals)}
 
 
 def _body(
@@ -357,21 +414,41 @@ def _body(
 ) -> dict[str, Any]:
     answered = _presented(wh, plan, asked, ranked.hits)
     elapsed_ms = note.elapsed_ms()
+    credits_used = 0.0 if is_hit else ranked.credits
+    found = [
+        told["metadata"]["facets"]
+        for told in ranked.statistics.values()
+        if "facets" in told.get("metadata", ())
+    ]
     return {
         "execution_id": note.execution_id,
         "retriever_id": plan.retriever_id,
-        "status": "completed",
+        "status": "completed" if ranked.stopped is None else "failed",
         "documents": answered,
         "results": answered,
         "pagination": following(wh, asked.cut, ranked, lambda: _digest(plan, asked.inputs, asked.request)),
         "stage_statistics": {
             "stages": {name: {**told, "cache_hit": is_hit} for name, told in ranked.statistics.items()},
             "total_time_ms": elapsed_ms,
-            "credits_used": 0.0,
+            "credits_used": credits_used,
         },
-        "budget": {"credits_used": 0.0, "credits_limit": None, "time_elapsed_ms": elapsed_ms},
+        **({"facets": found[-1]} if found else {}),
+        "budget": budget_told(credits_used, elapsed_ms, plan.limits),
         "cache_hit": is_hit,
-        "error": None,
+        "error": ranked.stopped,
+    }
+
+
+def budget_told(credits_used: float, elapsed_ms: float, limits: BudgetLimits) -> dict[str, Any]:
+    """Return the ``budget`` of an answer: what was taken, and what there may be."""
+    return {
+        "credits_used": credits_used,
+        "credits_limit": limits.max_credits,
+        "credits_remaining": (
+            None if limits.max_credits is None else max(0.0, limits.max_credits - credits_used)
+        ),
+        "time_elapsed_ms": elapsed_ms,
+        "time_limit_ms": limits.max_time_ms,
     }
 
 
@@ -386,12 +463,12 @@ class _Note:
     def elapsed_ms(self) -> float:
         return round((time.perf_counter() - self._begun) * 1000, 3)
 
-    def completed(self, ranked: Ranked, body: Mapping[str, Any]) -> None:
+    def ended(self, ranked: Ranked, body: Mapping[str, Any]) -> None:
         self._write(
-            status="completed",
+            status=body["status"],
             statistics=body["stage_statistics"],
             pagination=body["pagination"],
-            error=None,
+            error=body["error"],
             total_returned=len(ranked.hits),
             cache_hit=body["cache_hit"],
         )
@@ -458,6 +535,15 @@ def context_of(
         text_features=lambda: text_features(wh, plan.place),
         collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
         vectors=lambda document_ids, uri: vectors_of(wh, plan, document_ids, uri),
+        budget=Budget(
+            plan.limits.max_time_ms,
+            plan.limits.max_credits,
+            # What waits for others ends while the answer can still be sent.
+            wait_s=0.9 * wh.settings.execute_timeout_s,
+            tokens_per_credit=wh.settings.llm_tokens_per_credit,
+        ),
+        equipment=equipment_of(wh),
+        secret=lambda name: secret_store.value_of(wh, plan.place["organization_id"], name),
     )
 
 
@@ -481,13 +567,17 @@ def stage_params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any]
     """Return a stage's parameters with the values of `scope` filled in. Raises `ValidationError`."""
     location: Location = ("stages", index, "parameters")
     parameters = spec["config"]["parameters"]
-    later = {name: value for name, value in parameters.items() if name in stage.per_document}
+    later = {
+        name: value
+        for name, value in parameters.items()
+        if name in stage.per_document or name in stage.secret_in
+    }
     try:
         # Everything in one go: what an input holds is never read as a template itself. What waits for a document
         # stays, but inputs that it names must be there now.
         filled = later | templates.render({k: v for k, v in parameters.items() if k not in later}, scope)
         for root, path in templates.references(later):
-            if root != "DOC":
+            if root not in ("DOC", "SECRET"):
                 templates.render("{{" + ".".join((root, *path)) + "}}", scope)
     except templates.Unresolved as error:
         raise ValidationError(

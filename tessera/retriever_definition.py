@@ -11,16 +11,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import names, templates
-from tessera.context import Warehouse
+from tessera.context import Principal, Warehouse
 from tessera.db.tables import collections, retrievers
-from tessera.errors import BadRequestError, NotFoundError, Problem, quote
+from tessera.errors import BadRequestError, ForbiddenError, NotFoundError, Problem, quote
 from tessera.models.retrievers import InputField
 from tessera.ports import HIDDEN_FIELDS
 from tessera.retriever_features import NO_WORDS, vector_of
-from tessera.stages.base import Stage
+from tessera.scopes import check_administers
+from tessera.secret_store import secret_names
+from tessera.stages.base import Equipment, Stage
 from tessera.validation import schema_problems
 
 Location = tuple[str | int, ...]
+#: Categories of stages as requests write them; answers say reduce for a group.
+STAGE_TYPES = ("filter", "sort", "reduce", "group", "apply", "enrich")
 #: Keys of a stage that are not parameters where a stage is written flat.
 _STAGE_KEYS = frozenset(
     {"type", "stage_id", "stage_name", "stage_type", "config", "version", "batch_size", "description"}
@@ -43,9 +47,11 @@ def normalise_stage(
     parameters = config.get("parameters", raw.get("parameters"))
     if parameters is None:
         parameters = {key: value for key, value in raw.items() if key not in _STAGE_KEYS}
+    if not stage_id and wh.registry.stage(str(raw.get("stage_type"))) is not None:
+        stage_id = raw["stage_type"]
     stage = wh.registry.stage(str(stage_id)) if stage_id else None
     if stage is None:
-        known = ", ".join(sorted(wh.registry.stages))
+        known = ", ".join(sorted(available_stages(wh)))
         return {}, [
             Problem(
                 (*location, "stage_id"),
@@ -56,9 +62,14 @@ def normalise_stage(
     if not isinstance(parameters, Mapping):
         return {}, [Problem((*location, "parameters"), "`parameters` is an object.", "type")]
     parameters = stage.normalise(dict(parameters))
-    problems = templates.check(parameters, (*location, "parameters"))
+    problems = _type_problems(wh, raw, location)
+    for key, value in parameters.items():
+        problems += templates.check(value, (*location, "parameters", key), stage.words)
     wrong = _parameter_problems(stage, parameters, (*location, "parameters"))
     problems += wrong or stage.problems(parameters, (*location, "parameters"))
+    lack = stage.lacks(parameters, equipment_of(wh))
+    if lack is not None:
+        problems.append(Problem((*location, "stage_id"), lack, "not_available", BadRequestError.status))
     name = raw.get("stage_name") or stage.stage_id
     return {
         "stage_name": str(name),
@@ -68,6 +79,34 @@ def normalise_stage(
         "batch_size": raw.get("batch_size"),
         "description": raw.get("description"),
     }, problems
+
+
+def equipment_of(wh: Warehouse) -> Equipment:
+    """Return what this server has for stages that need more than documents."""
+    return Equipment(wh.language, wh.registry.models, wh.fetcher)
+
+
+def available_stages(wh: Warehouse) -> dict[str, Stage]:
+    """Return the stages that a retriever of this server may use, by id."""
+    return {
+        name: stage
+        for name, stage in wh.registry.stages.items()
+        if wh.language is not None or not stage.needs_language
+    }
+
+
+def _type_problems(wh: Warehouse, raw: Mapping[str, Any], location: Location) -> list[Problem]:
+    """Return a problem for a ``stage_type`` that is no category (guides write a stage's id there, too)."""
+    stated = raw.get("stage_type")
+    if stated is None or stated in STAGE_TYPES or wh.registry.stage(str(stated)) is not None:
+        return []
+    return [
+        Problem(
+            (*location, "stage_type"),
+            f"stage_type {quote(stated)} is not known; write one of {', '.join(STAGE_TYPES)}, or leave it out.",
+            "enum",
+        )
+    ]
 
 
 def _parameter_problems(stage: Stage, parameters: Mapping[str, Any], location: Location) -> list[Problem]:
@@ -119,7 +158,7 @@ def checked_stages(
             fields if declared else None,
             before,
             index,
-            wh.registry.stages[stage["config"]["stage_id"]].per_document,
+            wh.registry.stages[stage["config"]["stage_id"]],
         )
         if stage["config"]["stage_id"] == "feature_search" and not wrong:
             problems += _feature_problems(wh, place, stage["parameters"], index)
@@ -131,21 +170,26 @@ def _reference_problems(
     fields: Mapping[str, InputField] | None,
     before: Sequence[str],
     index: int,
-    per_document: frozenset[str],
+    stage: Stage,
 ) -> list[Problem]:
     """Return a problem for each expression that can never have a value. `fields` is None when none are declared."""
     problems = []
     found = {
-        (root, path, name in per_document)
+        (root, path, name in stage.per_document, name in stage.secret_in)
         for name, value in parameters.items()
         for root, path in templates.references(value)
     }
-    for root, path, for_each in sorted(found):
+    for root, path, for_each, is_sealed in sorted(found):
         expression = "{{" + ".".join((root, *path)) + "}}"
         if root == "INPUT":
             if fields is None or path[0] in fields:
                 continue
             why = f"is not in input_schema, which has: {', '.join(fields) or 'nothing'}."
+        elif root == "SECRET":
+            if is_sealed and len(path) == 1:
+                continue
+            places = ", ".join(sorted(stage.secret_in)) or "no parameter of this stage"
+            why = f"cannot stand here; secrets, as {{{{secrets.name}}}}, are taken by {places}."
         elif for_each:
             if root == "DOC" and path[0] not in HIDDEN_FIELDS:
                 continue
@@ -210,6 +254,37 @@ def join_problems(
                 replace(problem, location=location, message=f"target_collection_id: {problem.message}")
                 for problem in unknown
             ]
+    return problems
+
+
+def secret_problems(
+    connection: Connection, wh: Warehouse, principal: Principal, stages: Sequence[Mapping[str, Any]]
+) -> list[Problem]:
+    """Return a problem for each secret that stages name and that is not there.
+
+    Raises `ForbiddenError` when somebody names one who may not read the list of them either: a stage sends it where
+    its author wants.
+    """
+    problems: list[Problem] = []
+    for index, spec in enumerate(stages):
+        wanted = wh.registry.stages[spec["config"]["stage_id"]].secrets_in(spec["parameters"])
+        if not wanted:
+            continue
+        check_administers(principal, "organization")
+        if "admin" not in principal.permissions:
+            raise ForbiddenError(
+                "A stage that names a secret sends it to another server; only a key with permission admin may store "
+                "or run such a stage. Whoever may read can execute it once it is stored."
+            )
+        problems += [
+            Problem(
+                ("body", "stages", index, "parameters"),
+                f"There is no secret {quote(name)}. POST /v1/organizations/secrets makes one.",
+                "unknown_secret",
+                BadRequestError.status,
+            )
+            for name in sorted(wanted - secret_names(connection, principal.organization_id))
+        ]
     return problems
 
 

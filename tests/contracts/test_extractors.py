@@ -12,6 +12,7 @@ import pytest
 from tessera import sample_media, sample_pages, testing
 from tessera.extractors.base import Extractor, Input, Sample
 from tessera.registry import Registry
+from tests.faces import write_models
 from tests.media import SPEECH, photograph, sound_as
 
 REGISTRY = Registry.load(Path("no-models-here"), offline=True)
@@ -21,7 +22,7 @@ IMPLEMENTATIONS = sorted({REGISTRY.extractor(name, version).name for name, versi
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry.load(tmp_path_factory.mktemp("models"), offline=True)
+    return Registry.load(write_models(tmp_path_factory.mktemp("models")), offline=True)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
