@@ -25,6 +25,7 @@ from bench import (
     p12_start,
     p13_uniform,
     p14_text_ingest,
+    plan,
 )
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "hot_path": hot_path.main,
     "hour": hour.main,
     "models": models.main,
+    "plan": plan.main,
 }
 #: The same in a tenth of the size, where the whole takes longer than a few minutes.
 SMALL: dict[str, Callable[[], None]] = {

@@ -53,6 +53,25 @@ async def named_namespace(
     return identifier
 
 
+async def namespace_if_named(
+    request: Request,
+    x_namespace: Annotated[
+        str | None,
+        Header(
+            alias="X-Namespace",
+            description="Namespace by id or name (in UTF-8); may be left out.",
+            max_length=512,
+            examples=["spotify_playlists_dev"],
+        ),
+    ] = None,
+) -> str | None:
+    """Return the id or the name of the namespace that the request is about, if it is about one."""
+    return _utf8(x_namespace) if x_namespace else only_namespace(principal(request))
+
+
+#: Parameter of a route that works inside a namespace and outside of any.
+NamespaceIfNamed = Annotated[str | None, Depends(namespace_if_named)]
+
 #: Parameter of a route whose service reads the namespace's row once, together with what else it needs.
 NamespaceName = Annotated[str, Depends(named_namespace)]
 
