@@ -207,6 +207,8 @@ class Fetcher:
     tls: ssl.SSLContext | None = None
     resolve: Callable[[str, int], Sequence[str]] = field(default=system_addresses)
     turns: Turns = field(default_factory=Turns, repr=False)
+    #: What a message about the size says of where the bound comes from.
+    bound: str = " (setting max_upload_bytes)"
 
     def check(self, url: str, access: S3Access | None = None) -> str:
         """Return `url` as it may be shown, if nothing speaks against fetching it before a connection is tried.
@@ -399,9 +401,7 @@ class Fetcher:
         )
 
     def _too_large(self, first: str) -> FetchError:
-        return FetchError(
-            "too_large", f"{first} is larger than {self.max_bytes} bytes (setting max_upload_bytes)."
-        )
+        return FetchError("too_large", f"{first} is larger than {self.max_bytes} bytes{self.bound}.")
 
 
 def parse(url: str) -> Target:

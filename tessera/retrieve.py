@@ -225,7 +225,7 @@ def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
         note.failed(error)
         raise
     note.ended(ranked, body)
-    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None:
+    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None or not ranked.is_repeatable:
         return Answered(body)
     if etag is None:
         etag = _etag(ranked)
@@ -293,6 +293,7 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
     passed = 0
     statistics: dict[str, Any] = {}
     results: dict[str, Any] = {}
+    is_repeatable = True
     namespace_id = plan.place["namespace_id"]
     for index, spec in enumerate(plan.stages):
         stage = _installed(wh, spec)
@@ -318,6 +319,7 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
                 f"The budget of this execution is spent: {error.message}. It ended in stage {name!r}, "
                 f"{index + 1} of {len(plan.stages)}; raise budget_limits, or let earlier stages leave less."
             )
+        is_repeatable &= work.is_repeatable
         results[name] = {"count": passed}
         statistics[name] = _statistics(count_in, passed, before, work, stopped)
         yield Step(index, name, statistics[name], hits if stopped is None else [], budget.credits_used)
@@ -325,7 +327,7 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
             # What a later stage would have kept back is not shown.
             return Ranked([], 0, 0, asked.cut.limit, False, statistics, stopped, budget.credits_used)
     ranked = _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
-    return replace(ranked, credits=budget.credits_used)
+    return replace(ranked, credits=budget.credits_used, is_repeatable=is_repeatable)
 
 
 def _installed(wh: Warehouse, spec: Mapping[str, Any]) -> Stage:

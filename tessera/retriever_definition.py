@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -240,21 +240,48 @@ def join_problems(
     namespace_id: str,
     raw_stages: Sequence[Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
+    own: Sequence[str],
 ) -> list[Problem]:
-    """Return a problem for each collection to join from that is not in this namespace."""
+    """Return a problem for each collection that a stage names and that is not in this namespace.
+
+    A search names some of the retriever's `own` (all of the namespace when there are none): it narrows what is read.
+    """
     if len(stages) != len(raw_stages):
         return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
     problems: list[Problem] = []
     for index, stage in enumerate(stages):
-        target = stage["parameters"].get("target_collection_id")
-        if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
-            location = ("body", "stages", index, "parameters", "target_collection_id")
-            _, unknown = collections_named(connection, namespace_id, [target])
+        for path, named in _collections_in(stage["config"]["stage_id"], stage["parameters"]):
+            location = ("body", "stages", index, "parameters", *path)
+            searches = path[-1] == "collection_identifiers"
+            _, unknown = collections_named(connection, namespace_id, named, own if searches else None)
             problems += [
-                replace(problem, location=location, message=f"target_collection_id: {problem.message}")
+                replace(problem, location=location, message=f"{path[-1]}: {problem.message}")
                 for problem in unknown
             ]
+            if searches and any(map(templates.is_template, named)):
+                problems.append(
+                    Problem(location, "Collections are written out, not taken from inputs.", "template")
+                )
     return problems
+
+
+def _collections_in(stage_id: str, parameters: Mapping[str, Any]) -> Iterator[tuple[Location, list[str]]]:
+    """Yield where parameters name collections, and their ids or names."""
+    for key in ("target_collection_id", "reference_collection_id"):
+        if stage_id in ("document_enrich", "cross_compare") and isinstance(parameters.get(key), str):
+            yield (key,), [parameters[key]]
+    if stage_id != "feature_search":
+        return
+    searches = parameters.get("searches")
+    places: list[tuple[Location, Any]] = [((), parameters)]
+    places += [
+        (("searches", number), search)
+        for number, search in enumerate(searches if isinstance(searches, list) else ())
+    ]
+    for path, holder in places:
+        named = holder.get("collection_identifiers") if isinstance(holder, Mapping) else None
+        if isinstance(named, list):
+            yield (*path, "collection_identifiers"), [str(name) for name in named]
 
 
 def secret_problems(

@@ -95,6 +95,8 @@ class Work:
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     facets: list[dict[str, Any]] | None = None
+    #: Whether the same documents and inputs will give the same hits again.
+    is_repeatable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
