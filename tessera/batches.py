@@ -29,6 +29,7 @@ from tessera import (
     limits,
     listing,
     namespaces,
+    new_tasks,
     progress,
     source_content,
     tasks,
@@ -809,29 +810,19 @@ def _start(
     connection: Connection, bucket: RowMapping, row: RowMapping, stages: Sequence[Tier], at: str
 ) -> str:
     """Make a task for the batch, and for each of its tiers when it has several, and put the batch in line."""
-    task_id = new_id("tsk")
     organization_id = connection.execute(
         sa.select(namespace_rows.c.organization_id).where(
             namespace_rows.c.namespace_id == row["namespace_id"]
         )
     ).scalar_one()
-    connection.execute(
-        task_rows.insert().values(
-            task_id=task_id,
-            organization_id=organization_id,
-            namespace_id=row["namespace_id"],
-            task_type=TaskType.BUCKETS_BATCHES_PROCESS,
-            status=TaskStatus.PENDING,
-            inputs=[row["batch_id"]],
-            outputs=[],
-            additional_data={
-                "batch_id": row["batch_id"],
-                "bucket_id": bucket["bucket_id"],
-                "stage": "queued",
-            },
-            created_at=at,
-            updated_at=at,
-        )
+    task_id = new_tasks.add(
+        connection,
+        organization_id,
+        row["namespace_id"],
+        TaskType.BUCKETS_BATCHES_PROCESS,
+        [row["batch_id"]],
+        {"batch_id": row["batch_id"], "bucket_id": bucket["bucket_id"], "stage": "queued"},
+        at,
     )
     connection.execute(
         sa.update(batches)

@@ -585,7 +585,7 @@ def _registered(
         problems.append(
             Problem(
                 (*_EXTRACTOR, "feature_extractor_name"),
-                f"Feature extractor {quote(name)} is not known. This namespace has: {own}.",
+                f"Feature extractor {quote(name)} is not known. This namespace has: {own}.{registry.trouble(name)}",
                 "unknown_extractor",
             )
         )
@@ -601,8 +601,8 @@ def _registered(
         return None
     implementation = registry.extractor(name, version)
     for entry in place["feature_extractors"]:
-        there = registry.extractor(entry["feature_extractor_name"], entry["version"])
-        if there.name == implementation.name:
+        there = registry.find(entry["feature_extractor_name"], entry["version"])
+        if there is not None and there.name == implementation.name:
             return implementation, entry
     problems.append(
         Problem(

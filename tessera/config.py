@@ -307,6 +307,10 @@ class Settings(BaseModel):
         return self.models_dir or self.data / "models"
 
     @property
+    def extractors_path(self) -> Path:
+        return self.data / "extractors"
+
+    @property
     def blobs_path(self) -> Path:
         return self.data / "blobs"
 

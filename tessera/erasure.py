@@ -42,6 +42,7 @@ from tessera import (
     links,
     log,
     namespaces,
+    new_tasks,
     objects,
     tasks,
 )
@@ -65,7 +66,6 @@ from tessera.db.tables import objects as object_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import parse
-from tessera.ids import new_id
 from tessera.links import SCHEME
 from tessera.models.erasures import EraseRequest
 from tessera.models.tasks import TaskResponse, TaskStatus, TaskType
@@ -235,7 +235,7 @@ def _record(
     connection: Connection, principal: Principal, place: Mapping[Any, Any], targets: dict[str, Any]
 ) -> tuple[str, int]:
     """Log the deletion and write down what it leaves to be done; return the task and the entry's number."""
-    at, task_id, namespace_id = now(), new_id("tsk"), place["namespace_id"]
+    at, namespace_id = now(), place["namespace_id"]
     seq = log.append_edit(connection, namespace_id, deletes=targets["document_ids"])
     report = {
         **dict.fromkeys(_COUNTS, 0),
@@ -243,24 +243,14 @@ def _record(
         "objects": len(targets["object_ids"]),
         "keys": [],
     }
-    connection.execute(
-        task_rows.insert().values(
-            task_id=task_id,
-            organization_id=place["organization_id"],
-            namespace_id=namespace_id,
-            task_type=TaskType.NAMESPACES_MIGRATIONS_RUN,
-            status=TaskStatus.PENDING,
-            inputs=[namespace_id],
-            outputs=[],
-            additional_data={
-                "operation": "erase",
-                "namespace_id": namespace_id,
-                "stage": "queued",
-                "report": report,
-            },
-            created_at=at,
-            updated_at=at,
-        )
+    task_id = new_tasks.add(
+        connection,
+        place["organization_id"],
+        namespace_id,
+        TaskType.NAMESPACES_MIGRATIONS_RUN,
+        [namespace_id],
+        {"operation": "erase", "namespace_id": namespace_id, "stage": "queued", "report": report},
+        at,
     )
     connection.execute(
         erasures.insert().values(

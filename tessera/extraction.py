@@ -75,6 +75,8 @@ class ChunkJob:
     blobs_root: str
     models_dir: str
     offline: bool = False
+    #: Where the files of extractors lie; a worker elsewhere must see them under the same path.
+    extractors_dir: str | None = None
     #: Model id by vector name, as the namespace chose when it was made.
     running: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ class ChunkResult:
 class _Process:
     """What a worker keeps between chunks."""
 
-    registries: dict[tuple[str, bool], Registry] = field(default_factory=dict)
+    registries: dict[tuple[str, bool, str | None], Registry] = field(default_factory=dict)
 
 
 _process = _Process()
@@ -135,6 +137,8 @@ def run_chunk(job: ChunkJob) -> ChunkResult:
 
 def _run_chunk(job: ChunkJob) -> ChunkResult:
     registry = _registry(job)
+    if registry.find(job.extractor_name, job.extractor_version) is None:
+        return _without_extractor(job, registry)
     extractor, params = configured(
         registry, job.extractor_name, job.extractor_version, job.params, job.running
     )
@@ -162,6 +166,18 @@ def _run_chunk(job: ChunkJob) -> ChunkResult:
     keys = _write(job, blobs, documents)
     failpoints.reach("artifact.written")
     return ChunkResult(tuple(results), keys, len(documents))
+
+
+def _without_extractor(job: ChunkJob, registry: Registry) -> ChunkResult:
+    """Say for each row that this worker lacks the extractor, which its server has."""
+    message = f"This worker has no {job.extractor_name} {job.extractor_version}." + (
+        registry.trouble(job.extractor_name)
+        or f" Its server has: a file {job.extractor_name}.py in extractors/ of the data directory, or a package. Show "
+        "that directory to the worker under the same path, or install the package there, and retry the batch."
+    )
+    return ChunkResult(
+        tuple(RowResult(row.object_id, error_kind="model_missing", error_message=message) for row in job.rows)
+    )
 
 
 class _BadDocuments(Exception):
@@ -236,10 +252,15 @@ def _write(job: ChunkJob, blobs: Blobs, documents: Sequence[Document]) -> tuple[
 
 
 def _registry(job: ChunkJob) -> Registry:
-    key = (job.models_dir, job.offline)
+    key = (job.models_dir, job.offline, job.extractors_dir)
     registry = _process.registries.get(key)
     if registry is None:
-        registry = _process.registries[key] = Registry.load(Path(job.models_dir), offline=job.offline)
+        registry = _process.registries[key] = Registry.load(
+            Path(job.models_dir),
+            offline=job.offline,
+            extractors_dir=Path(job.extractors_dir) if job.extractors_dir else None,
+            is_worker=True,
+        )
     return registry
 
 

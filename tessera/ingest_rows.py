@@ -136,6 +136,7 @@ def cut_into_chunks(
                     artifact_key=f"{attempt.namespace_id}/artifacts/{name}",
                     blobs_root=str(wh.settings.blobs_path),
                     models_dir=str(wh.settings.models_path),
+                    extractors_dir=str(wh.settings.extractors_path),
                     offline=wh.settings.offline,
                 )
             )
@@ -284,11 +285,14 @@ def plan_hash_of(wh: Warehouse, attempt: Attempt, collection: RowMapping) -> str
         attempt.running,
     )
     outputs = implementation.outputs(params)
+    code = wh.registry.code_of(implementation.name)
     return digest(
         {
             "extractor": implementation.name,
             "params": params.model_dump(mode="json"),
             "models": [[vector.name, vector.model_id, vector.dimensions] for vector in outputs.vectors],
+            # A file that was changed makes other documents of the same source.
+            **({"code": code} if code is not None else {}),
         }
     )
 

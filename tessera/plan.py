@@ -662,7 +662,7 @@ def _unknown_extractor(
         return Problem(
             (*location, "feature_extractor_name"),
             f"{label(location)}: feature extractor {quote(item.feature_extractor_name)} is not known; known are "
-            f"{known}.",
+            f"{known}.{registry.trouble(item.feature_extractor_name)}",
             "unknown_extractor",
         )
     if item.version not in versions:

@@ -51,7 +51,9 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         views=Views(db, vectors, blobs, locate, graph_from_bytes=settings.graph_from_mb * 2**20),
         runner=_runner(settings),
         decoder=_decoder(settings),
-        registry=Registry.load(settings.models_path, offline=settings.offline),
+        registry=Registry.load(
+            settings.models_path, offline=settings.offline, extractors_dir=settings.extractors_path
+        ),
         jobs=jobs,
         fetcher=_fetcher(settings),
         signing_key=signing_key,
@@ -124,7 +126,7 @@ def _runner(settings: Settings) -> Runner:
     def clusters() -> Runner:
         from tessera.adapters.ray import RayRunner
 
-        return RayRunner([settings.blobs_path, settings.models_path])
+        return RayRunner([settings.blobs_path, settings.models_path, settings.extractors_path])
 
     return RoutedRunner(lambda: LocalRunner(settings.workers, settings.worker_memory_mib), clusters)
 
