@@ -101,8 +101,8 @@ def _told(wh: Warehouse, query: QueryInput) -> QueryInput:
             return _fetched(wh, query)
         if scheme is not None:
             raise BadRequestError(
-                f"The query {query.kind} is a URL of scheme {scheme[:32]}; for a query http:// and https:// are fetched. Send one "
-                "of those, or the content itself as base64 or as a data URI."
+                f"The query {query.kind} is a URL of scheme {scheme[:32]}; for a query http:// and https:// are "
+                "fetched. Send one of those, or the content itself as base64 or as a data URI."
             )
     if query.kind != "content":
         return query

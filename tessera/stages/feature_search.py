@@ -313,7 +313,9 @@ def _group_told(hit: Hit, index: int, members: Sequence[Hit], field: str) -> dic
     return {"key": first_value(hit.payload, field), "index": index, "size": len(members)}
 
 
-def fuse(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: str) -> list[Hit]:
+def fuse(
+    rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: str, rrf_k: int = RRF_K
+) -> list[Hit]:
     """Merge rankings into one, best first; ties go to the smaller document id.
 
     ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
@@ -323,7 +325,7 @@ def fuse(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: st
     scores: dict[str, float] = {}
     hits: dict[str, Hit] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
-        for value, hit in zip(_scaled(ranking, method), ranking, strict=True):
+        for value, hit in zip(_scaled(ranking, method, rrf_k), ranking, strict=True):
             hits.setdefault(hit.document_id, hit)
             before = scores.get(hit.document_id)
             if method == "max":
@@ -385,9 +387,9 @@ def _covering(best: Hit, members: Sequence[tuple[Hit, locators.Locator | None]])
     return replace(best, payload={**best.payload, locators.FIELD: covered.to_json(), "merged": listed})
 
 
-def _scaled(ranking: Sequence[Hit], method: str) -> list[float]:
+def _scaled(ranking: Sequence[Hit], method: str, rrf_k: int) -> list[float]:
     if method == "rrf":
-        return [1.0 / (RRF_K + rank) for rank in range(1, len(ranking) + 1)]
+        return [1.0 / (rrf_k + rank) for rank in range(1, len(ranking) + 1)]
     raw = [hit.score or 0.0 for hit in ranking]
     if not raw:
         return []
@@ -458,6 +460,25 @@ def _no_query(location: tuple[str | int, ...]) -> Problem:
         '{"content": "<URL, base64 or data URI>"}, {"vector": […]} or {"document_id": "doc_…"}.',
         "query",
     )
+
+
+def text_of_query(query: Any) -> str | None:
+    """Return the text of a query that is one, in any of its spellings."""
+    try:
+        read = _query_input(query, 0)
+    except ValidationError:
+        return None
+    return read.value if read.kind == "text" and isinstance(read.value, str) and read.value.strip() else None
+
+
+def with_text(params: FeatureSearchParams, old: str, new: str) -> FeatureSearchParams:
+    """Return `params` with the text `new` in each search for the text `old`; other searches are left out."""
+    searches = [
+        search.model_copy(update={"query": new})
+        for search in params.searches
+        if text_of_query(search.query) == old
+    ]
+    return params.model_copy(update={"searches": searches})
 
 
 def is_url(value: Any) -> bool:
