@@ -140,6 +140,7 @@ class StageContext:
     budget: Budget = field(default_factory=Budget)
     equipment: Equipment = field(default_factory=Equipment)
     secret: Callable[[str], str] = _no_secret
+    organization_id: str = ""
 
 
 class Stage(ABC):
