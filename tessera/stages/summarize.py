@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tessera import templates
-from tessera.errors import Problem, ProcessingError, TesseraError
+from tessera.errors import BadRequestError, Problem, TesseraError
 from tessera.language import LanguageError
 from tessera.ports import HIDDEN_FIELDS, Hit
 from tessera.stages.asking import (
@@ -104,7 +104,7 @@ class Summarize(LanguageStage):
             key = group_key([number if params.mode == "per_document" else value])
             groups.setdefault(key, []).append(hit)
         if len(groups) > MAX_GROUPS:
-            raise ProcessingError(
+            raise BadRequestError(
                 f"summarize would ask for {len(groups)} summaries; at most {MAX_GROUPS} are made. Put a limit or a "
                 "filter before it."
             )

@@ -189,6 +189,31 @@ def test_facets_keep_to_the_filters(place: Place) -> None:
     assert "facets" not in place.execute(search(words()))
 
 
+def test_counts_that_changed_are_no_304(place: Place) -> None:
+    food = {"field": "kind", "operator": "eq", "value": "food"}
+    stages = [search(words("lentils", filters=food, top_k=1), facets=["kind"])]
+    body = {
+        "retriever_name": "counted",
+        "collection_identifiers": [place.notes],
+        "stages": stages,
+        "cache_config": {},
+    }
+    path = f"/v1/retrievers/{place.post('/retrievers', body)['retriever_id']}"
+
+    def ask(**headers: str) -> Any:
+        return place.client.post(f"{path}/execute", json={}, headers={**place.headers, **headers})
+
+    ask()
+    tag = ask().headers["ETag"]
+    assert ask(**{"If-None-Match": tag}).status_code == 304
+    made = place.post(f"/collections/{place.notes}/documents", {"kind": "food", "text": "Bread."})
+    again = ask(**{"If-None-Match": tag})
+    assert again.status_code == 200
+    assert again.json()["facets"][0]["values"] == [{"value": "food", "count": 4}]
+    place.delete(f"/collections/{place.notes}/documents/{made['document_id']}")
+    place.client.delete(path, headers=place.headers)
+
+
 # --- groups --------------------------------------------------------------------------------------------
 
 

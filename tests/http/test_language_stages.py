@@ -304,6 +304,11 @@ def test_a_key_of_ones_own_is_a_secret_of_the_organization(notes: Notes, server:
     path = f"/retrievers/{retriever['retriever_id']}"
     answer = notes.post(f"{path}/execute", {})
     assert ids(answer) == ["n1", "n3", "n4"]
+    # What is kept of it are numbers.
+    kept = notes.get(f"{path}/executions/{answer['execution_id']}")["stage_statistics"]["stages"][
+        "llm_filter"
+    ]
+    assert (kept["llm_calls"], "metadata" in kept) == (1, False)
     assert set(notes.endpoint.keys) == {"Bearer sk-of-somebody-else"}
     notes.endpoint.statuses = [401]
     for told in (
