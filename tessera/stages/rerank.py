@@ -80,6 +80,8 @@ class Rerank(Stage):
         A hit without text, or with a score that is no number, comes behind all others.
         """
         found = collected(hits, context)
+        if not found:
+            return []
         if len(found) > MAX_RERANKED:
             raise BadRequestError(
                 f"rerank would read {len(found):,} documents; at most {MAX_RERANKED:,} are read. Let the stage before "
