@@ -95,6 +95,8 @@ class Work:
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     facets: list[dict[str, Any]] | None = None
+    #: Whether the same documents and inputs will give the same hits again.
+    is_repeatable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ class StageContext:
     budget: Budget = field(default_factory=Budget)
     equipment: Equipment = field(default_factory=Equipment)
     secret: Callable[[str], str] = _no_secret
+    organization_id: str = ""
 
 
 class Stage(ABC):
