@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import names, templates
 from tessera.context import Principal, Warehouse
-from tessera.db.tables import collections, retrievers
+from tessera.db.tables import collections, retrievers, taxonomies
 from tessera.errors import BadRequestError, ForbiddenError, NotFoundError, Problem, quote
 from tessera.models.retrievers import InputField
 from tessera.ports import HIDDEN_FIELDS
@@ -241,7 +241,7 @@ def join_problems(
     raw_stages: Sequence[Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
 ) -> list[Problem]:
-    """Return a problem for each collection to join from that is not in this namespace."""
+    """Return a problem for each collection or taxonomy to join from that is not in this namespace."""
     if len(stages) != len(raw_stages):
         return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
     problems: list[Problem] = []
@@ -254,7 +254,31 @@ def join_problems(
                 replace(problem, location=location, message=f"target_collection_id: {problem.message}")
                 for problem in unknown
             ]
+        taxonomy = stage["parameters"].get("taxonomy_id")
+        if stage["config"]["stage_id"] == "taxonomy_enrich" and isinstance(taxonomy, str):
+            problems += _taxonomy_problems(connection, namespace_id, taxonomy, index)
     return problems
+
+
+def _taxonomy_problems(
+    connection: Connection, namespace_id: str, identifier: str, index: int
+) -> list[Problem]:
+    known = connection.execute(
+        sa.select(taxonomies.c.taxonomy_id).where(
+            taxonomies.c.namespace_id == namespace_id,
+            sa.or_(taxonomies.c.taxonomy_id == identifier, taxonomies.c.taxonomy_name == identifier),
+        )
+    ).first()
+    if known is not None or templates.is_template(identifier):
+        return []
+    return [
+        Problem(
+            ("body", "stages", index, "parameters", "taxonomy_id"),
+            f"Taxonomy {quote(identifier)} was not found in this namespace. POST /v1/taxonomies/list lists them.",
+            "not_found",
+            400,
+        )
+    ]
 
 
 def secret_problems(
