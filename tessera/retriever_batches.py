@@ -10,7 +10,7 @@ import numpy as np
 
 from tessera.context import Warehouse
 from tessera.errors import TesseraError
-from tessera.ports import Hit, Search
+from tessera.ports import Hit, Page, Search
 from tessera.retriever_context import context_of, installed, narrowed, read_inputs, stage_params
 from tessera.retriever_features import vector_of
 from tessera.retriever_plan import Plan
@@ -18,6 +18,8 @@ from tessera.stages.base import QueryInput, QueryVector, StageContext, Work
 
 #: Searches in one call; each brings up to a few hundred documents.
 _SEARCHES = 128
+#: Documents that a retriever which only chooses gives, at most.
+_READ = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,9 @@ def _run(wh: Warehouse, run: Run, state: _State) -> list[Hit]:
             continue
         hits = stage.run(hits, params, replace(context, work=Work()))
         results[spec["stage_name"]] = {"count": len(hits)}
-    return hits or []
+    if hits is None:  # all that the stages did was to choose by fields
+        return list(context.page(Page(limit=_READ, filter=context.within)).hits)
+    return hits
 
 
 def _embedded(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.http.loop import PASSTHROUGH, TEXT, Loop
@@ -574,3 +576,121 @@ def test_an_erased_node_leaves_nothing_in_what_it_was_copied_into(
         server.stop()
     for path in data.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_and_appends_nothing_twice(tmp_path: Path) -> None:
+    """The task that applies a taxonomy survives the server; its documents are as if nothing had happened."""
+    server = Server.start(
+        tmp_path / "data", environment={"TESSERA_TEST_FAILPOINT": "enrichment.logged:2:self"}
+    )
+    try:
+        with server.client() as client:
+            here = joined(client)
+            collection = here.topics
+            path = f"/collections/{collection}"
+            application = {"taxonomy_id": "stock"}
+            here.patch(path, {"taxonomy_applications": [application]})
+            (task,) = here.post("/tasks/list", {"filters": {"task_type": "api_taxonomies_materialize"}})[
+                "results"
+            ]
+            assert server.wait_until_dead(60)
+        server = Server.start(tmp_path / "data")
+        with server.client(namespace=here.namespace_id) as client:
+            here.client = client
+            ended = here.wait(task["task_id"])
+            assert (ended["status"], ended["additional_data"]["done"]) == ("COMPLETED", COPIES)
+            found = here.documents(collection)
+            assert len(found) == COPIES
+            # Exactly what an exact condition says: every other one has a sku that is in stock.
+            assert all(
+                (d.get("places"), "_taxonomies" in d)
+                == ((["mine", "shelf"], True) if d["sku"] == "a" else (["mine"], False))
+                for d in found
+            )
+            assert {d["_taxonomies"][0]["assignments"][0]["score"] for d in found if d["sku"] == "a"} == {1.0}
+    finally:
+        server.kill(group=True)
+
+
+COPIES = 450
+
+
+def joined(client: httpx.Client) -> Place:
+    """Return a namespace with documents that a taxonomy joins by an exact condition: it scores nothing."""
+    made = {"namespace_name": "joined", "feature_extractors": [PASSTHROUGH]}
+    here = Place(client, client.post("/v1/namespaces", json=made).raise_for_status().json())
+    here.shelf, here.topics = here.collection(here.bucket()), here.collection(here.bucket())
+    copies = [
+        {"document_id": f"copy-{n}", "payload": {"sku": "ab"[n % 2], "places": ["mine"]}}
+        for n in range(COPIES)
+    ]
+    for collection, documents in (
+        (here.shelf, [{"document_id": "node", "payload": {"sku": "a", "places": "shelf"}}]),
+        (here.topics, copies),
+    ):
+        body = {"collection_id": collection, "documents": documents}
+        here.post(f"/namespaces/{here.namespace_id}/documents/upsert", body)
+    same = {"field": "sku", "operator": "eq", "value": {"type": "dynamic", "field": "inputs.sku"}}
+    here.retriever = here.post(
+        "/retrievers",
+        {
+            "retriever_name": "same-sku",
+            "stages": [{"stage_id": "attribute_filter", "parameters": same}],
+            "input_schema": {"sku": {"type": "string", "required": True}},
+        },
+    )["retriever_id"]
+    fields = [{"field_path": "places", "merge_mode": "append"}]
+    config = {
+        "retriever_id": here.retriever,
+        "input_mappings": {"sku": "sku"},
+        "source_collection": {"collection_id": here.shelf, "enrichment_fields": fields},
+    }
+    here.post("/taxonomies", {"taxonomy_name": "stock", "config": config})
+    return here
+
+
+# --- what others see of it -----------------------------------------------------------------------------
+
+
+def test_events_and_the_audit_log_tell_of_each_change(place: Place) -> None:
+    hook = {
+        "webhook_name": "taxonomies",
+        "event_types": ["taxonomy.created", "taxonomy.updated", "taxonomy.deleted"],
+        "channels": [{"channel": "webhook", "configs": {"url": "http://nowhere.invalid/"}}],
+    }
+    webhook = place.post("/organizations/webhooks", hook, status=201)["webhook_id"]
+    made = taxonomy(place)
+    path = f"/taxonomies/{made['taxonomy_id']}"
+    place.patch(path, {"description": "…"})
+    place.delete(path)
+    told = place.get(f"/organizations/webhooks/{webhook}/deliveries")["results"]
+    kinds = [item["event_type"] for item in reversed(told)]
+    assert kinds == ["taxonomy.created", "taxonomy.updated", "taxonomy.deleted"]
+    logged = place.get(f"/organizations/audit/logs?resource_type=taxonomy&resource_id={made['taxonomy_id']}")
+    actions = [event["action"] for event in reversed(logged["results"])]
+    assert actions == ["taxonomy_created", "taxonomy_updated", "taxonomy_deleted"]
+    place.delete(f"/organizations/webhooks/{webhook}", status=204)
+
+
+def test_a_key_for_one_taxonomy_compares_what_it_brings(place: Place, either_server: Server) -> None:
+    made, other = taxonomy(place), taxonomy(place)
+    scope = {"resource_type": "taxonomy", "resource_id": made["taxonomy_id"], "operations": ["read"]}
+    body = {"name": made["taxonomy_name"], "permissions": ["read", "write"], "scopes": [scope]}
+    key = place.post("/organizations/users/admin@localhost/api-keys", body)["key"]
+    with either_server.client(key=key, namespace=place.namespace_id) as client:
+        narrow = Loop(client, {"namespace_id": place.namespace_id})
+        sent = {"source_documents": [{"text": NOTES["garden"]}], "min_confidence": 0.2}
+        for path in (
+            f"/taxonomies/execute/{made['taxonomy_id']}",
+            f"/taxonomies/{made['taxonomy_name']}/execute",
+        ):
+            assert narrow.post(path, sent)["matches"][0]["label"] == "garden"
+            narrow.refused(404, "POST", path, {"source_collection_id": place.topics})
+            document = place.documents(place.topics)[0]["document_id"]
+            narrow.refused(404, "POST", path, {"document_ids": [document]})
+        assert narrow.get(f"/taxonomies/{made['taxonomy_id']}")["version"] == 1
+        narrow.refused(403, "PATCH", f"/taxonomies/{made['taxonomy_id']}", {"description": "mine"})
+        for path in (f"/taxonomies/{other['taxonomy_id']}", "/taxonomies", f"/collections/{place.topics}"):
+            narrow.refused(404, "GET", path)
+        narrow.refused(404, "POST", f"/taxonomies/execute/{other['taxonomy_id']}", sent)
