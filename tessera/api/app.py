@@ -47,6 +47,7 @@ NOUNS = (
     "documents",
     "objects",
     "batches",
+    "plans",
     "failures",
     "buckets",
     "collections",
