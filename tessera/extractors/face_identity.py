@@ -175,7 +175,7 @@ class FaceIdentityExtractor(Extractor):
             description=f"Whose face it is, by {model.model_id}. {model.description}",
             query_inputs=model.query_inputs,
             aliases=("embedding", "face_embedding", "face"),
-            purpose="face",
+            purpose="image",
         )
         return Outputs((vector,), _face_fields(params), _indexes())
 
