@@ -57,9 +57,16 @@ def make_site(tls: ssl.SSLContext | None = None) -> tuple[Site, http.server.Thre
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.0"
 
+        #: What came with the request.
+        body = b""
+
         def do_GET(self) -> None:
             site.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             site.pages[self.path.partition("?")[0]](self)
+
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: Any) -> None:
             pass
