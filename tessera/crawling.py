@@ -95,7 +95,8 @@ class Crawl:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fetcher = replace(fetcher, max_bytes=min(fetcher.max_bytes, markup.MAX_HTML_BYTES))
+        largest = min(fetcher.max_bytes, markup.MAX_HTML_BYTES)
+        self._fetcher = replace(fetcher, max_bytes=largest, bound=", the most that is read of a page")
         self._bounds = bounds
         self._seed = parse(seed)
         self._sleep, self._clock = sleep, clock
