@@ -64,20 +64,15 @@ class Pipeline:
         total: int = listed["pagination"]["total"]
         return total
 
-    def retriever(self, name: str, searches: Sequence[dict[str, Any]], top_k: int) -> str:
-        """Make a retriever of one stage with an input ``q`` and return the path that executes it."""
+    def retriever(self, name: str, parameters: dict[str, Any]) -> str:
+        """Make a retriever of one feature search with an input ``q`` and return the path that executes it."""
         made = self._send(
             "POST",
             "/v1/retrievers",
             {
                 "retriever_name": name,
                 "collection_identifiers": [self.collection_id],
-                "stages": [
-                    {
-                        "stage_id": "feature_search",
-                        "parameters": {"searches": list(searches), "final_top_k": top_k},
-                    }
-                ],
+                "stages": [{"stage_id": "feature_search", "parameters": parameters}],
                 "input_schema": {"q": {"type": "text", "required": True}},
             },
         )
