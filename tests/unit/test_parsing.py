@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tessera.api.routing import parse
+from tessera.api.parsing import parse
 from tessera.errors import ValidationError
 
 PADDING = "x" * 300_000  # only large bodies are taken apart

@@ -397,7 +397,7 @@ class ServerEngine:
             self._client.upsert(
                 self._name,
                 [
-                    self._m.PointStruct(id=p.point_id, vector=dict(p.vectors), payload=p.payload)
+                    self._m.PointStruct(id=p.point_id, vector=_listed(p.vectors), payload=p.payload)
                     for p in points
                 ],
                 wait=True,
@@ -484,6 +484,9 @@ class ServerEngine:
 
     def existing(self, point_ids: Sequence[str]) -> int:
         return len(self.retrieve(point_ids, with_payload=False, with_vectors=False))
+
+    def points(self) -> None:
+        """Say nothing: what a server states of a collection is an estimate."""
 
     # --- payload indexes ---------------------------------------------------------------------------
 
@@ -595,3 +598,7 @@ def _record(record: Any) -> Record:
 
 def _vectors(vector: Any) -> dict[str, Any]:
     return vector if isinstance(vector, dict) else {}
+
+
+def _listed(vectors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: v.tolist() if isinstance(v, memoryview) else v for name, v in vectors.items()}
