@@ -141,12 +141,16 @@ def create(
 
 
 def upsert(
-    wh: Warehouse, principal: Principal, namespace: str, request: UpsertDocumentsRequest
+    wh: Warehouse,
+    principal: Principal,
+    namespace: str,
+    request: UpsertDocumentsRequest,
+    checked: Callable[[], object] = lambda: None,
 ) -> UpsertDocumentsResponse:
     """Store up to 1,000 documents under the ids that their sender chose, all of them or none.
 
     Durable and findable when it returns. Can be repeated: a document whose id exists in the collection is
-    replaced as a whole.
+    replaced as a whole. `checked` is called when what follows is mostly waiting.
     """
     if request.collection_id is None:
         raise BadRequestError(
@@ -165,7 +169,7 @@ def upsert(
         key,
         _plain(request) if key else None,
     )
-    stored = _store(wh, principal, place, sent, once)
+    stored = _store(wh, principal, place, sent, once, checked)
     return UpsertDocumentsResponse(
         inserted=len(stored),
         document_ids=[document.document_id for document in stored],
@@ -411,10 +415,16 @@ def _spelling_problem(place: _Place, location: Location, name: str | None) -> Pr
 
 
 def _store(
-    wh: Warehouse, principal: Principal, place: _Place, sent: Sequence[_Sent], once: idempotency.Once | None
+    wh: Warehouse,
+    principal: Principal,
+    place: _Place,
+    sent: Sequence[_Sent],
+    once: idempotency.Once | None,
+    checked: Callable[[], object] = lambda: None,
 ) -> list[Document]:
     """Log the documents with what they are counted by, in one transaction, and make them findable."""
     made = _made(place, sent, principal.internal_id)
+    checked()
     namespace_id = place.namespace["namespace_id"]
     named = [item.document_id for item in sent if item.named]
     _check_not_extracted(wh, namespace_id, named)

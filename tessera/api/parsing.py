@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-import threading
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,6 @@ _LONG_LIST = 512
 #: With more ends of lists than this a body is parsed as a whole: looking at each would take longer.
 _MOST_LISTS = 20_000
 
-#: Held by whoever computes for long over one large body, so that the first to come is the first to be done.
-IN_TURN = threading.Lock()
-
 #: Sum of the squares of a vector above which its numbers are looked at one by one.
 _LARGE_SQUARE = 2.0**120
 
@@ -58,11 +54,9 @@ def parse(body: bytes, vectors: Place | None = None) -> Any:
     """
     if len(body) < LARGE_BODY:
         return _parse_whole(body)
-    # The interpreter would go from one to the other and back, and all be done only when the last of them is.
-    with IN_TURN:
-        with contextlib.suppress(_NotApart, ValidationError):  # what is wrong with it, the whole body tells
-            return _parse_apart(body, vectors)
-        return _parse_whole(body)
+    with contextlib.suppress(_NotApart, ValidationError):  # what is wrong with it, the whole body tells
+        return _parse_apart(body, vectors)
+    return _parse_whole(body)
 
 
 def _parse_whole(body: bytes) -> Any:

@@ -7,6 +7,7 @@ full (``/v1/buckets``). Permissions follow from the method unless a route says o
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import types
@@ -68,6 +69,35 @@ class Exchange:
     api_name: str = "metadata"
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    #: Set while a large body is read.
+    turn: Turn | None = None
+
+
+class Turn:
+    """The turn of one large body: one of them at a time is computed on, and the first to come is the first done.
+
+    Of several that come together the interpreter would go from one to the other, and the index, which works beside,
+    would wait until nearly all of them are checked. From `begin` to `end`, which may be called in any thread, and
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._release: Callable[[], object] | None = None
+
+    async def begin(self, state: Any) -> None:
+        """Wait for the turn, on the loop of the application that has `state`."""
+        turns: asyncio.Semaphore | None = getattr(state, "turns", None)
+        if turns is None:
+            turns = state.turns = asyncio.Semaphore(1)
+        await turns.acquire()
+        loop = asyncio.get_running_loop()
+        self._release = functools.partial(loop.call_soon_threadsafe, turns.release)
+
+    def end(self) -> None:
+        """Let the next one begin."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 class JsonRequest(Request):
@@ -90,12 +120,15 @@ class JsonRequest(Request):
         self._body = await self._read_body()
         if self._body:
             self._refuse_other_types()
-            # What takes longer than a thread's start does not hold up the loop that serves everybody.
-            self._json = (
-                parsing.parse(self._body)
-                if len(self._body) < parsing.LARGE_BODY
-                else await run_in_threadpool(parsing.parse, self._body, vectors)
-            )
+            if len(self._body) < parsing.LARGE_BODY:
+                self._json = parsing.parse(self._body)
+            else:
+                turn = exchange(self).turn = Turn()
+                await turn.begin(self.app.state)
+                # What takes longer than a thread's start does not hold up the loop that serves everybody.
+                self._json = await run_in_threadpool(parsing.parse, self._body, vectors)
+                if vectors is None:
+                    turn.end()
         self._loaded = True
 
     async def json(self) -> Any:
@@ -167,11 +200,15 @@ class Route(APIRoute):
                 if principal.scopes:
                     found.principal = principal = await _scoped(request, principal, permission)
             request = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
-            if takes_json:
-                await request.load(vectors)
-                if known is not None and isinstance(body := await request.json(), dict):
-                    note_ignored(request, body, known)
-            response = await handle(request)
+            try:
+                if takes_json:
+                    await request.load(vectors)
+                    if known is not None and isinstance(body := await request.json(), dict):
+                        note_ignored(request, body, known)
+                response = await handle(request)
+            finally:
+                if found.turn is not None:
+                    found.turn.end()
             if read is not None and principal is not None and principal.reads_audited:
                 wh = request.app.state.warehouse
                 audit.record_read(wh, principal, *read.of(request.path_params))
