@@ -576,7 +576,9 @@ def _in_one_text(connection: Connection) -> bool:
 
 
 def _listed(document_ids: Sequence[str]) -> sa.ColumnElement[str]:
-    ids: sa.ColumnElement[str] = sa.func.json_each(orjson.dumps(document_ids).decode()).table_valued("value").c.value
+    ids: sa.ColumnElement[str] = (
+        sa.func.json_each(orjson.dumps(document_ids).decode()).table_valued("value").c.value
+    )
     return ids
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ EACH = "[]"
 
 #: Bytes of a text.
 Characters = npt.NDArray[np.uint8]
+
 
 def parse(body: bytes, vectors: Place | None = None) -> Any:
     """Parse `body`. Raises `ValidationError` that says where it is not JSON, or that it nests too deep.
@@ -117,7 +118,8 @@ def _parse_apart(body: bytes, vectors: Place | None) -> Any:
     if not lists:
         raise _NotApart
     parts.append(body[done:])
-    return _Filling(key, lists).fill(_parse_whole(b"".join(parts)), vectors)
+    with np.errstate(over="ignore"):  # becomes infinity, which `_vector` does not take
+        return _Filling(key, lists).fill(_parse_whole(b"".join(parts)), vectors)
 
 
 def _may_be_numbers(text: bytes) -> bool:
@@ -157,7 +159,9 @@ class _Filling:
             for name, inner in value.items():
                 if isinstance(inner, dict):
                     is_vector = vectors == () and key in inner
-                    value[name] = self._vector(inner[key]) if is_vector else self.fill(inner, _below(vectors, name))
+                    value[name] = (
+                        self._vector(inner[key]) if is_vector else self.fill(inner, _below(vectors, name))
+                    )
                 elif isinstance(inner, list):
                     value[name] = self.fill(inner, _below(vectors, name))
         else:
@@ -170,8 +174,8 @@ class _Filling:
     def _vector(self, number: int) -> npt.NDArray[np.float64] | list[Any]:
         text = self._lists[number]
         try:
-            row = np.frombuffer(self._parser.parse(text).as_buffer(of_type="d"))
-        except (ValueError, TypeError, OverflowError):
+            row = np.frombuffer(cast(simdjson.Array, self._parser.parse(text)).as_buffer(of_type="d"))
+        except (ValueError, TypeError, RuntimeError):  # whatever simdjson does not take
             return _numbers(text)
         # Larger than this may be infinite as float32, or a whole number beyond 64 bits.
         return row if row.dot(row) < _LARGE_SQUARE else _numbers(text)
@@ -222,5 +226,3 @@ def _refuse_long_integers(bare: bytes) -> None:
                 f"The number {quote(digits).strip(chr(39))} does not fit into 64 bits; send it as a string."
             )
             raise ValidationError([Problem(("body",), message, "number_out_of_range")])
-
-

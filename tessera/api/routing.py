@@ -30,10 +30,8 @@ from tessera.context import Principal
 from tessera.errors import (
     ForbiddenError,
     PayloadTooLargeError,
-    Problem,
     UnauthorizedError,
     UnsupportedMediaTypeError,
-    ValidationError,
     quote,
 )
 from tessera.limits import RateLimiter
@@ -326,7 +324,9 @@ def _unknown(value: object, known: Keys, path: str) -> Iterable[str]:
         names = known.keys()
         flat = all(inside is None for inside in known.values())
         for number, child in enumerate(value):
-            if not (flat and isinstance(child, dict) and child.keys() <= names):  # else there is nothing to name
+            if not (
+                flat and isinstance(child, dict) and child.keys() <= names
+            ):  # else there is nothing to name
                 yield from _unknown(child, known, f"{path[:-1]}[{number}].")
 
 

@@ -1019,7 +1019,7 @@ class LiveView:
 
 def _numbers(vector: Any) -> memoryview:
     """Return the memory of a vector's numbers: made into objects one by one, they are never all there at once."""
-    return memoryview(np.ascontiguousarray(vector, dtype=np.float32))
+    return np.ascontiguousarray(vector, dtype=np.float32).data
 
 
 def _with_fields(hit: Hit, wanted: set[str]) -> Hit:
