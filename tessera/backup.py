@@ -38,6 +38,8 @@ FORMAT = 1
 _DATABASE = "tessera.sqlite3"
 _MASTER_KEY = "master.key"
 _KEPT = ("VERSION",)
+#: The operator's own extractors and their tests: small, and changed in place, so copied.
+_EXTRACTORS = "extractors"
 #: Only when they are asked for. Without its signing key a restored server makes a new one: cursors and links that
 #: were handed out before end.
 _SECRETS = (_MASTER_KEY, "signing.key", "admin.key", "tessera.toml")
@@ -80,7 +82,9 @@ def create(data: Path, target: Path, *, with_secrets: bool = False) -> Summary:
         _copy_database(data / _DATABASE, target / _DATABASE)
         failpoints.reach("backup.database")
         names = [name for name in (*_KEPT, *(_SECRETS if with_secrets else ())) if (data / name).exists()]
+        names += [str(path.relative_to(data)) for path in sorted((data / _EXTRACTORS).glob("*.py"))]
         for name in names:
+            (target / name).parent.mkdir(exist_ok=True, mode=0o700)
             data_directory.write_private(target / name, (data / name).read_bytes())
         named, count = _named_files(target / _DATABASE, data / "blobs")
         added = 0

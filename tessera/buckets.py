@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, limits, listing, names, namespaces, schemas, tiers, unique_keys
+from tessera import audit, limits, listing, names, namespaces, new_tasks, schemas, tiers, unique_keys
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import (
@@ -227,20 +227,15 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         audit.record(
             connection, principal, "bucket_deleted", "bucket", bucket_id, {"name": row["bucket_name"]}
         )
-        task_id = new_id("tsk")
-        connection.execute(
-            tasks.insert().values(
-                task_id=task_id,
-                organization_id=place["organization_id"],
-                namespace_id=place["namespace_id"],
-                task_type=TaskType.BUCKETS_DELETE,
-                status="COMPLETED",
-                inputs=[bucket_id],
-                outputs=[],
-                additional_data={"bucket_id": bucket_id, "object_count": count},
-                created_at=at,
-                updated_at=at,
-            )
+        task_id = new_tasks.add(
+            connection,
+            place["organization_id"],
+            place["namespace_id"],
+            TaskType.BUCKETS_DELETE,
+            [bucket_id],
+            {"bucket_id": bucket_id, "object_count": count},
+            at,
+            status=TaskStatus.COMPLETED,
         )
     return DeleteBucketResponse(
         message=f"Bucket {row['bucket_name']} and its {count} object(s) were deleted.",

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tessera.errors import TesseraError, quote
 
@@ -34,6 +42,7 @@ QUOTAS = (
     "buckets",
     "collections",
     "retrievers",
+    "taxonomies",
     "documents",
     "api_keys",
     "batch_objects",
@@ -107,6 +116,27 @@ class Settings(BaseModel):
     )
     models_dir: Path | None = Field(None, description="Model files; default: `models` in the data directory.")
     offline: bool = Field(False, description="Never ask a model hub.")
+
+    llm_base_url: str | None = Field(
+        None,
+        description="OpenAI-compatible endpoint for the stages that need a language model (`https://host/v1`, to which "
+        "`/chat/completions` is added); without it these stages do not exist.",
+    )
+    llm_model: str | None = Field(None, description="Model that is asked for there.")
+    llm_models: str | None = Field(
+        None,
+        description="Further models of the endpoint that a retriever may choose, separated by commas; any other name "
+        "gets `llm_model`.",
+    )
+    llm_api_key: SecretStr | None = Field(None, description="Key for `llm_base_url`.")
+    llm_timeout_s: float = Field(20, gt=0, description="Longest time for one call of it.")
+    llm_concurrency: int = Field(4, ge=1, le=64, description="Calls of it that are under way at a time.")
+    llm_max_prompt_chars: int = Field(
+        60_000, ge=2000, description="Most characters of one prompt; texts of documents are cut to fit."
+    )
+    llm_tokens_per_credit: float = Field(
+        1000, gt=0, description="Tokens that count as one credit of a retriever's `budget_limits`."
+    )
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest JSON body.")
     max_concurrent_jobs: int = Field(
@@ -212,7 +242,7 @@ class Settings(BaseModel):
     quotas: str | None = Field(
         None,
         description="Most resources of an organization: `namespaces=10,buckets=50,collections=50,retrievers=50,"
-        "documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of it), or "
+        "taxonomies=20,documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of it), or "
         "`tiers`; default: unlimited.",
     )
 
@@ -252,6 +282,20 @@ class Settings(BaseModel):
                 raise ValueError(f"{quote(origin.strip())} is no origin; write it as https://example.org")
         return value
 
+    @field_validator("llm_base_url")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value, re.IGNORECASE):
+            raise ValueError("write it as https://host/v1, without user name, query and fragment")
+        return value
+
+    @model_validator(mode="after")
+    def _an_endpoint_has_a_model(self) -> Settings:
+        if (self.llm_base_url is None) != (self.llm_model is None):
+            missing = "llm_model" if self.llm_model is None else "llm_base_url"
+            raise ValueError(f"llm_base_url and llm_model belong together: set {missing} too")
+        return self
+
     @property
     def master_keys(self) -> list[str]:
         """The stated master keys, the one that seals first."""
@@ -262,6 +306,10 @@ class Settings(BaseModel):
     @property
     def models_path(self) -> Path:
         return self.models_dir or self.data / "models"
+
+    @property
+    def extractors_path(self) -> Path:
+        return self.data / "extractors"
 
     @property
     def blobs_path(self) -> Path:
@@ -351,6 +399,8 @@ def load(
         settings = Settings(**{**merged, "data": data})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if not first["loc"]:  # about several settings together
+            raise ConfigurationError(f"{first['msg'].removeprefix('Value error, ')}.") from None
         name = ".".join(map(str, first["loc"]))
         hidden = "…" if name in _secret_names() else quote(first["input"])
         raise ConfigurationError(

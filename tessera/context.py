@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tessera.db.engine import Database
     from tessera.execution_log import ExecutionLog
     from tessera.fetching import Fetcher
+    from tessera.language import LanguageModel
     from tessera.ports import Runner, Vectors
     from tessera.registry import Registry
     from tessera.sealing import Vault
@@ -37,7 +38,7 @@ class Warehouse:
     `runner` extracts; `decoder` opens the pictures of queries, so that no decoder of a stranger's file runs in the
     server itself, and no query waits for a batch. `fetcher` is the only way to content behind a URL; `signing_key`
     signs cursors and URLs (32 bytes), `vault` seals credentials of other systems. `results` keeps what
-    retrievers found, `executions` notes that they ran.
+    retrievers found, `executions` notes that they ran. `language` is the language model, where the settings name one.
     """
 
     settings: Settings
@@ -55,6 +56,11 @@ class Warehouse:
     base_url: str = "http://127.0.0.1:8700"
     results: ResultCache = field(default_factory=ResultCache, repr=False)
     executions: ExecutionLog | None = field(default=None, repr=False)
+    #: Places where batches ran since the server started, and there, by extractor, whose models are loaded.
+    warm: set[str] = field(default_factory=set, repr=False)
+    #: Batches under way on this server, each with whether it had the workers for itself all the time.
+    under_way: dict[str, bool] = field(default_factory=dict, repr=False)
+    language: LanguageModel | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tessera import descriptor
+from tessera import descriptor, faces
 from tessera.errors import BadSample, InferenceServiceUnavailableError, quote
 
 if TYPE_CHECKING:
@@ -47,13 +47,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
-Role = Literal["text", "picture", "speech", "reading"]
+Role = Literal["text", "picture", "speech", "reading", "face detection", "face identity", "rerank"]
 
 MINILM = "all-MiniLM-L6-v2"
 CLIP = "clip-ViT-B-32"
 CLASSIC = descriptor.MODEL_ID
 POCKETSPHINX = "pocketsphinx-en-us"
 RAPIDOCR = "rapidocr-pp-ocrv6-small"
+ARCFACE = "arcface-r100"
+RERANKER = "ms-marco-MiniLM-L-6-v2"
 
 #: Texts of one run of the model hold at most this many tokens, padding included: on a CPU larger batches
 #: only fall out of its caches (``python -m bench models`` tries several).
@@ -89,6 +91,8 @@ class Model:
     #: The extra of Tessera that installs `package`.
     extra: str = ""
     languages: tuple[str, ...] = ()
+    #: Of what the hub has under the id, the files that are fetched; empty: those that its runtime needs.
+    files: tuple[str, ...] = ()
 
     @property
     def service_id(self) -> str:
@@ -194,6 +198,57 @@ MODELS: tuple[Model, ...] = (
         package="rapidocr",
         extra="media",
     ),
+    *(
+        Model(
+            f"scrfd-{size}",
+            "face detection",
+            0,
+            "non-commercial research (InsightFace)",
+            f"Faces in pictures, SCRFD {size.upper()}: {description}.",
+            query_inputs=(),
+            folders=(("", f"immich-app/{pack}"),),
+            size_bytes=size_bytes,
+            files=("detection/model.onnx",),
+        )
+        for size, pack, size_bytes, description in (
+            ("2.5g", "buffalo_m", 3_300_000, "the default"),
+            ("500m", "buffalo_s", 2_500_000, "the fastest"),
+            ("10g", "antelopev2", 16_900_000, "finds the most"),
+        )
+    ),
+    Model(
+        ARCFACE,
+        "face identity",
+        512,
+        "non-commercial research (InsightFace)",
+        "Faces: those of one person are near each other.",
+        names=("deepinsight/arcface-r100", "arcface_r100_v1", "face_identity_arcface_r100_v1"),
+        query_inputs=("image",),
+        folders=(("", "immich-app/antelopev2"),),
+        size_bytes=261_000_000,
+        files=("recognition/model.onnx",),
+    ),
+    *(
+        Model(
+            hub_id.partition("/")[2],
+            "rerank",
+            0,
+            licence,
+            f"How well a text answers a query: {description}.",
+            names=(hub_id,),
+            query_inputs=(),
+            folders=(("", hub_id),),
+            size_bytes=size_bytes,
+        )
+        for hub_id, licence, size_bytes, description in (
+            (f"Xenova/{RERANKER}", "apache-2.0", 91_000_000, "English, small"),
+            ("Xenova/ms-marco-MiniLM-L-12-v2", "apache-2.0", 134_000_000, "English"),
+            ("jinaai/jina-reranker-v1-turbo-en", "apache-2.0", 152_000_000, "English, long texts"),
+            ("BAAI/bge-reranker-base", "mit", 1_110_000_000, "English and Chinese"),
+            ("BAAI/bge-reranker-v2-m3", "apache-2.0", 2_270_000_000, "about 100 languages"),
+            ("BAAI/bge-reranker-v2-m3-int8", "apache-2.0", 570_000_000, "about 100 languages, smaller"),
+        )
+    ),
 )
 _BY_ID = {model.model_id: model for model in MODELS}
 
@@ -230,6 +285,13 @@ class PictureModel(Protocol):
         """Return `float32[len(texts), dimensions]`; raises `BadSample` (``unsupported``) where there are no words."""
 
 
+class Reranker(Protocol):
+    """Says how well texts answer a query, reading both together. May be called from several threads."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return a score for each text: comparable for one query, of no fixed range."""
+
+
 class Models:
     """The models of one process, each loaded once, on first use. May be called from several threads.
 
@@ -244,6 +306,8 @@ class Models:
         self._lock = threading.RLock()
         self._loaded: dict[str, Any] = {}
         self._hub_failure: tuple[float, str] | None = None
+        #: How long loading took so far, in all.
+        self.loading_s = 0.0
 
     # --- the table ------------------------------------------------------------------------------------
 
@@ -277,9 +341,9 @@ class Models:
         """
         model = find(word) if word else None
         if model is None:
-            if role == "text":
-                return _BY_ID[MINILM]
-            return _BY_ID[CLIP if self.installed(CLIP) else CLASSIC]
+            if role == "picture":
+                return _BY_ID[CLIP if self.installed(CLIP) else CLASSIC]
+            return next(item for item in MODELS if item.role == role)
         return self._fitting(model, role, str(word))
 
     def _fitting(self, model: Model, role: Role, word: str) -> Model:
@@ -292,6 +356,18 @@ class Models:
         if not self.installed(model.model_id):
             raise BadSample("model_missing", f"Model {model.model_id} is not installed. {_remedy(model)}")
         return model
+
+    def choose_reranker(self, word: str | None = None) -> Model:
+        """Return the model that `word` names, else the first of its role that is installed.
+
+        Raises `BadSample` (``model_missing``, ``unsupported``) as `choose` does; the default is named where none is
+        installed.
+        """
+        model = find(word) if word else None
+        if model is None:
+            rerankers = [one for one in MODELS if one.role == "rerank"]
+            model = next((one for one in rerankers if self.installed(one.model_id)), rerankers[0])
+        return self._fitting(model, "rerank", str(word))
 
     def choose_recogniser(self, word: str | None = None, language: str | None = None) -> Model | None:
         """Return the model of speech that `word` names, else the best one installed that knows `language`.
@@ -351,6 +427,30 @@ class Models:
         loaded: Reader = self._load(known(RAPIDOCR), self._load_reader)
         return loaded
 
+    def reranker(self, model_id: str) -> Reranker:
+        """Return the model that compares texts with a query, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "rerank":
+            raise ValueError(f"{model_id} does not rerank")
+        loaded: Reranker = self._load(model, self._load_reranker)
+        return loaded
+
+    def face_detector(self, model_id: str) -> faces.Detector:
+        """Return the model that finds faces, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "face detection":
+            raise ValueError(f"{model_id} does not find faces")
+        loaded: faces.Detector = self._load(model, self._load_face_detector)
+        return loaded
+
+    def face_embedder(self, model_id: str = ARCFACE) -> faces.Embedder:
+        """Return the model that tells faces apart, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "face identity":
+            raise ValueError(f"{model_id} does not tell faces apart")
+        loaded: faces.Embedder = self._load(model, self._load_face_embedder)
+        return loaded
+
     def _load(self, model: Model, loader: Callable[[Model], Any]) -> Any:
         # One lock for all: loading takes part of a second, and two threads never load the same model.
         loaded = self._loaded.get(model.model_id)
@@ -358,9 +458,11 @@ class Models:
             with self._lock:
                 loaded = self._loaded.get(model.model_id)
                 if loaded is None:
+                    began = time.perf_counter()
                     if not self.installed(model.model_id):
                         self._pull_if_allowed(model)
                     loaded = self._loaded[model.model_id] = loader(model)
+                    self.loading_s += time.perf_counter() - began
         return loaded
 
     def _load_minilm(self, model: Model) -> TextModel:
@@ -379,6 +481,15 @@ class Models:
                 TextEmbedding(
                     model.folders[0][1], **self._fastembed_options(self.directory / model.model_id)
                 ),
+            )
+
+    def _load_reranker(self, model: Model) -> Reranker:
+        from fastembed.rerank.cross_encoder import TextCrossEncoder
+
+        with _loading(model):
+            folder = self.directory / model.model_id
+            return _FastembedReranker(
+                TextCrossEncoder(model.folders[0][1], **self._fastembed_options(folder))
             )
 
     def _load_clip(self, model: Model) -> PictureModel:
@@ -410,6 +521,21 @@ class Models:
 
         with _loading(model):
             return Reader(self.threads)
+
+    def _load_face_detector(self, model: Model) -> faces.Detector:
+        with _loading(model):
+            return faces.Detector(self._onnx_session(model))
+
+    def _load_face_embedder(self, model: Model) -> faces.Embedder:
+        with _loading(model):
+            return faces.Embedder(self._onnx_session(model))
+
+    def _onnx_session(self, model: Model) -> Any:
+        """Return a session over the one ONNX file in the model's folder."""
+        import onnxruntime
+
+        path = min((self.directory / model.model_id).rglob("*.onnx"))
+        return onnxruntime.InferenceSession(str(path), _options(self.threads), providers=providers())
 
     def _fastembed_options(self, folder: Path) -> dict[str, Any]:
         return {
@@ -541,6 +667,8 @@ def _is_complete(folder: Path, model: Model) -> bool:
         return (folder / WEIGHTS).is_file() and (folder / TOKENIZER).is_file()
     if model.role == "speech":
         return (folder / "model.bin").is_file()
+    if model.files:
+        return any(folder.rglob("*.onnx"))
     return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
 
 
@@ -749,8 +877,8 @@ def _write_atomically(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _session(graph: bytes, weights: Mapping[str, Vectors], threads: int) -> tuple[Any, list[Any]]:
-    """Return a session over `graph`, and the values that must live as long as it does."""
+def _options(threads: int) -> Any:
+    """Return how sessions of ONNX Runtime run here."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -758,6 +886,14 @@ def _session(graph: bytes, weights: Mapping[str, Vectors], threads: int) -> tupl
     options.inter_op_num_threads = 1
     # Threads that spin while they wait take the core from whoever else works on this machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _session(graph: bytes, weights: Mapping[str, Vectors], threads: int) -> tuple[Any, list[Any]]:
+    """Return a session over `graph`, and the values that must live as long as it does."""
+    import onnxruntime
+
+    options = _options(threads)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array)) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
     return onnxruntime.InferenceSession(graph, options, providers=providers()), values
@@ -861,6 +997,20 @@ class _FastembedText:
         for index, vector in zip(order, found, strict=True):
             vectors[index] = vector
         return _unit(vectors)
+
+
+class _FastembedReranker:
+    """A cross-encoder. Texts of about one length run together: each batch is padded to its longest."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return a score for each text, the model's logit."""
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+        found = self._encoder.rerank(query, [texts[number] for number in order], batch_size=16)
+        scored = dict(zip(order, map(float, found), strict=True))
+        return [scored[number] for number in range(len(texts))]
 
 
 class _ClipModel:
@@ -971,25 +1121,30 @@ def _from_index(part: Path) -> None:
 def _from_hub(model: Model, part: Path) -> None:
     """Fetch the files of a model's folders and compare each with the checksum that the hub states for it."""
     from fastembed import ImageEmbedding, TextEmbedding
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
     from huggingface_hub import HfApi, hf_hub_download
 
     described = {
         item["model"]: item
-        for item in (*TextEmbedding.list_supported_models(), *ImageEmbedding.list_supported_models())
+        for kind in (TextEmbedding, ImageEmbedding, TextCrossEncoder)
+        for item in kind.list_supported_models()
     }
     for folder, hub_id in model.folders:
-        ours = model.model_id == MINILM or model.role == "speech"
+        ours = model.model_id == MINILM or model.role == "speech" or bool(model.files)
         source = hub_id if ours else described[hub_id]["sources"]["hf"]
         info = HfApi().model_info(source, files_metadata=True, timeout=20)
         if model.model_id == MINILM:
             wanted = set(_MINILM_SHA256)
         elif model.role == "speech":
             wanted = {"model.bin"}
+        elif model.files:
+            wanted = set(model.files)
         else:
             wanted = {described[hub_id]["model_file"], *described[hub_id].get("additional_files", ())}
         for file in info.siblings or ():
             name = file.rfilename
-            if name not in wanted and not (model.model_id != MINILM and name.endswith((".json", ".txt"))):
+            whole = model.model_id == MINILM or bool(model.files)
+            if name not in wanted and (whole or not name.endswith((".json", ".txt"))):
                 continue
             path = Path(hf_hub_download(source, name, revision=info.sha, cache_dir=part.parent / "hub"))
             target = part / folder / name

@@ -50,6 +50,17 @@ PROTECTED_FIELDS = frozenset(
         "updated_at",
     }
 )
+#: Root fields of documents that are the system's own: what a user sends under such a name is not stored.
+RESERVED_FIELDS = PROTECTED_FIELDS | {
+    "document_blobs",
+    "vectors",
+    "score",
+    "_internal",
+    "_vectors",
+    "_s",
+    "_taxonomies",
+    "_enriched",
+}
 
 #: What every namespace indexes for itself: the tenant, and the fields by which documents are listed and
 #: deleted. Kept small, because each index costs about 10 ms when a namespace is first used.
@@ -662,7 +673,7 @@ def _unknown_extractor(
         return Problem(
             (*location, "feature_extractor_name"),
             f"{label(location)}: feature extractor {quote(item.feature_extractor_name)} is not known; known are "
-            f"{known}.",
+            f"{known}.{registry.trouble(item.feature_extractor_name)}",
             "unknown_extractor",
         )
     if item.version not in versions:

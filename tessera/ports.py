@@ -21,8 +21,11 @@ Payload = dict[str, Any]
 Vector = npt.NDArray[np.float32]
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 
-#: Root fields that never leave the server as they are: the organization's secret id, and the engine's shadows.
-HIDDEN_FIELDS = frozenset({"internal_id", "_s", "_internal", "namespace_id", "bucket_id", "object_id"})
+#: Root fields that never leave the server as they are: the organization's secret id, the engine's shadows, and what
+#: takes back what taxonomies wrote.
+HIDDEN_FIELDS = frozenset(
+    {"internal_id", "_s", "_internal", "_enriched", "namespace_id", "bucket_id", "object_id"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +161,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A found document. `score` is the engine's similarity, None for a listing."""
+    """A found document. `score` is the engine's similarity, None for a listing.
+
+    `signals` is what each search of a fused ranking says of it, by the feature that was searched.
+    """
 
     document_id: str
     payload: Payload
     score: float | None = None
     vectors: Mapping[str, Vector] = field(default_factory=dict)
+    signals: Mapping[str, Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Finds extractors and stages, describes them for the catalogue, and reads feature addresses.
 
 Built-ins are found by scanning their packages; third parties register a class under the entry point group
-``tessera.extractors`` or ``tessera.stages``. A built-in's name cannot be taken over.
+``tessera.extractors`` or ``tessera.stages``, and an operator puts files into ``extractors/`` of the data directory
+(``extractor_files.py``), which are in use as soon as they lie there. A built-in's name cannot be taken over.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tessera import extractors as extractors_package
 from tessera.errors import NotFoundError
+from tessera.extractor_files import Broken, Folder
 from tessera.extractors.base import Extractor, FieldOutput, Outputs, SparseOutput, VectorOutput
 from tessera.inference import Models, find, known, open_models
 
@@ -88,43 +90,108 @@ class Registry:
     """What this server can run: extractors by name and version, stages by id."""
 
     def __init__(
-        self, models: Models, extractors: Mapping[str, Extractor], stages: Mapping[str, Stage] | None = None
+        self,
+        models: Models,
+        extractors: Mapping[str, Extractor],
+        stages: Mapping[str, Stage] | None = None,
+        *,
+        files: Folder | None = None,
     ) -> None:
         self.models = models
-        self._extractors = dict(extractors)
+        self._installed = dict(extractors)
         self._stages = None if stages is None else dict(stages)
+        self._files = files or Folder(None)
+        #: Extractors of files, by the digest of their code: a file that was changed is another one.
+        self._of_files: dict[str, Extractor] = {}
 
     @classmethod
-    def load(cls, models_dir: Path, *, offline: bool = False) -> Registry:
-        """Return the registry of this process; models are shared with others over the same directory."""
+    def load(
+        cls,
+        models_dir: Path,
+        *,
+        offline: bool = False,
+        extractors_dir: Path | None = None,
+        is_worker: bool = False,
+    ) -> Registry:
+        """Return the registry of this process; models are shared with others over the same directory.
+
+        `extractors_dir` is looked at whenever somebody asks for a name that is not installed; a worker
+        (`is_worker`) imports what its server has tried already.
+        """
         models = open_models(Path(models_dir), offline)
         classes = _extractor_classes()
         made = {one: one(models) for one in set(classes.values())}
-        return cls(models, {name: made[one] for name, one in classes.items()})
+        files = Folder(extractors_dir, frozenset(classes), is_tried=not is_worker)
+        return cls(models, {name: made[one] for name, one in classes.items()}, files=files)
 
     # --- extractors -----------------------------------------------------------------------------------
 
+    @property
+    def generation(self) -> int:
+        """A number that is another one whenever a file of extractors is."""
+        return self._files.generation
+
     def extractor_names(self) -> list[str]:
         """Return every registered name, sorted."""
-        return sorted(self._extractors)
+        return sorted({*self._installed, *self._files.loaded()})
 
     def versions(self, name: str) -> tuple[str, ...]:
         """Return the versions of an extractor; none when the name is not known."""
-        extractor = self._extractors.get(name)
+        extractor = self._find(name)
         return extractor.versions if extractor else ()
+
+    def trouble(self, name: str) -> str:
+        """Return a sentence, after a blank, on why the file of that name cannot be used, or nothing."""
+        broken = None if name in self._installed else self._files.broken().get(name)
+        if broken is None:
+            return ""
+        return (
+            f" extractors/{broken.path.name} cannot be used: {broken.told} `tessera extractors list` and the server's "
+            "log say more."
+        )
+
+    def broken_files(self) -> Mapping[str, Broken]:
+        """Return the files of extractors that cannot be used, by name, each with why."""
+        return self._files.broken()
+
+    def code_of(self, name: str) -> str | None:
+        """Return the digest of an extractor's code when it is a file's, which may change while we run; else None."""
+        found = None if name in self._installed else self._files.loaded().get(name)
+        return found.digest if found else None
+
+    def _find(self, name: str) -> Extractor | None:
+        # What is installed costs no look at the folder.
+        installed = self._installed.get(name)
+        if installed is not None or self._files.path is None:
+            return installed
+        file = self._files.loaded().get(name)
+        if file is None:
+            return None
+        found = self._of_files.get(file.digest)
+        if not isinstance(found, file.made):
+            found = self._of_files[file.digest] = file.made(self.models)
+        return found
 
     def extractor(self, name: str, version: str) -> Extractor:
         """Return an extractor under any of its names and versions. Raises `NotFoundError`.
 
         Names and versions that mean the same implementation give the same object: compare `name`.
         """
-        if version not in self.versions(name):
-            raise NotFoundError("feature extractor", f"{name}_{version}")
-        return self._extractors[name]
+        found = self.find(name, version)
+        if found is None:
+            error = NotFoundError("feature extractor", f"{name}_{version}")
+            error.message += self.trouble(name)
+            raise error
+        return found
+
+    def find(self, name: str, version: str) -> Extractor | None:
+        """Return an extractor under any of its names and versions; None where there is none, or none any more."""
+        found = self._find(name)
+        return found if found is not None and version in found.versions else None
 
     def by_id(self, feature_extractor_id: str) -> dict[str, Any]:
         """Return the catalogue entry of an id such as ``video_extractor_1.0.0``. Raises `NotFoundError`."""
-        for name in self._extractors:
+        for name in self.extractor_names():
             version = feature_extractor_id.removeprefix(f"{name}_")
             if version in self.versions(name):
                 return self.describe(name, version)
@@ -137,14 +204,15 @@ class Registry:
         not there; the message names those that are.
         """
         address = parse_feature_uri(uri)
-        if not self.versions(address.extractor):
+        versions = self.versions(address.extractor)
+        if not versions:
             raise LookupError(
                 f"no extractor is named {address.extractor}; there are {', '.join(self.extractor_names())}"
             )
-        if address.version not in self.versions(address.extractor):
-            versions = ", ".join(self.versions(address.extractor))
-            raise LookupError(f"{address.extractor} has no version {address.version}; there are {versions}")
-        extractor = self._extractors[address.extractor]
+        if address.version not in versions:
+            known_ones = ", ".join(versions)
+            raise LookupError(f"{address.extractor} has no version {address.version}; there are {known_ones}")
+        extractor = self.extractor(address.extractor, address.version)
         outputs = extractor.outputs(extractor.Params())
         # A name that another of its names carries: multimodal_extractor_v1_… for video_extractor_v1_….
         vector = match_output(outputs, address.output) or match_output(

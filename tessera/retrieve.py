@@ -10,30 +10,28 @@ import pickle
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import orjson
-import pydantic
 
-from tessera import documents, links, templates
+from tessera import documents, links, taxonomy_execution
+from tessera.budget import BudgetSpent
 from tessera.context import Principal, Warehouse
-from tessera.db.engine import now
-from tessera.errors import BadRequestError, Problem, TesseraError, ValidationError, quote, raise_problems
-from tessera.filters import And, Condition, Filter, parse
-from tessera.ids import new_id, point_id
-from tessera.models import PayloadIndex
-from tessera.models.retrievers import AdhocExecuteRequest, ExecuteRequest, InputField, SearchDocumentsRequest
-from tessera.plan import effective_indexes, stored_indexes
+from tessera.errors import TesseraError
+from tessera.execution_note import Note, budget_told, statistics_of
+from tessera.ids import point_id
+from tessera.models.retrievers import (
+    AdhocExecuteRequest,
+    ExecuteRequest,
+    SearchDocumentsRequest,
+)
 from tessera.ports import Hit, Page
-from tessera.query_vectors import embed, vectors_of, word_query
 from tessera.result_cache import Kept
-from tessera.retriever_definition import Location, collections_named
-from tessera.retriever_features import text_features
+from tessera.retriever_context import context_of, installed, narrowed, read_inputs, stage_params
 from tessera.retriever_pages import Cut, Ranked, following, position_after, read_cut
 from tessera.retriever_plan import Plan, adhoc_plan, stored_plan
-from tessera.stages.base import Stage, StageContext
-from tessera.validation import schema_problems
+from tessera.stages.base import StageContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ class Step:
     name: str
     statistics: dict[str, Any] | None = None
     hits: list[Hit] | None = None
+    credits: float = 0.0
 
 
 def execute(
@@ -147,7 +146,7 @@ def stream(
 
 
 def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]:
-    note = _Note(wh, plan, asked)
+    note = Note(wh, plan, asked.inputs)
     common = {"execution_id": note.execution_id, "total_stages": len(plan.stages)}
     steps = _steps(wh, plan, asked)
     try:
@@ -167,7 +166,10 @@ def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]
                 **event,
                 "documents": _presented(wh, plan, asked, shown),
                 "statistics": step.statistics,
-                "budget_used": {"credits_used": 0.0, "time_elapsed_ms": note.elapsed_ms()},
+                "budget_used": {
+                    "credits_used": step.credits,
+                    "time_elapsed_ms": note.elapsed_ms(),
+                },
             }
         body = _body(wh, plan, asked, ranked, note, is_hit=False)
     except TesseraError as error:
@@ -175,8 +177,12 @@ def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]
         told = {"type": error.type, "message": error.message, "status": error.status}
         yield {"event_type": "execution_error", **common, "error": told}
         return
-    note.completed(ranked, body)
-    yield {"event_type": "execution_complete", **common, **body}
+    note.ended(ranked, body)
+    if ranked.stopped is None:
+        yield {"event_type": "execution_complete", **common, **body}
+        return
+    told = {"type": "BudgetExceededError", "message": ranked.stopped, "status": 200}
+    yield {**common, **body, "event_type": "execution_error", "error": told}
 
 
 def _asked_for(
@@ -187,13 +193,13 @@ def _asked_for(
     return_vectors: bool,
     skip_cache: bool,
 ) -> Asked:
-    inputs = _inputs(plan.fields, request.inputs)
+    inputs = read_inputs(plan.fields, request.inputs)
     cut = read_cut(wh, request.pagination or {}, request.limit, lambda: _digest(plan, inputs, request))
     return Asked(request, inputs, cut, return_urls or bool(request.return_urls), return_vectors, skip_cache)
 
 
 def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
-    note = _Note(wh, plan, asked)
+    note = Note(wh, plan, asked.inputs)
     # Before anything is searched: what is written from here on is not hidden by what is kept under it.
     place = _position(wh, plan, asked)
     try:
@@ -209,8 +215,8 @@ def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
     except TesseraError as error:
         note.failed(error)
         raise
-    note.completed(ranked, body)
-    if place is None or plan.cache_ttl_s is None:
+    note.ended(ranked, body)
+    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None or not ranked.is_repeatable:
         return Answered(body)
     if etag is None:
         etag = _etag(ranked)
@@ -249,7 +255,9 @@ def _cache_key(plan: Plan, asked: Asked) -> bytes:
 
 def _etag(ranked: Ranked) -> str:
     """Return a digest of what was found: the same after a write that changed none of it."""
-    told = [ranked.total, ranked.offset, [[hit.document_id, hit.score, hit.payload] for hit in ranked.hits]]
+    shown = [[hit.document_id, hit.score, hit.payload, hit.signals] for hit in ranked.hits]
+    facets = [told["metadata"] for told in ranked.statistics.values() if "metadata" in told]
+    told = [ranked.total, ranked.offset, shown, facets]
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)).hexdigest()[:24]
 
 
@@ -271,42 +279,51 @@ def _last(steps: Generator[Step, None, Ranked]) -> Ranked:
 
 def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ranked]:
     """Run the stages one after the other; yield each when it begins and when it has ended."""
-    context = context_of(wh, plan, asked.inputs, asked.request.filters)
+    context = replace(
+        context_of(wh, plan, asked.inputs, asked.request.filters),
+        taxonomy=partial(taxonomy_execution.run_stage, wh, plan.place),
+    )
+    budget = context.budget
     hits: list[Hit] | None = None
     #: Documents that the stages so far let through; `hits` is None while nobody had to read them.
     passed = 0
     statistics: dict[str, Any] = {}
     results: dict[str, Any] = {}
+    is_repeatable = True
     namespace_id = plan.place["namespace_id"]
     for index, spec in enumerate(plan.stages):
-        stage = wh.registry.stage(spec["config"]["stage_id"])
-        if stage is None:
-            raise BadRequestError(
-                f"Stage {quote(spec['config']['stage_id'])} of this retriever is not installed any more."
-            )
+        stage = installed(wh, spec)
         name = spec["stage_name"] if spec["stage_name"] not in statistics else f"{spec['stage_name']}_{index}"
         yield Step(index, name)
         before = time.perf_counter()
         params = stage_params(stage, spec, {"INPUT": asked.inputs, "STAGE": results, "CONTEXT": {}}, index)
         count_in = passed
+        work = Work()
+        stopped = None
         within = stage.narrow(params, context) if hits is None else None
-        if within is not None:
-            context = narrowed(context, within)
-            passed = wh.views.count(namespace_id, context.within)
-        else:
-            hits = stage.run(hits, params, context)
-            passed = len(hits)
+        try:
+            if within is not None:
+                context = narrowed(context, within)
+                passed = wh.views.count(namespace_id, context.within)
+            else:
+                hits = stage.run(hits, params, replace(context, work=work))
+                passed = len(hits)
+            if index + 1 < len(plan.stages):
+                budget.check()
+        except BudgetSpent as error:
+            stopped = (
+                f"The budget of this execution is spent: {error.message}. It ended in stage {name!r}, "
+                f"{index + 1} of {len(plan.stages)}; raise budget_limits, or let earlier stages leave less."
+            )
+        is_repeatable &= work.is_repeatable
         results[name] = {"count": passed}
-        statistics[name] = {
-            "input_count": count_in,
-            "output_count": passed,
-            "duration_ms": round((time.perf_counter() - before) * 1000, 3),
-            "efficiency": passed / count_in if count_in else 0.0,
-            "cache_hit": False,
-            "error": None,
-        }
-        yield Step(index, name, statistics[name], hits)
-    return _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
+        statistics[name] = statistics_of(count_in, passed, before, work, stopped)
+        yield Step(index, name, statistics[name], hits if stopped is None else [], budget.credits_used)
+        if stopped is not None:
+            # What a later stage would have kept back is not shown.
+            return Ranked([], 0, 0, asked.cut.limit, False, statistics, stopped, budget.credits_used)
+    ranked = _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
+    return replace(ranked, credits=budget.credits_used, is_repeatable=is_repeatable)
 
 
 def _page_of(
@@ -346,82 +363,46 @@ def _presented(wh: Warehouse, plan: Plan, asked: Asked, hits: Sequence[Hit]) -> 
                 return_urls=asked.return_urls,
                 vectors=full.get(hit.document_id),
             ),
+            **_signals(hit),
             "score": hit.score,
         }
         for hit in hits
     ]
 
 
+def _signals(hit: Hit) -> dict[str, Any]:
+    """Return what each search says of a hit, as `features`, unless the document has a field of that name."""
+    return {} if hit.signals is None or "features" in hit.payload else {"features": dict(hit.signals)}
+
+
 def _body(
-    wh: Warehouse, plan: Plan, asked: Asked, ranked: Ranked, note: _Note, *, is_hit: bool
+    wh: Warehouse, plan: Plan, asked: Asked, ranked: Ranked, note: Note, *, is_hit: bool
 ) -> dict[str, Any]:
     answered = _presented(wh, plan, asked, ranked.hits)
     elapsed_ms = note.elapsed_ms()
+    credits_used = 0.0 if is_hit else ranked.credits
+    found = [
+        told["metadata"]["facets"]
+        for told in ranked.statistics.values()
+        if "facets" in told.get("metadata", ())
+    ]
     return {
         "execution_id": note.execution_id,
         "retriever_id": plan.retriever_id,
-        "status": "completed",
+        "status": "completed" if ranked.stopped is None else "failed",
         "documents": answered,
         "results": answered,
         "pagination": following(wh, asked.cut, ranked, lambda: _digest(plan, asked.inputs, asked.request)),
         "stage_statistics": {
             "stages": {name: {**told, "cache_hit": is_hit} for name, told in ranked.statistics.items()},
             "total_time_ms": elapsed_ms,
-            "credits_used": 0.0,
+            "credits_used": credits_used,
         },
-        "budget": {"credits_used": 0.0, "credits_limit": None, "time_elapsed_ms": elapsed_ms},
+        **({"facets": found[-1]} if found else {}),
+        "budget": budget_told(credits_used, elapsed_ms, plan.limits),
         "cache_hit": is_hit,
-        "error": None,
+        "error": ranked.stopped,
     }
-
-
-class _Note:
-    """What is noted of one execution: when it began, how it ended."""
-
-    def __init__(self, wh: Warehouse, plan: Plan, asked: Asked) -> None:
-        self.execution_id = new_id("exec")
-        self._wh, self._plan, self._asked = wh, plan, asked
-        self._begun, self._created_at = time.perf_counter(), now()
-
-    def elapsed_ms(self) -> float:
-        return round((time.perf_counter() - self._begun) * 1000, 3)
-
-    def completed(self, ranked: Ranked, body: Mapping[str, Any]) -> None:
-        self._write(
-            status="completed",
-            statistics=body["stage_statistics"],
-            pagination=body["pagination"],
-            error=None,
-            total_returned=len(ranked.hits),
-            cache_hit=body["cache_hit"],
-        )
-
-    def failed(self, error: TesseraError) -> None:
-        self._write(
-            status="failed",
-            statistics={"stages": {}, "total_time_ms": self.elapsed_ms(), "credits_used": 0.0},
-            pagination=None,
-            error=error.message,
-            total_returned=0,
-            cache_hit=False,
-        )
-
-    def _write(self, **told: Any) -> None:
-        if not self._plan.retriever_id or self._wh.executions is None:
-            return  # stages that are not stored have no log
-        inputs = orjson.dumps(self._asked.inputs, option=orjson.OPT_SORT_KEYS)
-        self._wh.executions.note(
-            {
-                "execution_id": self.execution_id,
-                "retriever_id": self._plan.retriever_id,
-                "total_stages": len(self._plan.stages),
-                "inputs_hash": hashlib.sha256(inputs).hexdigest()[:16],
-                "duration_ms": self.elapsed_ms(),
-                "created_at": self._created_at,
-                "completed_at": now(),
-                **told,
-            }
-        )
 
 
 def _digest(plan: Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> str:
@@ -434,123 +415,3 @@ def _digest(plan: Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> s
         request.filters or None,
     ]
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-
-
-def context_of(
-    wh: Warehouse, plan: Plan, inputs: Mapping[str, Any], filters: Mapping[str, Any] | None
-) -> StageContext:
-    """Return what the first stage may use: the plan's collections, of which `filters` leave some documents."""
-    namespace_id = plan.place["namespace_id"]
-    within: Filter = Condition("collection_id", "in", list(plan.collection_ids), True)
-    if filters:
-        asked = parse(filters, inputs=inputs, location=("body", "filters"))
-        if asked is not None:
-            within = And((within, asked))
-    place = plan.place
-    return StageContext(
-        within=within,
-        indexes=_indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"])),
-        inputs=inputs,
-        search=lambda searches: wh.views.search(namespace_id, searches),
-        page=lambda page: wh.views.page(namespace_id, page),
-        embed=lambda uri, query: embed(wh, plan, uri, query),
-        words=lambda query: word_query(wh, plan, query),
-        text_features=lambda: text_features(wh, plan.place),
-        collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
-        vectors=lambda document_ids, uri: vectors_of(wh, plan, document_ids, uri),
-    )
-
-
-def narrowed(context: StageContext, within: Filter) -> StageContext:
-    """Return `context` with every read limited to `within` too."""
-    return replace(context, within=And((context.within, within)))
-
-
-@lru_cache(maxsize=1024)
-def _indexes(user: bytes, added: bytes) -> Mapping[str, PayloadIndex]:
-    """Return the indexes in force by field; both arguments are JSON as a namespace's row holds it."""
-    return {
-        index.field_name: index
-        for index in effective_indexes(
-            stored_indexes(orjson.loads(user)), stored_indexes(orjson.loads(added))
-        )
-    }
-
-
-def stage_params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
-    """Return a stage's parameters with the values of `scope` filled in. Raises `ValidationError`."""
-    location: Location = ("stages", index, "parameters")
-    parameters = spec["config"]["parameters"]
-    later = {name: value for name, value in parameters.items() if name in stage.per_document}
-    try:
-        # Everything in one go: what an input holds is never read as a template itself. What waits for a document
-        # stays, but inputs that it names must be there now.
-        filled = later | templates.render({k: v for k, v in parameters.items() if k not in later}, scope)
-        for root, path in templates.references(later):
-            if root != "DOC":
-                templates.render("{{" + ".".join((root, *path)) + "}}", scope)
-    except templates.Unresolved as error:
-        raise ValidationError(
-            [
-                Problem(
-                    location,
-                    f"{{{{{error.expression}}}}} in stage {spec['stage_name']!r} has no value. Give the input in "
-                    "`inputs`, or a default for it in `input_schema`.",
-                    "template",
-                )
-            ]
-        ) from None
-    except templates.TooLong:
-        raise ValidationError(
-            [
-                Problem(
-                    location,
-                    f"A text of stage {spec['stage_name']!r} is longer than {templates.MAX_OUTPUT_CHARS} characters "
-                    "with its inputs filled in.",
-                    "too_long",
-                )
-            ]
-        ) from None
-    try:
-        return stage.Params.model_validate(filled)
-    except pydantic.ValidationError as error:
-        raise ValidationError(schema_problems(error, location)) from None
-
-
-def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs with defaults filled in; raise for each required one that is missing."""
-    inputs = dict(given)
-    problems = []
-    for name, field in fields.items():
-        if inputs.get(name) is not None:
-            if field.enum and inputs[name] not in field.enum:
-                allowed = ", ".join(quote(value) for value in field.enum)
-                problems.append(
-                    Problem(
-                        ("body", "inputs", name),
-                        f"Input {name} is {quote(inputs[name])}; allowed: {allowed}.",
-                        "enum",
-                    )
-                )
-        elif field.default is not None:
-            inputs[name] = field.default
-        elif field.required:
-            problems.append(
-                Problem(
-                    ("body", "inputs", name),
-                    f'Input {name} ({field.type}) is required. Send it as {{"inputs": {{"{name}": …}}}}.',
-                    "missing",
-                )
-            )
-        else:
-            inputs.setdefault(name, None)
-    raise_problems(problems)
-    return inputs
-
-
-def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filter:
-    with wh.db.read() as connection:
-        found, problems = collections_named(connection, namespace_id, [identifier])
-    if problems:
-        raise BadRequestError(problems[0].message, details={"collection": identifier[:200]})
-    return Condition("collection_id", "in", found, True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import names, templates
-from tessera.context import Warehouse
-from tessera.db.tables import collections, retrievers
-from tessera.errors import BadRequestError, NotFoundError, Problem, quote
+from tessera.context import Principal, Warehouse
+from tessera.db.tables import collections, retrievers, taxonomies
+from tessera.errors import BadRequestError, ForbiddenError, NotFoundError, Problem, quote
 from tessera.models.retrievers import InputField
 from tessera.ports import HIDDEN_FIELDS
 from tessera.retriever_features import NO_WORDS, vector_of
-from tessera.stages.base import Stage
+from tessera.scopes import check_administers
+from tessera.secret_store import secret_names
+from tessera.stages.base import Equipment, Stage
 from tessera.validation import schema_problems
 
 Location = tuple[str | int, ...]
+#: Categories of stages as requests write them; answers say reduce for a group.
+STAGE_TYPES = ("filter", "sort", "reduce", "group", "apply", "enrich")
 #: Keys of a stage that are not parameters where a stage is written flat.
 _STAGE_KEYS = frozenset(
     {"type", "stage_id", "stage_name", "stage_type", "config", "version", "batch_size", "description"}
@@ -43,9 +47,11 @@ def normalise_stage(
     parameters = config.get("parameters", raw.get("parameters"))
     if parameters is None:
         parameters = {key: value for key, value in raw.items() if key not in _STAGE_KEYS}
+    if not stage_id and wh.registry.stage(str(raw.get("stage_type"))) is not None:
+        stage_id = raw["stage_type"]
     stage = wh.registry.stage(str(stage_id)) if stage_id else None
     if stage is None:
-        known = ", ".join(sorted(wh.registry.stages))
+        known = ", ".join(sorted(available_stages(wh)))
         return {}, [
             Problem(
                 (*location, "stage_id"),
@@ -56,9 +62,14 @@ def normalise_stage(
     if not isinstance(parameters, Mapping):
         return {}, [Problem((*location, "parameters"), "`parameters` is an object.", "type")]
     parameters = stage.normalise(dict(parameters))
-    problems = templates.check(parameters, (*location, "parameters"))
+    problems = _type_problems(wh, raw, location)
+    for key, value in parameters.items():
+        problems += templates.check(value, (*location, "parameters", key), stage.words)
     wrong = _parameter_problems(stage, parameters, (*location, "parameters"))
     problems += wrong or stage.problems(parameters, (*location, "parameters"))
+    lack = stage.lacks(parameters, equipment_of(wh))
+    if lack is not None:
+        problems.append(Problem((*location, "stage_id"), lack, "not_available", BadRequestError.status))
     name = raw.get("stage_name") or stage.stage_id
     return {
         "stage_name": str(name),
@@ -68,6 +79,34 @@ def normalise_stage(
         "batch_size": raw.get("batch_size"),
         "description": raw.get("description"),
     }, problems
+
+
+def equipment_of(wh: Warehouse) -> Equipment:
+    """Return what this server has for stages that need more than documents."""
+    return Equipment(wh.language, wh.registry.models, wh.fetcher)
+
+
+def available_stages(wh: Warehouse) -> dict[str, Stage]:
+    """Return the stages that a retriever of this server may use, by id."""
+    return {
+        name: stage
+        for name, stage in wh.registry.stages.items()
+        if wh.language is not None or not stage.needs_language
+    }
+
+
+def _type_problems(wh: Warehouse, raw: Mapping[str, Any], location: Location) -> list[Problem]:
+    """Return a problem for a ``stage_type`` that is no category (guides write a stage's id there, too)."""
+    stated = raw.get("stage_type")
+    if stated is None or stated in STAGE_TYPES or wh.registry.stage(str(stated)) is not None:
+        return []
+    return [
+        Problem(
+            (*location, "stage_type"),
+            f"stage_type {quote(stated)} is not known; write one of {', '.join(STAGE_TYPES)}, or leave it out.",
+            "enum",
+        )
+    ]
 
 
 def _parameter_problems(stage: Stage, parameters: Mapping[str, Any], location: Location) -> list[Problem]:
@@ -119,10 +158,13 @@ def checked_stages(
             fields if declared else None,
             before,
             index,
-            wh.registry.stages[stage["config"]["stage_id"]].per_document,
+            wh.registry.stages[stage["config"]["stage_id"]],
         )
-        if stage["config"]["stage_id"] == "feature_search" and not wrong:
-            problems += _feature_problems(wh, place, stage["parameters"], index)
+        for path, searching in _searches_in(stage["config"]["stage_id"], stage["parameters"]):
+            if not wrong:
+                problems += _feature_problems(
+                    wh, place, searching, ("body", "stages", index, "parameters", *path)
+                )
     return stages, fields, problems
 
 
@@ -131,21 +173,26 @@ def _reference_problems(
     fields: Mapping[str, InputField] | None,
     before: Sequence[str],
     index: int,
-    per_document: frozenset[str],
+    stage: Stage,
 ) -> list[Problem]:
     """Return a problem for each expression that can never have a value. `fields` is None when none are declared."""
     problems = []
     found = {
-        (root, path, name in per_document)
+        (root, path, name in stage.per_document, name in stage.secret_in)
         for name, value in parameters.items()
         for root, path in templates.references(value)
     }
-    for root, path, for_each in sorted(found):
+    for root, path, for_each, is_sealed in sorted(found):
         expression = "{{" + ".".join((root, *path)) + "}}"
         if root == "INPUT":
             if fields is None or path[0] in fields:
                 continue
             why = f"is not in input_schema, which has: {', '.join(fields) or 'nothing'}."
+        elif root == "SECRET":
+            if is_sealed and len(path) == 1:
+                continue
+            places = ", ".join(sorted(stage.secret_in)) or "no parameter of this stage"
+            why = f"cannot stand here; secrets, as {{{{secrets.name}}}}, are taken by {places}."
         elif for_each:
             if root == "DOC" and path[0] not in HIDDEN_FIELDS:
                 continue
@@ -163,8 +210,19 @@ def _reference_problems(
     return problems
 
 
+def _searches_in(
+    stage_id: str, parameters: Mapping[str, Any]
+) -> Iterator[tuple[Location, Mapping[str, Any]]]:
+    """Yield where a stage holds the parameters of a feature_search, and these."""
+    if stage_id == "feature_search":
+        yield (), parameters
+    inner = parameters.get("feature_search_config")
+    if stage_id == "query_expand" and isinstance(inner, Mapping):
+        yield ("feature_search_config",), inner
+
+
 def _feature_problems(
-    wh: Warehouse, place: RowMapping, parameters: Mapping[str, Any], index: int
+    wh: Warehouse, place: RowMapping, parameters: Mapping[str, Any], location: Location
 ) -> list[Problem]:
     problems = []
     searches = parameters.get("searches")
@@ -173,7 +231,7 @@ def _feature_problems(
             continue  # an input that holds the whole search
         uri = search.get("feature_uri") or search.get("feature_address")
         if search.get("lexical") is True and not place["sparse_vectors"]:
-            where: Location = ("body", "stages", index, "parameters", "searches", number, "lexical")
+            where: Location = (*location, "searches", number, "lexical")
             problems.append(Problem(where, NO_WORDS, "no_keyword_index", 400))
         if uri is None or templates.is_template(uri):
             continue
@@ -182,7 +240,7 @@ def _feature_problems(
         except BadRequestError as error:
             problems.append(
                 Problem(
-                    ("body", "stages", index, "parameters", "searches", number, "feature_uri"),
+                    (*location, "searches", number, "feature_uri"),
                     error.message,
                     "unknown_feature",
                     400,
@@ -196,20 +254,102 @@ def join_problems(
     namespace_id: str,
     raw_stages: Sequence[Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
+    own: Sequence[str],
 ) -> list[Problem]:
-    """Return a problem for each collection to join from that is not in this namespace."""
+    """Return a problem for each collection or taxonomy that a stage names and that is not in this namespace.
+
+    A search names some of the retriever's `own` (all of the namespace when there are none): it narrows what is read.
+    """
     if len(stages) != len(raw_stages):
         return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
     problems: list[Problem] = []
     for index, stage in enumerate(stages):
-        target = stage["parameters"].get("target_collection_id")
-        if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
-            location = ("body", "stages", index, "parameters", "target_collection_id")
-            _, unknown = collections_named(connection, namespace_id, [target])
+        for path, named in _collections_in(stage["config"]["stage_id"], stage["parameters"]):
+            location = ("body", "stages", index, "parameters", *path)
+            searches = path[-1] == "collection_identifiers"
+            _, unknown = collections_named(connection, namespace_id, named, own if searches else None)
             problems += [
-                replace(problem, location=location, message=f"target_collection_id: {problem.message}")
+                replace(problem, location=location, message=f"{path[-1]}: {problem.message}")
                 for problem in unknown
             ]
+            if searches and any(map(templates.is_template, named)):
+                problems.append(
+                    Problem(location, "Collections are written out, not taken from inputs.", "template")
+                )
+        taxonomy = stage["parameters"].get("taxonomy_id")
+        if stage["config"]["stage_id"] == "taxonomy_enrich" and isinstance(taxonomy, str):
+            problems += _taxonomy_problems(connection, namespace_id, taxonomy, index)
+    return problems
+
+
+def _collections_in(stage_id: str, parameters: Mapping[str, Any]) -> Iterator[tuple[Location, list[str]]]:
+    """Yield where parameters name collections, and their ids or names."""
+    for key in ("target_collection_id", "reference_collection_id"):
+        if stage_id in ("document_enrich", "cross_compare") and isinstance(parameters.get(key), str):
+            yield (key,), [parameters[key]]
+    places: list[tuple[Location, Any]] = []
+    for path, searching in _searches_in(stage_id, parameters):
+        searches = searching.get("searches")
+        places.append((path, searching))
+        places += [
+            ((*path, "searches", number), search)
+            for number, search in enumerate(searches if isinstance(searches, list) else ())
+        ]
+    for path, holder in places:
+        named = holder.get("collection_identifiers") if isinstance(holder, Mapping) else None
+        if isinstance(named, list):
+            yield (*path, "collection_identifiers"), [str(name) for name in named]
+
+
+def _taxonomy_problems(
+    connection: Connection, namespace_id: str, identifier: str, index: int
+) -> list[Problem]:
+    known = connection.execute(
+        sa.select(taxonomies.c.taxonomy_id).where(
+            taxonomies.c.namespace_id == namespace_id,
+            sa.or_(taxonomies.c.taxonomy_id == identifier, taxonomies.c.taxonomy_name == identifier),
+        )
+    ).first()
+    if known is not None or templates.is_template(identifier):
+        return []
+    return [
+        Problem(
+            ("body", "stages", index, "parameters", "taxonomy_id"),
+            f"Taxonomy {quote(identifier)} was not found in this namespace. POST /v1/taxonomies/list lists them.",
+            "not_found",
+            400,
+        )
+    ]
+
+
+def secret_problems(
+    connection: Connection, wh: Warehouse, principal: Principal, stages: Sequence[Mapping[str, Any]]
+) -> list[Problem]:
+    """Return a problem for each secret that stages name and that is not there.
+
+    Raises `ForbiddenError` when somebody names one who may not read the list of them either: a stage sends it where
+    its author wants.
+    """
+    problems: list[Problem] = []
+    for index, spec in enumerate(stages):
+        wanted = wh.registry.stages[spec["config"]["stage_id"]].secrets_in(spec["parameters"])
+        if not wanted:
+            continue
+        check_administers(principal, "organization")
+        if "admin" not in principal.permissions:
+            raise ForbiddenError(
+                "A stage that names a secret sends it to another server; only a key with permission admin may store "
+                "or run such a stage. Whoever may read can execute it once it is stored."
+            )
+        problems += [
+            Problem(
+                ("body", "stages", index, "parameters"),
+                f"There is no secret {quote(name)}. POST /v1/organizations/secrets makes one.",
+                "unknown_secret",
+                BadRequestError.status,
+            )
+            for name in sorted(wanted - secret_names(connection, principal.organization_id))
+        ]
     return problems
 
 

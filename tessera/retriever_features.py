@@ -51,17 +51,21 @@ def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], .
         orjson.dumps(place["feature_extractors"]),
         orjson.dumps(place["vector_inference_map"]),
         frozenset(index.name for index in SparseText.all_of(place["sparse_vectors"])),
+        wh.registry.generation,
     )
 
 
 @lru_cache(maxsize=1024)
 def _features_of(
-    registry: Registry, extractors: bytes, running: bytes, sparse: frozenset[str]
+    registry: Registry, extractors: bytes, running: bytes, sparse: frozenset[str], generation: int
 ) -> tuple[tuple[str, Any, Any], ...]:
-    # A namespace's extractors and models are fixed when it is made; asking for them looks for files.
+    # A namespace's extractors and models are fixed when it is made; asking for them looks for files. Only what
+    # is a file itself may have changed since, and then `generation` has.
     found = []
     models = orjson.loads(running)
     for entry in orjson.loads(extractors):
+        if registry.find(entry["feature_extractor_name"], entry["version"]) is None:
+            continue  # removed, or broken: what the others wrote is found all the same
         extractor, params = configured(
             registry,
             entry["feature_extractor_name"],

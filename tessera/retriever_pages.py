@@ -25,7 +25,10 @@ class _Signs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """What the stages brought: the page that was asked for, and how many there are. `offset` is null if unknown."""
+    """What the stages brought: the page that was asked for, and how many there are. `offset` is null if unknown.
+
+    `stopped` says why they were not all run, `credits` what they took; what is not `is_repeatable` is not kept.
+    """
 
     hits: list[Hit]
     total: int
@@ -33,6 +36,9 @@ class Ranked:
     limit: int
     has_more: bool
     statistics: dict[str, Any]
+    stopped: str | None = None
+    credits: float = 0.0
+    is_repeatable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

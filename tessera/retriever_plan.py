@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
@@ -12,13 +12,14 @@ from sqlalchemy.engine import RowMapping
 from tessera import namespaces
 from tessera.context import Principal, Warehouse
 from tessera.errors import raise_problems
-from tessera.models.retrievers import AdhocExecuteRequest, CacheConfig, InputField
+from tessera.models.retrievers import AdhocExecuteRequest, BudgetLimits, CacheConfig, InputField
 from tessera.retriever_definition import (
     all_collections,
     checked_stages,
     collections_named,
     find,
     join_problems,
+    secret_problems,
 )
 
 
@@ -26,7 +27,8 @@ from tessera.retriever_definition import (
 class Plan:
     """A retriever, ready to run in its namespace.
 
-    `cache_ttl_s` is how long a result may be kept, null when it may not; `version` changes with the retriever.
+    `cache_ttl_s` is how long a result may be kept, null when it may not; `version` changes with the retriever;
+    `limits` is what one execution may take.
     """
 
     place: RowMapping
@@ -36,6 +38,7 @@ class Plan:
     fields: dict[str, InputField]
     cache_ttl_s: float | None = None
     version: str = ""
+    limits: BudgetLimits = field(default_factory=BudgetLimits)
 
 
 def stored_plan(
@@ -58,10 +61,22 @@ def stored_plan(
             found, problems = collections_named(connection, place["namespace_id"], wanted, own)
             raise_problems(problems)
     fields = {name: InputField.model_validate(value) for name, value in definition["input_schema"].items()}
-    ttl_s = _cache_ttl_s(definition.get("cache_config"))
-    return Plan(
-        place, row["retriever_id"], found, definition["stages"], fields, ttl_s, row["updated_at"]
-    ), row
+    stages = definition["stages"]
+    ttl_s = _cache_ttl_s(definition.get("cache_config")) if _is_repeatable(wh, stages) else None
+    limits = _limits(definition.get("budget_limits"))
+    return Plan(place, row["retriever_id"], found, stages, fields, ttl_s, row["updated_at"], limits), row
+
+
+def _is_repeatable(wh: Warehouse, stages: Sequence[Mapping[str, Any]]) -> bool:
+    found = (wh.registry.stage(spec["config"]["stage_id"]) for spec in stages)
+    return all(stage is None or stage.is_repeatable for stage in found)
+
+
+def _limits(stored: Mapping[str, Any] | None) -> BudgetLimits:
+    try:
+        return BudgetLimits.model_validate(stored or {})
+    except pydantic.ValidationError:
+        return BudgetLimits()  # of a release that took anything
 
 
 def _cache_ttl_s(config: Mapping[str, Any] | None) -> float | None:
@@ -86,9 +101,10 @@ def adhoc_plan(wh: Warehouse, principal: Principal, namespace: str, request: Adh
         stages, fields, problems = checked_stages(
             wh, place, request.stages, request.input_schema, declared=False
         )
-        problems += join_problems(connection, place["namespace_id"], request.stages, stages)
         found, unknown = collections_named(connection, place["namespace_id"], wanted)
+        problems += join_problems(connection, place["namespace_id"], request.stages, stages, found)
+        problems += secret_problems(connection, wh, principal, stages)
         raise_problems(problems + unknown)
         if not wanted:
             found = all_collections(connection, place["namespace_id"])
-    return Plan(place, "", found, stages, fields)
+    return Plan(place, "", found, stages, fields, limits=request.budget_limits or BudgetLimits())

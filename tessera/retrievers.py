@@ -20,12 +20,14 @@ from tessera.ids import new_id
 from tessera.models.retrievers import CloneRetrieverRequest, CreateRetrieverRequest, PatchRetrieverRequest
 from tessera.pagination import PageRequest, paginate
 from tessera.retriever_definition import (
+    available_stages,
     checked_stages,
     collections_named,
     find,
     join_problems,
     name_problems,
     normalise_stage,
+    secret_problems,
 )
 
 #: What of a retriever no PATCH changes.
@@ -44,8 +46,9 @@ def create(
         stages, fields, problems = checked_stages(
             wh, place, request.stages, request.input_schema, declared=request.input_schema is not None
         )
-        problems += join_problems(connection, namespace_id, request.stages, stages)
+        problems += secret_problems(connection, wh, principal, stages)
         found, unknown = collections_named(connection, namespace_id, request.collection_identifiers)
+        problems += join_problems(connection, namespace_id, request.stages, stages, found)
         problems += unknown + name_problems(retriever_name)
         taken = connection.execute(
             sa.select(retrievers.c.retriever_id).where(
@@ -70,7 +73,9 @@ def create(
                 "collection_ids": found,
                 "stages": stages,
                 "input_schema": {name: field.model_dump(exclude_none=True) for name, field in fields.items()},
-                "budget_limits": request.budget_limits,
+                "budget_limits": (
+                    request.budget_limits.model_dump(exclude_none=True) if request.budget_limits else None
+                ),
                 "cache_config": request.cache_config.model_dump() if request.cache_config else None,
                 "tags": request.tags,
                 "visibility": request.visibility,
@@ -265,7 +270,7 @@ def stage_catalogue(wh: Warehouse, category: str | None = None) -> list[dict[str
             "icon": stage.icon,
             "parameter_schema": stage.Params.model_json_schema(),
         }
-        for _, stage in sorted(wh.registry.stages.items())
+        for _, stage in sorted(available_stages(wh).items())
         if category is None or stage.category == category
     ]
 

@@ -75,14 +75,17 @@ def list_names(wh: Warehouse, principal: Principal) -> SecretsListResponse:
     """Return the names of the organization's secrets, in order; never a value."""
     check_administers(principal, "organization")
     with wh.db.read() as connection:
-        found = list(
-            connection.execute(
-                sa.select(secrets.c.secret_name)
-                .where(secrets.c.organization_id == principal.organization_id)
-                .order_by(secrets.c.secret_name)
-            ).scalars()
-        )
+        found = sorted(secret_names(connection, principal.organization_id))
     return SecretsListResponse(secrets=found, count=len(found))
+
+
+def secret_names(connection: Connection, organization_id: str) -> set[str]:
+    """Return the names of an organization's secrets."""
+    return set(
+        connection.execute(
+            sa.select(secrets.c.secret_name).where(secrets.c.organization_id == organization_id)
+        ).scalars()
+    )
 
 
 def update(wh: Warehouse, principal: Principal, name: str, request: UpdateSecretRequest) -> SecretResponse:

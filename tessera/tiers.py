@@ -12,9 +12,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from tessera import new_tasks
 from tessera.db.engine import now
 from tessera.db.tables import batches, collections, tasks
-from tessera.ids import new_id
 from tessera.models.batches import Tier
 from tessera.models.tasks import FINISHED, TaskStatus, TaskType
 
@@ -174,27 +174,21 @@ def put_in_line(
         if tier.status in FINISHED:
             waiting.append(tier)
             continue
-        own = new_id("tsk")
-        connection.execute(
-            tasks.insert().values(
-                task_id=own,
-                organization_id=organization_id,
-                namespace_id=batch["namespace_id"],
-                task_type=TaskType.FEATURE_EXTRACTOR_RUN,
-                status=TaskStatus.PENDING,
-                inputs=[batch["batch_id"]],
-                outputs=[],
-                additional_data={
-                    "batch_id": batch["batch_id"],
-                    "bucket_id": batch["bucket_id"],
-                    "batch_task_id": task_id,
-                    "tier_num": tier.tier_num,
-                    "collection_ids": tier.collection_ids,
-                    "stage": "queued",
-                },
-                created_at=at,
-                updated_at=at,
-            )
+        own = new_tasks.add(
+            connection,
+            organization_id,
+            batch["namespace_id"],
+            TaskType.FEATURE_EXTRACTOR_RUN,
+            [batch["batch_id"]],
+            {
+                "batch_id": batch["batch_id"],
+                "bucket_id": batch["bucket_id"],
+                "batch_task_id": task_id,
+                "tier_num": tier.tier_num,
+                "collection_ids": tier.collection_ids,
+                "stage": "queued",
+            },
+            at,
         )
         waiting.append(tier.model_copy(update={"task_id": own}))
     return waiting

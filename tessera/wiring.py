@@ -16,6 +16,7 @@ from tessera.db.migrate import migrate
 from tessera.execution_log import ExecutionLog
 from tessera.fetching import Fetcher
 from tessera.jobs import Jobs
+from tessera.language import LanguageModel
 from tessera.ports import Runner, Vectors
 from tessera.registry import Registry
 from tessera.result_cache import ResultCache
@@ -49,8 +50,10 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         vectors=vectors,
         views=Views(db, vectors, blobs, locate, graph_from_bytes=settings.graph_from_mb * 2**20),
         runner=_runner(settings),
-        decoder=_decoder(settings),
-        registry=Registry.load(settings.models_path, offline=settings.offline),
+        decoder=open_decoder(settings),
+        registry=Registry.load(
+            settings.models_path, offline=settings.offline, extractors_dir=settings.extractors_path
+        ),
         jobs=jobs,
         fetcher=_fetcher(settings),
         signing_key=signing_key,
@@ -58,6 +61,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         base_url=(settings.public_url or base_url or f"http://{settings.host}:{settings.port}").rstrip("/"),
         results=ResultCache(settings.result_cache_mib * 2**20),
         executions=ExecutionLog(db, settings.execution_log_days),
+        language=_language(settings),
     )
     if run_jobs:
         jobs.start(wh)
@@ -75,6 +79,8 @@ def close_warehouse(wh: Warehouse) -> None:
     wh.vectors.close()
     if wh.executions is not None:
         wh.executions.close()
+    if wh.language is not None:
+        wh.language.close()
     wh.db.close()
 
 
@@ -120,12 +126,13 @@ def _runner(settings: Settings) -> Runner:
     def clusters() -> Runner:
         from tessera.adapters.ray import RayRunner
 
-        return RayRunner([settings.blobs_path, settings.models_path])
+        return RayRunner([settings.blobs_path, settings.models_path, settings.extractors_path])
 
     return RoutedRunner(lambda: LocalRunner(settings.workers, settings.worker_memory_mib), clusters)
 
 
-def _decoder(settings: Settings) -> Runner:
+def open_decoder(settings: Settings) -> Runner:
+    """Return what opens files of strangers one by one, in a process with bounds; the caller closes it."""
     from tessera.adapters.local import LocalRunner
 
     return LocalRunner(1, settings.worker_memory_mib)
@@ -137,6 +144,21 @@ def _fetcher(settings: Settings) -> Fetcher:
         allowed_networks=parse_networks(settings.fetch_allowed_networks),
         ports=parse_ports(settings.fetch_ports),
         total_s=settings.fetch_timeout_s,
+    )
+
+
+def _language(settings: Settings) -> LanguageModel | None:
+    if settings.llm_base_url is None or settings.llm_model is None:
+        return None
+    further = (name.strip() for name in (settings.llm_models or "").split(","))
+    return LanguageModel(
+        settings.llm_base_url,
+        settings.llm_model,
+        settings.llm_api_key.get_secret_value() if settings.llm_api_key else None,
+        models=tuple(name for name in further if name),
+        timeout_s=settings.llm_timeout_s,
+        concurrency=settings.llm_concurrency,
+        max_prompt_chars=settings.llm_max_prompt_chars,
     )
 
 

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import language_endpoint as language
 from tests.http.processes import Server
+from tests.language_endpoint import Endpoint
 from tests.ray_cluster import RayCluster
 
 QDRANT_URL = os.environ.get("TESSERA_TEST_QDRANT_URL")
@@ -48,12 +50,24 @@ sys.addaudithook(_stay_here)
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def language_endpoint() -> Iterator[Endpoint]:
+    """The language model of the shared server: an endpoint that computes."""
+    with language.serving() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, language_endpoint: Endpoint) -> Iterator[Server]:
     """A real server on an empty data directory, shared by the whole run."""
     # URLs are fetched from one loopback address, which stands for the Internet, and from no other.
     server = Server.start(
         tmp_path_factory.mktemp("server") / "data",
-        environment={"TESSERA_FETCH_ALLOWED_NETWORKS": "127.0.0.2/32"},
+        environment={
+            "TESSERA_FETCH_ALLOWED_NETWORKS": "127.0.0.2/32",
+            "TESSERA_LLM_BASE_URL": language_endpoint.url,
+            "TESSERA_LLM_MODEL": "small",
+            "TESSERA_LLM_API_KEY": language.KEY,
+        },
     )
     yield server
     assert server.stop() == 0, server.log[-2000:]

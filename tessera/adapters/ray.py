@@ -231,7 +231,7 @@ class _Cluster:
 class RayRunner:
     """`Runner` on Ray clusters; which one, and how many workers there, the `compute` of each call says.
 
-    `directories` are those that workers must see under the same path: blobs, and models.
+    `directories` are those that workers must see under the same path: blobs, models, files of extractors.
     """
 
     def __init__(self, directories: Sequence[Path]) -> None:

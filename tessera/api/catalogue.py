@@ -70,7 +70,10 @@ def get_namespace_extractor(
 def _used(wh: Wh, asking: Asking, identifier: str) -> tuple[str, list[JsonObject]]:
     with wh.db.read() as connection:
         row = namespaces.resolve(connection, asking, identifier)
-    registered = row["feature_extractors"]
+    registered = [(item["feature_extractor_name"], item["version"]) for item in row["feature_extractors"]]
+    # One whose file was removed, or is broken, cannot be described.
     return row["namespace_id"], [
-        wh.registry.describe(item["feature_extractor_name"], item["version"]) for item in registered
+        wh.registry.describe(name, version)
+        for name, version in registered
+        if wh.registry.find(name, version) is not None
     ]

@@ -12,7 +12,21 @@ import sys
 from collections.abc import Sequence
 
 from tessera import __version__
-from tessera.cli import backup, erase, failures, ingest, keys, models, search, secrets, settings, up, watch
+from tessera.cli import (
+    backup,
+    erase,
+    extractors,
+    failures,
+    ingest,
+    keys,
+    models,
+    plan,
+    search,
+    secrets,
+    settings,
+    up,
+    watch,
+)
 from tessera.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, fail
 
 
@@ -49,6 +63,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tessera {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for group in (up, ingest, watch, search, settings, keys, models, secrets, backup, erase, failures):
+    for group in (
+        up,
+        ingest,
+        plan,
+        watch,
+        search,
+        settings,
+        keys,
+        models,
+        extractors,
+        secrets,
+        backup,
+        erase,
+        failures,
+    ):
         group.add(commands)
     return parser

@@ -105,8 +105,8 @@ def sniff(path: Path) -> str | None:
 # --- pictures -----------------------------------------------------------------------------------------
 
 
-def open_picture(path: Path) -> Picture:
-    """Decode a picture file; of an animation, the first frame. Large JPEGs are decoded at a fraction of their size.
+def open_picture(path: Path, side: int = WORKING_SIDE) -> Picture:
+    """Decode a picture file; of an animation, the first frame. It is made smaller until it has `side` pixels a side.
 
     Raises `BadSample`: ``too_large`` before anything is decoded, ``unsupported``, ``unreadable``.
     """
@@ -127,7 +127,7 @@ def open_picture(path: Path) -> Picture:
                     f"The picture has {width}×{height} pixels; at most {MAX_PICTURE_PIXELS >> 20} Mi are decoded.",
                 )
             if image.format == "JPEG":
-                image.draft("RGB", (WORKING_SIDE, WORKING_SIDE))
+                image.draft("RGB", (side, side))
             upright = ImageOps.exif_transpose(image)
             if upright.mode == "I;16" or upright.mode.startswith(("I", "F")):
                 upright = _from_deep(upright)
@@ -137,8 +137,22 @@ def open_picture(path: Path) -> Picture:
             tags = image.getexif()
             turned = tags.get(0x0112, 1) in range(5, 9)
             taken = exif.read(tags)
-        decoded.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
+        decoded.thumbnail((side, side), Image.Resampling.BOX)
         return Picture(decoded, *((height, width) if turned else (width, height)), taken)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture file as its header tells them. Raises `BadSample`."""
+    from PIL import Image, UnidentifiedImageError
+
+    with decoding("picture"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=_PICTURE_FORMATS) as image:
+                width, height = image.size
+        except UnidentifiedImageError:
+            raise _not_a("picture", path, "JPEG, PNG, GIF, WebP, AVIF, TIFF, BMP or JPEG 2000") from None
+    return width, height
 
 
 def thumbnail(image: Image) -> bytes:
@@ -152,6 +166,13 @@ def thumbnail(image: Image) -> bytes:
         small = Pillow.alpha_composite(ground, small)
     out = io.BytesIO()
     small.convert("RGB").save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    return out.getvalue()
+
+
+def as_png(image: Image) -> bytes:
+    """Return a picture without loss."""
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -74,6 +74,13 @@ class CacheConfig(Model):
     ttl_seconds: int = Field(3600, ge=1, le=30 * 86_400)
 
 
+class BudgetLimits(Model):
+    """What one execution may take; a credit is a number of a language model's tokens, all else costs none."""
+
+    max_credits: float | None = Field(None, ge=0, allow_inf_nan=False)
+    max_time_ms: int | None = Field(None, ge=0, le=86_400_000)
+
+
 class CreateRetrieverRequest(Model):
     """A retriever to create; `name`, `collection_ids` and ``input_schema.properties`` are accepted spellings."""
 
@@ -98,7 +105,7 @@ class CreateRetrieverRequest(Model):
     )
     input_schema: JsonObject | None = Field(None, examples=[_INPUT_SCHEMA])
     description: str | None = Field(None, max_length=2000)
-    budget_limits: JsonObject | None = None
+    budget_limits: BudgetLimits | None = None
     cache_config: CacheConfig | None = None
     tags: list[str] | None = None
     visibility: str | None = None
@@ -141,7 +148,7 @@ class CloneRetrieverRequest(Model):
     )
     stages: list[JsonObject] | None = Field(None, min_length=1, max_length=32)
     input_schema: JsonObject | None = None
-    budget_limits: JsonObject | None = None
+    budget_limits: BudgetLimits | None = None
     cache_config: CacheConfig | None = None
     tags: list[str] | None = None
     visibility: str | None = None
@@ -191,6 +198,7 @@ class AdhocExecuteRequest(ExecuteRequest):
 
     stages: list[JsonObject] = Field(min_length=1, max_length=32)
     input_schema: JsonObject | None = None
+    budget_limits: BudgetLimits | None = None
 
 
 class SearchDocumentsRequest(Model):

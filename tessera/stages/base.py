@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from tessera.errors import BadRequestError, Problem, ValidationError, quote
+from tessera import templates
+from tessera.budget import Budget
+from tessera.enrichment import Verdict
+from tessera.errors import BadRequestError, Problem, TesseraError, ValidationError, quote
 from tessera.filters import And, Filter, is_path, parse, values_at
+from tessera.language import NOT_SET
 from tessera.models import PayloadIndex
+from tessera.models.taxonomies import EnrichmentStyle
 from tessera.ports import HIDDEN_FIELDS, Hit, Page, PageResult, Payload, Search, Vector
+
+if TYPE_CHECKING:
+    from tessera.fetching import Fetcher
+    from tessera.inference import Models
+    from tessera.language import LanguageModel
 
 Category = Literal["filter", "sort", "reduce", "apply", "enrich"]
 
@@ -75,6 +85,49 @@ class QueryVector:
     text: str | None = None
 
 
+@dataclass(slots=True)
+class Work:
+    """What a stage notes of its work beside the hits; it stands in the stage's statistics.
+
+    `error` tells what went wrong with some documents while the others went on. `facets` are answered at the root too.
+    """
+
+    llm_calls: int | None = None
+    tokens_used: int | None = None
+    error: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    facets: list[dict[str, Any]] | None = None
+    #: Whether the same documents and inputs will give the same hits again.
+    is_repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a server has, or has not: its language model, its other models, its way to other servers."""
+
+    language: LanguageModel | None = None
+    models: Models | None = None
+    fetcher: Fetcher | None = None
+
+
+def _no_secret(name: str) -> str:
+    raise BadRequestError(f"There is no secret {quote(name)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which assignments of a taxonomy are wanted: the best `top_k` of those that reach `min_confidence`."""
+
+    top_k: int
+    min_confidence: float
+    version: int | None = None
+    style: EnrichmentStyle = EnrichmentStyle.COMBINED
+
+
+def _no_taxonomy(identifier: str, hits: Sequence[Hit], wanted: Wanted) -> list[Verdict | TesseraError]:
+    raise BadRequestError(f"Taxonomy {quote(identifier)} cannot be run by the retriever of a taxonomy.")
+
+
 @dataclass(frozen=True, slots=True)
 class StageContext:
     """What a stage may use.
@@ -85,6 +138,8 @@ class StageContext:
     `collection` gives the filter that limits a read to another collection of the namespace, by its id or name.
     `vectors` gives the vectors of documents by document id and vector name, only that of the feature URI
     when one is named.
+    `work` takes what a stage notes, `budget` bounds time and credits, `secret` gives the value of a secret of the
+    organization by its name. `taxonomy` says what a taxonomy, by id or name, says of documents.
     """
 
     within: Filter
@@ -97,6 +152,12 @@ class StageContext:
     text_features: Callable[[], list[str]]
     collection: Callable[[str], Filter]
     vectors: Callable[[Sequence[str], str | None], Mapping[str, Mapping[str, Vector]]]
+    work: Work = field(default_factory=Work)
+    budget: Budget = field(default_factory=Budget)
+    equipment: Equipment = field(default_factory=Equipment)
+    secret: Callable[[str], str] = _no_secret
+    organization_id: str = ""
+    taxonomy: Callable[[str, Sequence[Hit], Wanted], list[Verdict | TesseraError]] = _no_taxonomy
 
 
 class Stage(ABC):
@@ -111,6 +172,14 @@ class Stage(ABC):
     Params: ClassVar[type[StageParams]] = StageParams
     #: Parameters that `run` fills in for each document, with ``{{DOC.…}}`` and ``{{INPUT.…}}``.
     per_document: ClassVar[frozenset[str]] = frozenset()
+    #: Parameters in which ``{{secrets.name}}`` may stand; `run` fills it in.
+    secret_in: ClassVar[frozenset[str]] = frozenset()
+    #: Expressions without a path that `run` fills in, such as ``{{DOCUMENTS}}``.
+    words: ClassVar[frozenset[str]] = frozenset()
+    #: Whether the same documents and parameters give the same hits: what another server says may differ.
+    is_repeatable: ClassVar[bool] = True
+    #: Whether the stage is there only where a language model is.
+    needs_language: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, hits: list[Hit] | None, params: Any, context: StageContext) -> list[Hit]:
@@ -127,6 +196,16 @@ class Stage(ABC):
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return what is wrong with `parameters` beyond what `Params` says, as far as it shows without inputs."""
         return []
+
+    def secrets_in(self, parameters: Mapping[str, Any]) -> set[str]:
+        """Return the names of the secrets that `parameters` refer to."""
+        return {path[0] for root, path in templates.references(parameters) if root == "SECRET"}
+
+    def lacks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return why this server cannot run the stage with `parameters`, and what would help; None when it can."""
+        if self.needs_language and equipment.language is None:
+            return f"{self.stage_id} needs a language model, and {NOT_SET}."
+        return None
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return `parameters` in this stage's own form; older and shorter spellings are translated here."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field, field_validator
 
 from tessera import templates
-from tessera.errors import Problem, quote
+from tessera.errors import Problem
 from tessera.filters import And, Condition, values_at
 from tessera.ports import HIDDEN_FIELDS, Hit, Page, Payload
 from tessera.stages.base import (
@@ -24,12 +24,10 @@ from tessera.stages.base import (
     tree_at,
     with_tree_at,
 )
+from tessera.stages.outside import output_path
 
 #: Values that are looked up in one read, and most documents that one read brings.
 LOOKUP_BATCH = 500
-
-#: Most names in the path of the field that is written.
-MAX_OUTPUT_LEVELS = 16
 
 #: A value as it is compared: 1 and 1.0 are one, 1 and true are two.
 _Key = tuple[bool, Any]
@@ -59,14 +57,7 @@ class DocumentEnrichParams(StageParams):
     strategy: Literal["enrich", "replace", "append"] = "enrich"
     allow_missing: bool = True
 
-    @field_validator("output_field")
-    @classmethod
-    def _free(cls, path: str | None) -> str | None:
-        if path is not None and path.split(".")[0] in ORIGIN_FIELDS:
-            raise ValueError(f"{quote(path)} is the document's own; choose another field")
-        if path is not None and path.count(".") >= MAX_OUTPUT_LEVELS:
-            raise ValueError(f"a field to write to lies at most {MAX_OUTPUT_LEVELS} levels deep")
-        return path
+    _free = field_validator("output_field")(output_path)
 
 
 class DocumentEnrich(Stage):

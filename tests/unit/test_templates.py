@@ -67,7 +67,7 @@ def test_only_what_is_in_the_tree_is_found(value: str) -> None:
         "{{7*7}}",
         "{{INPUT}}",
         "{{INPUT.}}",
-        "{{SECRET.q}}",
+        "{{VAULT.q}}",
         "{{}}",
         "{{INPUT.q",
         "INPUT.q}}",
