@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,31 @@ def test_a_large_request_means_what_a_small_one_means(loop: Loop, collection: st
     assert "beyond float32" in texts[1]
     assert "has 383 numbers; 384 are needed" in texts[2]
     assert "list of 384 numbers" in texts[3] and "list of 384 numbers" in texts[4]
+
+
+def test_large_requests_at_once_are_all_answered(loop: Loop, collection: str) -> None:
+    """They are computed on in turn, and one that is refused, wherever, lets the next one begin."""
+    path = f"/namespaces/{loop.namespace_id}/documents/upsert"
+
+    def body(number: int, **fields: Any) -> Any:
+        rows = np.random.default_rng(number).standard_normal((40, 384)).tolist()
+        documents = [
+            {"document_id": f"d{number}-{n}", "vectors": {NAME: row}, **fields} for n, row in enumerate(rows)
+        ]
+        return {"collection_id": collection, "documents": documents}
+
+    wrong = [
+        (400, {**body(1), "collection_id": None}),
+        (404, {**body(2), "collection_id": "col_ffffffffffffffff"}),
+        (422, {**body(3), "documents": "x" * 300_000}),
+        (422, body(4, metadata=7)),
+        (422, {**body(5), "deep": [[[0.5] * 300]] * 200 + [json.loads("[" * 70 + "]" * 70)]}),
+        *((200, body(number)) for number in range(6, 12)),
+    ]
+    with ThreadPoolExecutor(len(wrong)) as pool:
+        sent = [pool.submit(loop.post, path, large, status=status) for status, large in wrong]
+        assert all(future.result(timeout=120) for future in sent)
+    assert loop.get(f"/collections/{collection}")["document_count"] == 240
 
 
 def test_an_idempotency_key_holds_for_one_body(loop: Loop, collection: str) -> None:
