@@ -306,6 +306,8 @@ class Models:
         self._lock = threading.RLock()
         self._loaded: dict[str, Any] = {}
         self._hub_failure: tuple[float, str] | None = None
+        #: How long loading took so far, in all.
+        self.loading_s = 0.0
 
     # --- the table ------------------------------------------------------------------------------------
 
@@ -456,9 +458,11 @@ class Models:
             with self._lock:
                 loaded = self._loaded.get(model.model_id)
                 if loaded is None:
+                    began = time.perf_counter()
                     if not self.installed(model.model_id):
                         self._pull_if_allowed(model)
                     loaded = self._loaded[model.model_id] = loader(model)
+                    self.loading_s += time.perf_counter() - began
         return loaded
 
     def _load_minilm(self, model: Model) -> TextModel:

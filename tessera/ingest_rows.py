@@ -23,6 +23,7 @@ from tessera.ingest_commit import close_refused, close_unchanged, end_rows
 from tessera.models.batches import Tier
 from tessera.plan import PROTECTED_FIELDS
 from tessera.ports import HIDDEN_FIELDS
+from tessera.registry import Registry
 from tessera.source_content import as_filtered, digest, input_hash, inputs_of, passthrough_of
 
 #: A source to process: an object's row, or what `pending_documents` makes of a document, with what is known of its
@@ -129,7 +130,7 @@ def cut_into_chunks(
                     collection_id=collection["collection_id"],
                     extractor_name=extractor["feature_extractor_name"],
                     extractor_version=extractor["version"],
-                    params=_params(attempt, extractor),
+                    params=params_of(extractor, attempt.locked),
                     running=attempt.running,
                     vectors=attempt.vectors,
                     rows=tuple(rows),
@@ -265,27 +266,36 @@ def let_through(
     return passed
 
 
-def _params(attempt: Attempt, extractor: Mapping[str, Any]) -> dict[str, Any]:
+def params_of(extractor: Mapping[str, Any], locked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the collection's parameters; what the namespace locked wins, because it decides the vectors."""
     return {
         **(extractor.get("params") or {}),
         **(extractor.get("parameters") or {}),
-        **attempt.locked.get(extractor["feature_extractor_name"], {}),
+        **locked.get(extractor["feature_extractor_name"], {}),
     }
 
 
 def plan_hash_of(wh: Warehouse, attempt: Attempt, collection: RowMapping) -> str:
     """Return the digest of everything of a collection that decides what documents it makes of a source."""
-    extractor = collection["feature_extractor"]
+    return plan_digest(wh.registry, collection["feature_extractor"], attempt.locked, attempt.running)
+
+
+def plan_digest(
+    registry: Registry,
+    extractor: Mapping[str, Any],
+    locked: Mapping[str, Mapping[str, Any]],
+    running: Mapping[str, str],
+) -> str:
+    """Return the digest of an extractor with its parameters, as a collection has it, and of the models that run."""
     implementation, params = configured(
-        wh.registry,
+        registry,
         extractor["feature_extractor_name"],
         extractor["version"],
-        _params(attempt, extractor),
-        attempt.running,
+        params_of(extractor, locked),
+        running,
     )
     outputs = implementation.outputs(params)
-    code = wh.registry.code_of(implementation.name)
+    code = registry.code_of(implementation.name)
     return digest(
         {
             "extractor": implementation.name,

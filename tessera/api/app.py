@@ -46,6 +46,7 @@ NOUNS = (
     "documents",
     "objects",
     "batches",
+    "plans",
     "failures",
     "buckets",
     "collections",

@@ -495,6 +495,20 @@ retrievers = Table(
 )
 
 #: Executions of stored retrievers, kept for a while: what each took, never what it found.
+#: How long extracting took, and what came of it, as moments (``rates.py``); of no namespace, of one place each.
+rates = Table(
+    "rates",
+    metadata,
+    #: Machine and workers, or cluster
+    Column("place", String, primary_key=True),
+    #: Name of the implementation; "" for what a batch takes beside its chunks
+    Column("extractor", String, primary_key=True),
+    Column("plan_hash", String, primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("moments", JSON, nullable=False),
+    Column("updated_at", String, nullable=False),
+)
+
 executions = Table(
     "executions",
     metadata,
