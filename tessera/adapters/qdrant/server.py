@@ -138,7 +138,7 @@ class ServerVectors:
         with self._lock:
             opened = self._views.pop(view.view_id, None)
         if opened is not None:
-            # A collection that another server has dropped meanwhile takes no mark, and keeps none of the others from one.
+            # A collection that another server has dropped takes no mark, and keeps none of the others from one.
             with contextlib.suppress(QdrantError, ViewDamaged), opened.writing:
                 opened.engine.write_standing(opened.live.standing)
 
@@ -174,7 +174,7 @@ class ServerVectors:
             views, self._views = list(self._views.values()), {}
             clients, self._clients = list(self._clients.values()), {}
         for opened in views:
-            # A collection that another server has dropped meanwhile takes no mark, and keeps none of the others from one.
+            # A collection that another server has dropped takes no mark, and keeps none of the others from one.
             with contextlib.suppress(QdrantError, ViewDamaged), opened.writing:
                 opened.engine.write_standing(opened.live.standing)
         for client in clients:
