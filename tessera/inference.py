@@ -1193,6 +1193,19 @@ def _from_hub(model: Model, part: Path) -> None:
             shutil.copyfile(path, target)
             if file.lfs is not None:
                 _verify(target.parent, {target.name: file.lfs.sha256})
+            elif file.blob_id is not None:
+                _verify_blob(target, file.blob_id)
+
+
+def _verify_blob(path: Path, expected: str) -> None:
+    """Compare a small file with the id that Git gives to its content, which is what the hub states for it."""
+    data = path.read_bytes()
+    found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise InferenceServiceUnavailableError(
+            f"{path.name} is damaged: its Git id is {found[:16]}…, expected {expected[:16]}…. `tessera models pull` "
+            "brings it again."
+        )
 
 
 def _verify(folder: Path, checksums: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ import orjson
 from tessera import documents, links, taxonomy_execution
 from tessera.budget import BudgetSpent
 from tessera.context import Principal, Warehouse
-from tessera.errors import TesseraError
+from tessera.errors import TesseraError, quote
 from tessera.execution_note import Note, budget_told, statistics_of
 from tessera.ids import point_id
 from tessera.models.retrievers import (
