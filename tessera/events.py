@@ -33,6 +33,12 @@ CACHE_SCOPES: Mapping[EventType, str] = {
     EventType.COLLECTION_UPDATED: "collection",
     EventType.COLLECTION_DELETED: "namespace",
     EventType.COLLECTION_DOCUMENTS_WRITTEN: "collection",
+    EventType.CLUSTER_CREATED: "key",
+    EventType.CLUSTER_UPDATED: "key",
+    EventType.CLUSTER_DELETED: "key",
+    EventType.CLUSTER_EXECUTION_STARTED: "key",
+    EventType.CLUSTER_EXECUTION_COMPLETED: "key",
+    EventType.CLUSTER_EXECUTION_FAILED: "key",
 }
 
 #: Built once: it runs with every change.

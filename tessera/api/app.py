@@ -49,6 +49,7 @@ NOUNS = (
     "failures",
     "buckets",
     "collections",
+    "clusters",
     "tasks",
     "uploads",
     "blobs",
