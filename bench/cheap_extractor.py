@@ -1,19 +1,16 @@
 """An extractor that takes exactly as long as its text says, and costs nothing else: ``wait 10`` or ``work 20`` (ms).
 
-It comes by entry point, as a third party's would; `install` makes what an installed distribution consists of.
+It comes by entry point, as a third party's would (`bench.entry_points`).
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.servers import ROOT
 from tessera.extractors.base import BadSample, Extractor, Feature, FieldOutput, Outputs, Sample, VectorOutput
 
 NAME = "cheap_extractor"
@@ -49,12 +46,3 @@ def _pass(what: str, seconds: float) -> None:
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         sum(range(1000))
-
-
-def install(folder: Path) -> dict[str, str]:
-    """Make a distribution in `folder` that registers the extractor; return the environment that finds it."""
-    about = folder / "cheap-1.0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: cheap\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[tessera.extractors]\n{NAME} = {__name__}:Cheap\n")
-    return {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}

@@ -41,10 +41,10 @@ def _measure(folder: Path, name: str, seconds: float, parameters: dict[str, Any]
     _film(film, folder / "part.mp4", seconds)
     with tessera(folder / "tessera") as client:
         place = _Place(client, film)
-        before = _bytes_of(folder / "tessera")
+        before = bytes_of(folder / "tessera")
         with _largest_worker() as largest:
             took_s, documents, said = place.extract(parameters)
-        grown = _bytes_of(folder / "tessera") - before
+        grown = bytes_of(folder / "tessera") - before
         print(
             f"{seconds / 60:.0f} min of 1280x720, {film.stat().st_size / 2**20:.0f} MiB: {name}: "
             f"{took_s:.0f} s ({seconds / took_s:.1f}x real time), {documents} documents, worker "
@@ -152,7 +152,8 @@ def _resident_mib(pid: int) -> float:
     return 0.0
 
 
-def _bytes_of(folder: Path) -> int:
+def bytes_of(folder: Path) -> int:
+    """Return how much disk the files below a folder take."""
     sizes = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

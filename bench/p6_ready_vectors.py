@@ -22,13 +22,12 @@ import numpy as np
 from bench import raw_edge
 from bench.clustered import Floats, clustered, document_id, number_of, payload
 from bench.place import BATCH, VECTOR, Place
-from bench.servers import chroma, tessera
+from bench.servers import CHROMA_COLLECTIONS, chroma, tessera
 from bench.wire import Wire, in_parallel
 
 ROUNDS = 7
 DOCUMENTS = 10_000
 CONNECTIONS = 4
-_COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
 
 
 def main() -> None:
@@ -100,8 +99,10 @@ def _raw(folder: Path, vectors: Floats) -> None:
 
 
 def _chroma(client: httpx.Client, name: str, vectors: Floats) -> None:
-    made = client.post(_COLLECTIONS, json={"name": name, "configuration": {"hnsw": {"space": "cosine"}}})
-    path = f"/api/v2{_COLLECTIONS}/{made.raise_for_status().json()['id']}/upsert"
+    made = client.post(
+        CHROMA_COLLECTIONS, json={"name": name, "configuration": {"hnsw": {"space": "cosine"}}}
+    )
+    path = f"/api/v2{CHROMA_COLLECTIONS}/{made.raise_for_status().json()['id']}/upsert"
 
     def put(wire: Wire, start: int) -> None:
         numbers = range(start, min(start + BATCH, len(vectors)))

@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.cheap_extractor import NAME, Cheap, install
+from bench.cheap_extractor import NAME, Cheap
+from bench.entry_points import install
 from bench.pipeline import Pipeline
 from bench.servers import tessera
 from tessera.extractors.base import Input, Sample
@@ -25,7 +26,7 @@ FORMS = (("wait 10", 600, None, "floor 0.8"), ("work 20", 300, 2, "record 1.8"))
 def main() -> None:
     """Print the rate of a batch and of a loop, for both kinds of items."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = install(Path(folder) / "site")
+        environment = install(Path(folder) / "site", Cheap)
         extractor = Cheap(open_models(Path(folder) / "models", offline=True))
         for number, (item, count, workers, bound) in enumerate(FORMS):
             options = () if workers is None else ("--workers", str(workers))

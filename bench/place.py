@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -18,11 +18,20 @@ BATCH = 1000
 
 
 class Place:
-    """A fresh namespace on the server of `client`."""
+    """A fresh namespace on the server of `client`, with the vectors named `vector` of `extractor`, found by `uri`."""
 
-    def __init__(self, client: httpx.Client, name: str, **fields: Any) -> None:
-        self._client = client
-        body = {"namespace_name": name, "feature_extractors": [EXTRACTOR], **fields}
+    def __init__(
+        self,
+        client: httpx.Client,
+        name: str,
+        *,
+        extractor: dict[str, str] = EXTRACTOR,
+        vector: str = VECTOR,
+        uri: str = URI,
+        **fields: Any,
+    ) -> None:
+        self._client, self._vector, self._uri = client, vector, uri
+        body = {"namespace_name": name, "feature_extractors": [extractor], **fields}
         self.namespace_id: str = self._post("/v1/namespaces", body)["namespace_id"]
         bucket = self._post(
             "/v1/buckets",
@@ -33,7 +42,7 @@ class Place:
             {
                 "collection_name": "collection",
                 "source": {"type": "bucket", "bucket_ids": [bucket["bucket_id"]]},
-                "feature_extractor": EXTRACTOR,
+                "feature_extractor": extractor,
             },
         )["collection_id"]
 
@@ -57,7 +66,7 @@ class Place:
                         "stage_id": "feature_search",
                         "parameters": {
                             "searches": [
-                                {"feature_uri": URI, "query": {"vector": "{{INPUT.v}}"}, "top_k": top_k}
+                                {"feature_uri": self._uri, "query": {"vector": "{{INPUT.v}}"}, "top_k": top_k}
                             ],
                             "final_top_k": top_k,
                         },
@@ -68,26 +77,33 @@ class Place:
         )
         return f"/v1/retrievers/{made['retriever_id']}/execute"
 
-    def upserts(self, vectors: Floats, first: int = 0) -> Iterator[Any]:
-        """Yield the bodies that put `vectors` in, as documents number `first` and following."""
+    def upserts(
+        self, vectors: Floats, first: int = 0, fields: Callable[[int], dict[str, Any]] = payload
+    ) -> Iterator[Any]:
+        """Yield the bodies that put `vectors` in, as documents number `first` and following, with their `fields`."""
         for start in range(0, len(vectors), BATCH):
             yield {
                 "collection_id": self.collection_id,
                 "documents": [
                     {
                         "document_id": document_id(first + number),
-                        "vectors": {VECTOR: vectors[number]},
-                        "payload": payload(first + number),
+                        "vectors": {self._vector: vectors[number]},
+                        "payload": fields(first + number),
                     }
                     for number in range(start, min(start + BATCH, len(vectors)))
                 ],
             }
 
-    def fill(self, vectors: Floats, connections: int = 2) -> None:
+    def fill(
+        self, vectors: Floats, connections: int = 2, fields: Callable[[int], dict[str, Any]] = payload
+    ) -> None:
         """Put `vectors` in over several connections; all are durable and findable afterwards."""
         path = f"/v1/namespaces/{self.namespace_id}/documents/upsert"
         in_parallel(
             connections,
             self.wire,
-            ((lambda wire, body=body: wire.post(path, body)) for body in self.upserts(vectors)),
+            (
+                (lambda wire, body=body: wire.post(path, body))
+                for body in self.upserts(vectors, fields=fields)
+            ),
         )

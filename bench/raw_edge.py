@@ -1,4 +1,4 @@
-"""Qdrant Edge itself, in this process, configured as Tessera configures it: the other side of P3, P6 and P8."""
+"""Qdrant Edge itself, in this process, configured as Tessera configures it: the other side of P3, P6, P8 and P13."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bench.place import BATCH
 from tessera.adapters.qdrant.edge_host import INDEXING_THRESHOLD_KB
 
 
-def create(folder: Path) -> edge.EdgeShard:
+def create(folder: Path, dimensions: int = DIMENSIONS) -> edge.EdgeShard:
     """Make an empty shard with one vector and no payload index."""
     folder.mkdir(parents=True)
     return edge.EdgeShard.create(
         str(folder),
         edge.EdgeConfig(
-            vectors={"v": edge.EdgeVectorParams(DIMENSIONS, edge.Distance.Cosine)},
+            vectors={"v": edge.EdgeVectorParams(dimensions, edge.Distance.Cosine)},
             optimizers=edge.EdgeOptimizersConfig(
                 indexing_threshold=INDEXING_THRESHOLD_KB, default_segment_number=1
             ),

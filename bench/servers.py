@@ -15,6 +15,8 @@ import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMA = ROOT / ".bench-venv" / "bin" / "chroma"
+#: Where its collections are, below the client's base.
+CHROMA_COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
 
 
 @contextlib.contextmanager

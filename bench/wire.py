@@ -25,12 +25,28 @@ class Wire:
 
     def post(self, path: str, body: Any, method: str = "POST") -> Any:
         """Send `body` as JSON and return the parsed answer."""
+        return orjson.loads(self._exchange(self.request(path, body, method)))
+
+    def request(self, path: str, body: Any, method: str = "POST") -> bytes:
+        """Return what is sent for `body` as JSON."""
         data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         head = (
             f"{method} {path} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
             f"Content-Length: {len(data)}\r\n\r\n"
         ).encode()
-        return orjson.loads(self._exchange(head + data))
+        return head + data
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection."""
+        return self._socket.fileno()
+
+    def send(self, request: bytes) -> None:
+        """Send a whole request without waiting for its answer; `receive` reads that."""
+        self._socket.sendall(request)
+
+    def receive(self) -> bytes:
+        """Return the body of the answer to what was sent. Raises `RuntimeError` for any but a 2xx."""
+        return self._answer()
 
     def get(self, path: str) -> bytes:
         """Return the body that `path` answers."""
@@ -41,6 +57,9 @@ class Wire:
 
     def _exchange(self, request: bytes) -> bytes:
         self._socket.sendall(request)
+        return self._answer()
+
+    def _answer(self) -> bytes:
         received = b""
         while b"\r\n\r\n" not in received:
             received += self._some()

@@ -3,4 +3,4 @@
 Importing this package imports nothing else: heavy libraries are loaded where they are used.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -111,9 +111,9 @@ def create(
         batch_id = new_id("btch")
         known = idempotency.claim(connection, once, batch_id) if once is not None else None
         if known is None:
-            object_ids = _existing(connection, place, request.object_ids)
+            object_ids = existing_objects(connection, place, request.object_ids)
             limits.check_quota(wh, connection, principal, "batch_objects", len(object_ids))
-            found = _tiers(connection, place, request.collection_ids)
+            found = tiers_of(connection, place, request.collection_ids)
             _insert(connection, place, batch_id, object_ids, found, request.metadata)
         row = _find(connection, place, known or batch_id, made=known)
         return _answer(connection, row)
@@ -234,7 +234,7 @@ def add_objects(
         row = _find(connection, place, batch_id)
         if row["status"] != TaskStatus.DRAFT:
             raise _state(row, "Objects can be added only to a draft. Make another batch for them.")
-        added = _existing(connection, place, request.object_ids)
+        added = existing_objects(connection, place, request.object_ids)
         together = list(dict.fromkeys([*row["object_ids"], *added]))
         if len(together) > MAX_OBJECTS:
             raise BadRequestError(
@@ -323,7 +323,7 @@ def process(
     """
     with wh.db.write() as connection:
         place = buckets.resolve(connection, principal, namespace, bucket)
-        stages = _tiers(connection, place, None)
+        stages = tiers_of(connection, place, None)
         if not stages:
             return {"batch_id": None, "task_id": None}
         batch_id = new_id("btch")
@@ -617,7 +617,7 @@ def _state(row: RowMapping, remedy: str) -> ConflictError:
     )
 
 
-def _existing(connection: Connection, bucket: RowMapping, object_ids: Sequence[str]) -> list[str]:
+def existing_objects(connection: Connection, bucket: RowMapping, object_ids: Sequence[str]) -> list[str]:
     """Return the ids without repetitions, in their order. Raises `NotFoundError` for those not in the bucket."""
     wanted = list(dict.fromkeys(object_ids))
     known: set[str] = set()
@@ -652,7 +652,7 @@ def _arranged(
     return tiers.build(tiers.sort(reads, first), reads, source_type) if first else []
 
 
-def _tiers(connection: Connection, bucket: RowMapping, wanted: Sequence[str] | None) -> list[Tier]:
+def tiers_of(connection: Connection, bucket: RowMapping, wanted: Sequence[str] | None) -> list[Tier]:
     """Return the tiers of the enabled collections that read the bucket and of all that they feed.
 
     Of those that are asked for alone, together with what feeds them.
@@ -725,7 +725,7 @@ def _submit(
     if row["status"] != TaskStatus.DRAFT:
         return _task(connection, row["task_id"], row["batch_id"])
     # A draft may be older than the collections, and they than it.
-    stages = tiers.of(row) or _tiers(connection, bucket, None)
+    stages = tiers.of(row) or tiers_of(connection, bucket, None)
     stages = _only(connection, row["namespace_id"], stages, _still_there(connection, stages))
     if not stages:
         raise BadRequestError(

@@ -36,8 +36,8 @@ from tessera.filters import values_at
 from tessera.models.base import JsonObject
 from tessera.models.tasks import TaskStatus
 from tessera.models.webhooks import EventType
+from tessera.plan import RESERVED_FIELDS
 from tessera.ports import Page
-from tessera.ready_documents import RESERVED_FIELDS
 
 #: Documents read at once.
 _SLICE = 500

@@ -55,7 +55,7 @@ from tessera.models.clusters import (
 from tessera.models.tasks import TaskResponse, TaskType
 from tessera.models.webhooks import EventType
 from tessera.pagination import PageRequest
-from tessera.ready_documents import RESERVED_FIELDS
+from tessera.plan import RESERVED_FIELDS
 from tessera.validation import schema_problems
 
 #: What a run's state is called where a cluster tells of it.

@@ -1,4 +1,4 @@
-"""Keys that are confined to single buckets, collections, retrievers or clusters, and the routes that lead to those.
+"""Keys confined to single buckets, collections, retrievers, taxonomies or clusters, and the routes to those.
 
 A namespace is the unit that services check. A key without a scope on the namespace itself is let into it
 for one request, when the path of that request names a resource that the key is confined to. What lies
@@ -14,12 +14,20 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from tessera import buckets, clusters, collections, namespaces, retriever_definition
+from tessera import buckets, clusters, collections, namespaces, retriever_definition, taxonomy_definition
 from tessera.context import Principal, Warehouse
 from tessera.errors import ForbiddenError, NotFoundError
 from tessera.scopes import RANK, matching, strength
 
-_KINDS = {"buckets": "bucket", "collections": "collection", "retrievers": "retriever", "clusters": "cluster"}
+_KINDS = {
+    "buckets": "bucket",
+    "collections": "collection",
+    "retrievers": "retriever",
+    "taxonomies": "taxonomy",
+    "clusters": "cluster",
+}
+#: The one route that names its resource last.
+_EXECUTE_TAXONOMY = "/v1/taxonomies/execute/{taxonomy_identifier}"
 
 
 def is_narrow(principal: Principal) -> bool:
@@ -40,6 +48,8 @@ def admit(
     neither it nor what it holds can be told from what does not exist; `ForbiddenError` where the key may
     see the resource but not do this to it.
     """
+    if template == _EXECUTE_TAXONOMY:
+        template = "/v1/taxonomies/{taxonomy_identifier}/execute"
     parts = template.split("/")
     kind = _KINDS.get(parts[2]) if len(parts) > 3 and parts[3].startswith("{") else None
     if kind is None or namespace is None:
@@ -83,6 +93,7 @@ def _names(connection: Connection, kind: str, namespace_id: str, identifier: str
         "cluster": clusters.find,
         "collection": collections.find,
         "retriever": retriever_definition.find,
+        "taxonomy": taxonomy_definition.find,
     }[kind]
     row = find(connection, namespace_id, identifier)
     return str(row[f"{kind}_id"]), str(row[f"{kind}_name"])

@@ -56,6 +56,10 @@ class Warehouse:
     base_url: str = "http://127.0.0.1:8700"
     results: ResultCache = field(default_factory=ResultCache, repr=False)
     executions: ExecutionLog | None = field(default=None, repr=False)
+    #: Places where batches ran since the server started, and there, by extractor, whose models are loaded.
+    warm: set[str] = field(default_factory=set, repr=False)
+    #: Batches under way on this server, each with whether it had the workers for itself all the time.
+    under_way: dict[str, bool] = field(default_factory=dict, repr=False)
     language: LanguageModel | None = field(default=None, repr=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tessera import artifact, failpoints, locators
+from tessera import artifact, failpoints, locators, measures
 from tessera.blobs import Blobs
 from tessera.causes import Stage, plain
 from tessera.db.engine import now
 from tessera.errors import InsufficientStorageError, StorageUnavailableError, TesseraError, storage_trouble
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
+from tessera.fetching import Fetcher
 from tessera.ids import document_id
 from tessera.log import check_documents
 from tessera.ports import DenseVector, Document
@@ -79,6 +81,8 @@ class ChunkJob:
     extractors_dir: str | None = None
     #: Model id by vector name, as the namespace chose when it was made.
     running: Mapping[str, str] = field(default_factory=dict)
+    #: With the server's bounds, for extractors that read what is behind a URL.
+    fetcher: Fetcher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ class ChunkResult:
     documents: int = 0
     #: What the system said (``errno``) when the disk or the descriptors gave out; then nothing else counts.
     storage_errno: int | None = None
+    #: What it took, for predictions.
+    cost: measures.Cost | None = None
 
 
 @dataclass(slots=True)
@@ -136,21 +142,26 @@ def run_chunk(job: ChunkJob) -> ChunkResult:
 
 
 def _run_chunk(job: ChunkJob) -> ChunkResult:
-    registry = _registry(job)
+    began, registry = time.perf_counter(), _registry(job)
+    loaded_s = registry.models.loading_s
     if registry.find(job.extractor_name, job.extractor_version) is None:
         return _without_extractor(job, registry)
     extractor, params = configured(
         registry, job.extractor_name, job.extractor_version, job.params, job.running
     )
+    if job.fetcher is not None:
+        extractor.fetcher = job.fetcher
     blobs = Blobs(Path(job.blobs_root))
     samples = [_sample(row, blobs) for row in job.rows]
     results: list[RowResult] = []
     documents: list[Document] = []
     declared = {vector.name: vector for vector in job.vectors}
     outcomes = iter(extractor.extract(samples, params))
-    for row in job.rows:
+    seen: list[tuple[Sample, float, int, int]] = []
+    for row, sample in zip(job.rows, samples, strict=True):
+        started = time.perf_counter()
         try:
-            made = _documents(job, row, next(outcomes, None), blobs)
+            made, files_bytes = _documents(job, row, next(outcomes, None), blobs)
             _check(made, declared)
         except BadSample as error:
             results.append(
@@ -163,9 +174,33 @@ def _run_chunk(job: ChunkJob) -> ChunkResult:
         else:
             documents.extend(made)
             results.append(RowResult(row.object_id, tuple(document.document_id for document in made)))
+            seen.append((sample, time.perf_counter() - started, len(made), files_bytes))
     keys = _write(job, blobs, documents)
     failpoints.reach("artifact.written")
-    return ChunkResult(tuple(results), keys, len(documents))
+    written = sum(blobs.path(key).stat().st_size for key in keys)
+    took_s, load_s = time.perf_counter() - began, registry.models.loading_s - loaded_s
+    return ChunkResult(tuple(results), keys, len(documents), cost=_cost(seen, took_s, load_s, written))
+
+
+def _cost(
+    seen: Sequence[tuple[Sample, float, int, int]], took_s: float, load_s: float, written: int
+) -> measures.Cost:
+    """Return what a chunk took, measured by the sources of which documents came.
+
+    `seen` has for each its sample, its seconds, and how many documents and bytes of files came of it. What the chunk
+    took beside loading models is shared out in proportion to these seconds, the artifacts to documents.
+    """
+    inside = sum(seconds for _, seconds, _, _ in seen) or 1.0
+    share = max(0.0, took_s - load_s) / inside
+    each = written / max(1, sum(count for _, _, count, _ in seen))
+    rows = []
+    for sample, seconds, count, files_bytes in seen:
+        found = measures.measure_inputs(
+            (source.text, source.path, source.mime_type) for source in sample.inputs.values()
+        )
+        if found is not None:
+            rows.append((found, seconds * share, count, files_bytes + round(count * each)))
+    return measures.Cost(took_s, load_s, measures.summed(rows))
 
 
 def _without_extractor(job: ChunkJob, registry: Registry) -> ChunkResult:
@@ -186,14 +221,17 @@ class _BadDocuments(Exception):
 
 def _documents(
     job: ChunkJob, row: ChunkRow, outcome: Iterable[Feature] | BadSample | None, blobs: Blobs
-) -> list[Document]:
-    """Return what a row's documents will be; a small file that unfolds into very many ends as `BadSample`."""
+) -> tuple[list[Document], int]:
+    """Return what a row's documents will be, and the bytes of their files.
+
+    A small file that unfolds into very many ends as `BadSample`.
+    """
     if outcome is None:
         raise BadSample("ours", f"{job.extractor_name} brought no result for this row.")
     if isinstance(outcome, BadSample):
         raise outcome
     made: list[Document] = []
-    size = 0
+    size = files_bytes = 0
     for feature in outcome:
         size += _size(feature)
         if len(made) >= MAX_ROW_DOCUMENTS or size > MAX_ROW_BYTES:
@@ -203,7 +241,8 @@ def _documents(
                 "into larger pieces by the extractor's parameters, or split the file.",
             )
         made.append(_document(job, row, feature, blobs))
-    return made
+        files_bytes += sum(len(data) for data, _ in feature.files.values())
+    return made, files_bytes
 
 
 def _size(feature: Feature) -> int:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
-Role = Literal["text", "picture", "speech", "reading", "face detection", "face identity"]
+Role = Literal["text", "picture", "speech", "reading", "face detection", "face identity", "rerank"]
 
 MINILM = "all-MiniLM-L6-v2"
 CLIP = "clip-ViT-B-32"
@@ -55,6 +55,7 @@ CLASSIC = descriptor.MODEL_ID
 POCKETSPHINX = "pocketsphinx-en-us"
 RAPIDOCR = "rapidocr-pp-ocrv6-small"
 ARCFACE = "arcface-r100"
+RERANKER = "ms-marco-MiniLM-L-6-v2"
 
 #: Texts of one run of the model hold at most this many tokens, padding included: on a CPU larger batches
 #: only fall out of its caches (``python -m bench models`` tries several).
@@ -227,6 +228,27 @@ MODELS: tuple[Model, ...] = (
         size_bytes=261_000_000,
         files=("recognition/model.onnx",),
     ),
+    *(
+        Model(
+            hub_id.partition("/")[2],
+            "rerank",
+            0,
+            licence,
+            f"How well a text answers a query: {description}.",
+            names=(hub_id,),
+            query_inputs=(),
+            folders=(("", hub_id),),
+            size_bytes=size_bytes,
+        )
+        for hub_id, licence, size_bytes, description in (
+            (f"Xenova/{RERANKER}", "apache-2.0", 91_000_000, "English, small"),
+            ("Xenova/ms-marco-MiniLM-L-12-v2", "apache-2.0", 134_000_000, "English"),
+            ("jinaai/jina-reranker-v1-turbo-en", "apache-2.0", 152_000_000, "English, long texts"),
+            ("BAAI/bge-reranker-base", "mit", 1_110_000_000, "English and Chinese"),
+            ("BAAI/bge-reranker-v2-m3", "apache-2.0", 2_270_000_000, "about 100 languages"),
+            ("BAAI/bge-reranker-v2-m3-int8", "apache-2.0", 570_000_000, "about 100 languages, smaller"),
+        )
+    ),
 )
 _BY_ID = {model.model_id: model for model in MODELS}
 
@@ -263,6 +285,13 @@ class PictureModel(Protocol):
         """Return `float32[len(texts), dimensions]`; raises `BadSample` (``unsupported``) where there are no words."""
 
 
+class Reranker(Protocol):
+    """Says how well texts answer a query, reading both together. May be called from several threads."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return a score for each text: comparable for one query, of no fixed range."""
+
+
 class Models:
     """The models of one process, each loaded once, on first use. May be called from several threads.
 
@@ -277,6 +306,8 @@ class Models:
         self._lock = threading.RLock()
         self._loaded: dict[str, Any] = {}
         self._hub_failure: tuple[float, str] | None = None
+        #: How long loading took so far, in all.
+        self.loading_s = 0.0
 
     # --- the table ------------------------------------------------------------------------------------
 
@@ -325,6 +356,18 @@ class Models:
         if not self.installed(model.model_id):
             raise BadSample("model_missing", f"Model {model.model_id} is not installed. {_remedy(model)}")
         return model
+
+    def choose_reranker(self, word: str | None = None) -> Model:
+        """Return the model that `word` names, else the first of its role that is installed.
+
+        Raises `BadSample` (``model_missing``, ``unsupported``) as `choose` does; the default is named where none is
+        installed.
+        """
+        model = find(word) if word else None
+        if model is None:
+            rerankers = [one for one in MODELS if one.role == "rerank"]
+            model = next((one for one in rerankers if self.installed(one.model_id)), rerankers[0])
+        return self._fitting(model, "rerank", str(word))
 
     def choose_recogniser(self, word: str | None = None, language: str | None = None) -> Model | None:
         """Return the model of speech that `word` names, else the best one installed that knows `language`.
@@ -384,6 +427,14 @@ class Models:
         loaded: Reader = self._load(known(RAPIDOCR), self._load_reader)
         return loaded
 
+    def reranker(self, model_id: str) -> Reranker:
+        """Return the model that compares texts with a query, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "rerank":
+            raise ValueError(f"{model_id} does not rerank")
+        loaded: Reranker = self._load(model, self._load_reranker)
+        return loaded
+
     def face_detector(self, model_id: str) -> faces.Detector:
         """Return the model that finds faces, loaded. Raises `InferenceServiceUnavailableError`."""
         model = known(model_id)
@@ -407,9 +458,11 @@ class Models:
             with self._lock:
                 loaded = self._loaded.get(model.model_id)
                 if loaded is None:
+                    began = time.perf_counter()
                     if not self.installed(model.model_id):
                         self._pull_if_allowed(model)
                     loaded = self._loaded[model.model_id] = loader(model)
+                    self.loading_s += time.perf_counter() - began
         return loaded
 
     def _load_minilm(self, model: Model) -> TextModel:
@@ -428,6 +481,15 @@ class Models:
                 TextEmbedding(
                     model.folders[0][1], **self._fastembed_options(self.directory / model.model_id)
                 ),
+            )
+
+    def _load_reranker(self, model: Model) -> Reranker:
+        from fastembed.rerank.cross_encoder import TextCrossEncoder
+
+        with _loading(model):
+            folder = self.directory / model.model_id
+            return _FastembedReranker(
+                TextCrossEncoder(model.folders[0][1], **self._fastembed_options(folder))
             )
 
     def _load_clip(self, model: Model) -> PictureModel:
@@ -937,6 +999,20 @@ class _FastembedText:
         return _unit(vectors)
 
 
+class _FastembedReranker:
+    """A cross-encoder. Texts of about one length run together: each batch is padded to its longest."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return a score for each text, the model's logit."""
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+        found = self._encoder.rerank(query, [texts[number] for number in order], batch_size=16)
+        scored = dict(zip(order, map(float, found), strict=True))
+        return [scored[number] for number in range(len(texts))]
+
+
 class _ClipModel:
     """CLIP's two towers, brought to unit length so that a dot product is their similarity."""
 
@@ -1045,11 +1121,13 @@ def _from_index(part: Path) -> None:
 def _from_hub(model: Model, part: Path) -> None:
     """Fetch the files of a model's folders and compare each with the checksum that the hub states for it."""
     from fastembed import ImageEmbedding, TextEmbedding
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
     from huggingface_hub import HfApi, hf_hub_download
 
     described = {
         item["model"]: item
-        for item in (*TextEmbedding.list_supported_models(), *ImageEmbedding.list_supported_models())
+        for kind in (TextEmbedding, ImageEmbedding, TextCrossEncoder)
+        for item in kind.list_supported_models()
     }
     for folder, hub_id in model.folders:
         ours = model.model_id == MINILM or model.role == "speech" or bool(model.files)

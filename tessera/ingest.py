@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import batch_logs, causes, failpoints, mirroring, row_failures, tiers
+from tessera import batch_logs, causes, failpoints, materialising, mirroring, rates, row_failures, tiers
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, collections, log_entries, namespaces, organizations, tasks
@@ -57,10 +58,15 @@ def run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
     its documents are durable and findable. A disk that is full or fails is an error that may pass, wherever it
     was met.
     """
+    for other in list(wh.under_way):
+        wh.under_way[other] = False
+    wh.under_way[claim.batch_id] = not wh.under_way
     try:
         _run_batch(wh, claim, stop)
     except OSError as error:
         raise storage_error(error) or error from error
+    finally:
+        wh.under_way.pop(claim.batch_id, None)
 
 
 def _run_batch(wh: Warehouse, claim: Claim, stop: Stop) -> None:
@@ -165,7 +171,7 @@ def _take_up(wh: Warehouse, claim: Claim) -> Attempt | None:
             .join(organizations, organizations.c.organization_id == namespaces.c.organization_id)
             .where(namespaces.c.namespace_id == row["namespace_id"])
         ).one()
-    compute = _compute(wh, row["namespace_id"], place.infrastructure, place.place)
+    compute = compute_of(wh, row["namespace_id"], place.infrastructure, place.place)
     told = _tell(wh, row["task_id"], links_of(compute))
     attempt = Attempt(
         claim.batch_id,
@@ -206,7 +212,7 @@ def _log_begin(wh: Warehouse, attempt: Attempt) -> bool:
     return True
 
 
-def _compute(
+def compute_of(
     wh: Warehouse, namespace_id: str, asked: Mapping[str, Any], place: Mapping[str, Any] | None
 ) -> Compute:
     """Return where a namespace's rows are extracted: on the cluster that it was placed on, else on the server's.
@@ -373,8 +379,35 @@ def _run_tier(wh: Warehouse, attempt: Attempt, number: int, stop: Stop) -> None:
     if stop.is_set():
         return
     wh.views.apply(attempt.namespace_id)
+    _enrich(wh, attempt, tier, stop)
+    if stop.is_set():
+        return
     _end_tier(wh, attempt, tier)
     failpoints.reach("tier.ended")
+
+
+def _enrich(wh: Warehouse, attempt: Attempt, tier: Tier, stop: Stop) -> None:
+    """Give the tier's documents what taxonomies say of them: the next tier reads that too."""
+    compared = materialising.after_tier(wh, attempt.namespace_id, tier.collection_ids, stop.is_set)
+    if not compared:
+        return
+    with wh.db.write() as connection:
+        check_attempt(connection, attempt)
+        for collection_id, counts in compared.items():
+            message = (
+                f"Collection {collection_id}: {counts.done} document(s) compared with its taxonomies, "
+                f"{counts.assigned} assigned, {counts.failed} failed."
+            )
+            if counts.message is not None:
+                message += f" {counts.message}"
+            batch_logs.write(
+                connection,
+                attempt.batch_id,
+                attempt.namespace_id,
+                message,
+                level="warning" if counts.message is not None else "info",
+                tier_num=tier.tier_num,
+            )
 
 
 def _end_tier(wh: Warehouse, attempt: Attempt, tier: Tier) -> None:
@@ -602,6 +635,7 @@ def _finish(wh: Warehouse, attempt: Attempt) -> None:
         if done is None:
             raise Superseded
         record_progress(connection, attempt, "done", counts)
+        _record_rates(connection, wh, attempt, is_whole=attempt.number == 1 and not failed)
         done_rows, skipped = counts.get("COMPLETED", 0), counts.get("SKIPPED", 0)
         ending = f"{status}: {done_rows} row(s) done, {failed} failed, {skipped} skipped."
         batch_logs.write(
@@ -617,3 +651,21 @@ def _finish(wh: Warehouse, attempt: Attempt) -> None:
                 .where(tasks.c.task_id == attempt.task_id)
                 .values(status=status, error=error, updated_at=now())
             )
+
+
+def _record_rates(connection: Connection, wh: Warehouse, attempt: Attempt, *, is_whole: bool) -> None:
+    """Keep what the batch took, for predictions.
+
+    How long all of it took says something only where this attempt did all of it, and no other batch ran beside it.
+    """
+    seen = attempt.pace.seen
+    if not seen.chunks:
+        return
+    cluster = attempt.compute.cluster
+    workers = attempt.compute.max_workers if cluster else wh.settings.workers
+    place = rates.place_of(cluster, workers)
+    is_first = place not in wh.warm
+    is_alone = wh.under_way.get(attempt.batch_id, False)
+    took_s = time.monotonic() - attempt.pace.began_s if is_whole and is_alone else None
+    rates.record(connection, place, seen, wall_s=took_s, workers=workers, is_first=is_first)
+    wh.warm.update((place, *(f"{place} {extractor}" for extractor, _, _ in seen.used)))

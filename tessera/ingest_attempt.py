@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tessera.db.tables import batches
 from tessera.models.batches import Tier
 from tessera.ports import Compute, DenseVector
 from tessera.progress import Meter
+from tessera.rates import Seen
 
 
 class Superseded(Exception):
@@ -73,6 +75,9 @@ class _Pace:
     watch: Watch = field(default_factory=lambda: Watch(0))
     #: Of the tier that runs; `meter` is that of the whole batch.
     tier_meter: Meter = field(default_factory=Meter)
+    #: What its chunks took, from when on.
+    seen: Seen = field(default_factory=Seen)
+    began_s: float = field(default_factory=time.monotonic)
     #: How often each source had to be read again.
     rereads: Counter[str] = field(default_factory=Counter)
 

@@ -63,6 +63,10 @@ def commit_chunk(
         for key in result.artifact_keys:
             wh.blobs.path(key).unlink(missing_ok=True)
     failpoints.reach("log.appended")
+    if result.cost is not None:
+        extractor = wh.registry.find(chunk.extractor_name, chunk.extractor_version)
+        name = extractor.name if extractor is not None else chunk.extractor_name
+        attempt.pace.seen.add(chunk.collection_id, name, plan_hash, result.cost)
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)
 

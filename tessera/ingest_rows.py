@@ -21,8 +21,9 @@ from tessera.extraction import ChunkJob, ChunkRow, configured
 from tessera.ingest_attempt import Attempt, Stop, Watch, check_attempt
 from tessera.ingest_commit import close_refused, close_unchanged, end_rows
 from tessera.models.batches import Tier
-from tessera.plan import PROTECTED_FIELDS
+from tessera.plan import RESERVED_FIELDS
 from tessera.ports import HIDDEN_FIELDS
+from tessera.registry import Registry
 from tessera.source_content import as_filtered, digest, input_hash, inputs_of, passthrough_of
 
 #: A source to process: an object's row, or what `pending_documents` makes of a document, with what is known of its
@@ -111,8 +112,14 @@ def cut_into_chunks(
     pending: Sequence[Row],
     plan_hash: str,
 ) -> list[ChunkJob]:
-    """Cut pending rows into chunks; rows whose source did not change are closed at once."""
+    """Cut pending rows into chunks; rows whose source did not change are closed at once.
+
+    Where an extractor reads elsewhere every row is a chunk of its own, and none is known not to have changed.
+    """
     extractor = collection["feature_extractor"]
+    reads_elsewhere = wh.registry.extractor(
+        extractor["feature_extractor_name"], extractor["version"]
+    ).reads_elsewhere
     chunks: list[ChunkJob] = []
     rows: list[ChunkRow] = []
     size = 0
@@ -129,7 +136,7 @@ def cut_into_chunks(
                     collection_id=collection["collection_id"],
                     extractor_name=extractor["feature_extractor_name"],
                     extractor_version=extractor["version"],
-                    params=_params(attempt, extractor),
+                    params=params_of(extractor, attempt.locked),
                     running=attempt.running,
                     vectors=attempt.vectors,
                     rows=tuple(rows),
@@ -138,18 +145,21 @@ def cut_into_chunks(
                     models_dir=str(wh.settings.models_path),
                     extractors_dir=str(wh.settings.extractors_path),
                     offline=wh.settings.offline,
+                    fetcher=wh.fetcher if reads_elsewhere else None,
                 )
             )
         rows, size = [], 0
 
     for item in pending:
         row = _chunk_row(wh, attempt, collection, item)
-        if (item["input_hash"], item["plan_hash"]) == (input_hash(row), plan_hash):
+        known = (item["input_hash"], item["plan_hash"])
+        if known == (input_hash(row), plan_hash) and not reads_elsewhere:
             unchanged[item["object_id"]] = len(item["document_ids"])
             continue
         rows.append(row)
         size += item["size_bytes"]
-        if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+        # What one source leads to may take as long as a whole chunk of others.
+        if reads_elsewhere or len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             close()
     close()
     if unchanged:
@@ -233,7 +243,7 @@ def _document_row(payload: Mapping[str, Any], known: Any, position: int) -> Row:
     fields = {
         name: value
         for name, value in payload.items()
-        if name not in HIDDEN_FIELDS and name not in PROTECTED_FIELDS
+        if name not in HIDDEN_FIELDS and name not in RESERVED_FIELDS
     }
     return {
         "object_id": known.object_id,
@@ -265,27 +275,36 @@ def let_through(
     return passed
 
 
-def _params(attempt: Attempt, extractor: Mapping[str, Any]) -> dict[str, Any]:
+def params_of(extractor: Mapping[str, Any], locked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the collection's parameters; what the namespace locked wins, because it decides the vectors."""
     return {
         **(extractor.get("params") or {}),
         **(extractor.get("parameters") or {}),
-        **attempt.locked.get(extractor["feature_extractor_name"], {}),
+        **locked.get(extractor["feature_extractor_name"], {}),
     }
 
 
 def plan_hash_of(wh: Warehouse, attempt: Attempt, collection: RowMapping) -> str:
     """Return the digest of everything of a collection that decides what documents it makes of a source."""
-    extractor = collection["feature_extractor"]
+    return plan_digest(wh.registry, collection["feature_extractor"], attempt.locked, attempt.running)
+
+
+def plan_digest(
+    registry: Registry,
+    extractor: Mapping[str, Any],
+    locked: Mapping[str, Mapping[str, Any]],
+    running: Mapping[str, str],
+) -> str:
+    """Return the digest of an extractor with its parameters, as a collection has it, and of the models that run."""
     implementation, params = configured(
-        wh.registry,
+        registry,
         extractor["feature_extractor_name"],
         extractor["version"],
-        _params(attempt, extractor),
-        attempt.running,
+        params_of(extractor, locked),
+        running,
     )
     outputs = implementation.outputs(params)
-    code = wh.registry.code_of(implementation.name)
+    code = registry.code_of(implementation.name)
     return digest(
         {
             "extractor": implementation.name,

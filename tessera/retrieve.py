@@ -10,37 +10,28 @@ import pickle
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import orjson
-import pydantic
 
-from tessera import documents, links, secret_store, templates
-from tessera.budget import Budget, BudgetSpent
+from tessera import documents, links, taxonomy_execution
+from tessera.budget import BudgetSpent
 from tessera.context import Principal, Warehouse
-from tessera.db.engine import now
-from tessera.errors import BadRequestError, Problem, TesseraError, ValidationError, quote, raise_problems
-from tessera.filters import And, Condition, Filter, parse
-from tessera.ids import new_id, point_id
-from tessera.models import PayloadIndex
+from tessera.errors import TesseraError
+from tessera.execution_note import Note, budget_told, statistics_of
+from tessera.ids import point_id
 from tessera.models.retrievers import (
     AdhocExecuteRequest,
-    BudgetLimits,
     ExecuteRequest,
-    InputField,
     SearchDocumentsRequest,
 )
-from tessera.plan import effective_indexes, stored_indexes
 from tessera.ports import Hit, Page
-from tessera.query_vectors import embed, vectors_of, word_query
 from tessera.result_cache import Kept
-from tessera.retriever_definition import Location, collections_named, equipment_of
-from tessera.retriever_features import text_features
+from tessera.retriever_context import context_of, installed, narrowed, read_inputs, stage_params
 from tessera.retriever_pages import Cut, Ranked, following, position_after, read_cut
 from tessera.retriever_plan import Plan, adhoc_plan, stored_plan
-from tessera.stages.base import Stage, StageContext, Work
-from tessera.validation import schema_problems
+from tessera.stages.base import StageContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +146,7 @@ def stream(
 
 
 def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]:
-    note = _Note(wh, plan, asked)
+    note = Note(wh, plan, asked.inputs)
     common = {"execution_id": note.execution_id, "total_stages": len(plan.stages)}
     steps = _steps(wh, plan, asked)
     try:
@@ -202,13 +193,13 @@ def _asked_for(
     return_vectors: bool,
     skip_cache: bool,
 ) -> Asked:
-    inputs = _inputs(plan.fields, request.inputs)
+    inputs = read_inputs(plan.fields, request.inputs)
     cut = read_cut(wh, request.pagination or {}, request.limit, lambda: _digest(plan, inputs, request))
     return Asked(request, inputs, cut, return_urls or bool(request.return_urls), return_vectors, skip_cache)
 
 
 def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
-    note = _Note(wh, plan, asked)
+    note = Note(wh, plan, asked.inputs)
     # Before anything is searched: what is written from here on is not hidden by what is kept under it.
     place = _position(wh, plan, asked)
     try:
@@ -225,7 +216,7 @@ def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
         note.failed(error)
         raise
     note.ended(ranked, body)
-    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None:
+    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None or not ranked.is_repeatable:
         return Answered(body)
     if etag is None:
         etag = _etag(ranked)
@@ -264,7 +255,9 @@ def _cache_key(plan: Plan, asked: Asked) -> bytes:
 
 def _etag(ranked: Ranked) -> str:
     """Return a digest of what was found: the same after a write that changed none of it."""
-    told = [ranked.total, ranked.offset, [[hit.document_id, hit.score, hit.payload] for hit in ranked.hits]]
+    shown = [[hit.document_id, hit.score, hit.payload, hit.signals] for hit in ranked.hits]
+    facets = [told["metadata"] for told in ranked.statistics.values() if "metadata" in told]
+    told = [ranked.total, ranked.offset, shown, facets]
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)).hexdigest()[:24]
 
 
@@ -286,16 +279,20 @@ def _last(steps: Generator[Step, None, Ranked]) -> Ranked:
 
 def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ranked]:
     """Run the stages one after the other; yield each when it begins and when it has ended."""
-    context = context_of(wh, plan, asked.inputs, asked.request.filters)
+    context = replace(
+        context_of(wh, plan, asked.inputs, asked.request.filters),
+        taxonomy=partial(taxonomy_execution.run_stage, wh, plan.place),
+    )
     budget = context.budget
     hits: list[Hit] | None = None
     #: Documents that the stages so far let through; `hits` is None while nobody had to read them.
     passed = 0
     statistics: dict[str, Any] = {}
     results: dict[str, Any] = {}
+    is_repeatable = True
     namespace_id = plan.place["namespace_id"]
     for index, spec in enumerate(plan.stages):
-        stage = _installed(wh, spec)
+        stage = installed(wh, spec)
         name = spec["stage_name"] if spec["stage_name"] not in statistics else f"{spec['stage_name']}_{index}"
         yield Step(index, name)
         before = time.perf_counter()
@@ -318,46 +315,15 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
                 f"The budget of this execution is spent: {error.message}. It ended in stage {name!r}, "
                 f"{index + 1} of {len(plan.stages)}; raise budget_limits, or let earlier stages leave less."
             )
+        is_repeatable &= work.is_repeatable
         results[name] = {"count": passed}
-        statistics[name] = _statistics(count_in, passed, before, work, stopped)
+        statistics[name] = statistics_of(count_in, passed, before, work, stopped)
         yield Step(index, name, statistics[name], hits if stopped is None else [], budget.credits_used)
         if stopped is not None:
             # What a later stage would have kept back is not shown.
             return Ranked([], 0, 0, asked.cut.limit, False, statistics, stopped, budget.credits_used)
     ranked = _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
-    return replace(ranked, credits=budget.credits_used)
-
-
-def _installed(wh: Warehouse, spec: Mapping[str, Any]) -> Stage:
-    """Return a stored stage. Raises `BadRequestError` for one that this server has, or can run, no more."""
-    stage = wh.registry.stage(spec["config"]["stage_id"])
-    if stage is None:
-        raise BadRequestError(
-            f"Stage {quote(spec['config']['stage_id'])} of this retriever is not installed any more."
-        )
-    lack = stage.lacks(spec["config"]["parameters"], equipment_of(wh))
-    if lack is not None:
-        raise BadRequestError(f"Stage {quote(spec['stage_name'])} cannot run: {lack}")
-    return stage
-
-
-def _statistics(
-    count_in: int, count_out: int, begun: float, work: Work, stopped: str | None
-) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "input_count": count_in,
-        "output_count": count_out,
-        "duration_ms": round((time.perf_counter() - begun) * 1000, 3),
-        "efficiency": count_out / count_in if count_in else 0.0,
-        "cache_hit": False,
-        "error": stopped or work.error,
-    }
-    if work.llm_calls is not None:
-        told |= {"llm_calls": work.llm_calls, "tokens_used": work.tokens_used or 0}
-    metadata = dict(work.metadata)
-    if work.facets is not None:
-        metadata["facets"] = work.facets
-    return {**told, "metadata": metadata} if metadata else told
+    return replace(ranked, credits=budget.credits_used, is_repeatable=is_repeatable)
 
 
 def _page_of(
@@ -410,7 +376,7 @@ def _signals(hit: Hit) -> dict[str, Any]:
 
 
 def _body(
-    wh: Warehouse, plan: Plan, asked: Asked, ranked: Ranked, note: _Note, *, is_hit: bool
+    wh: Warehouse, plan: Plan, asked: Asked, ranked: Ranked, note: Note, *, is_hit: bool
 ) -> dict[str, Any]:
     answered = _presented(wh, plan, asked, ranked.hits)
     elapsed_ms = note.elapsed_ms()
@@ -439,68 +405,6 @@ def _body(
     }
 
 
-def budget_told(credits_used: float, elapsed_ms: float, limits: BudgetLimits) -> dict[str, Any]:
-    """Return the ``budget`` of an answer: what was taken, and what there may be."""
-    return {
-        "credits_used": credits_used,
-        "credits_limit": limits.max_credits,
-        "credits_remaining": (
-            None if limits.max_credits is None else max(0.0, limits.max_credits - credits_used)
-        ),
-        "time_elapsed_ms": elapsed_ms,
-        "time_limit_ms": limits.max_time_ms,
-    }
-
-
-class _Note:
-    """What is noted of one execution: when it began, how it ended."""
-
-    def __init__(self, wh: Warehouse, plan: Plan, asked: Asked) -> None:
-        self.execution_id = new_id("exec")
-        self._wh, self._plan, self._asked = wh, plan, asked
-        self._begun, self._created_at = time.perf_counter(), now()
-
-    def elapsed_ms(self) -> float:
-        return round((time.perf_counter() - self._begun) * 1000, 3)
-
-    def ended(self, ranked: Ranked, body: Mapping[str, Any]) -> None:
-        self._write(
-            status=body["status"],
-            statistics=body["stage_statistics"],
-            pagination=body["pagination"],
-            error=body["error"],
-            total_returned=len(ranked.hits),
-            cache_hit=body["cache_hit"],
-        )
-
-    def failed(self, error: TesseraError) -> None:
-        self._write(
-            status="failed",
-            statistics={"stages": {}, "total_time_ms": self.elapsed_ms(), "credits_used": 0.0},
-            pagination=None,
-            error=error.message,
-            total_returned=0,
-            cache_hit=False,
-        )
-
-    def _write(self, **told: Any) -> None:
-        if not self._plan.retriever_id or self._wh.executions is None:
-            return  # stages that are not stored have no log
-        inputs = orjson.dumps(self._asked.inputs, option=orjson.OPT_SORT_KEYS)
-        self._wh.executions.note(
-            {
-                "execution_id": self.execution_id,
-                "retriever_id": self._plan.retriever_id,
-                "total_stages": len(self._plan.stages),
-                "inputs_hash": hashlib.sha256(inputs).hexdigest()[:16],
-                "duration_ms": self.elapsed_ms(),
-                "created_at": self._created_at,
-                "completed_at": now(),
-                **told,
-            }
-        )
-
-
 def _digest(plan: Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> str:
     """Return a digest of all that decides the ranking: a cursor is good for this very search only."""
     told = [
@@ -511,136 +415,3 @@ def _digest(plan: Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> s
         request.filters or None,
     ]
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-
-
-def context_of(
-    wh: Warehouse, plan: Plan, inputs: Mapping[str, Any], filters: Mapping[str, Any] | None
-) -> StageContext:
-    """Return what the first stage may use: the plan's collections, of which `filters` leave some documents."""
-    namespace_id = plan.place["namespace_id"]
-    within: Filter = Condition("collection_id", "in", list(plan.collection_ids), True)
-    if filters:
-        asked = parse(filters, inputs=inputs, location=("body", "filters"))
-        if asked is not None:
-            within = And((within, asked))
-    place = plan.place
-    return StageContext(
-        within=within,
-        indexes=_indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"])),
-        inputs=inputs,
-        search=lambda searches: wh.views.search(namespace_id, searches),
-        page=lambda page: wh.views.page(namespace_id, page),
-        embed=lambda uri, query: embed(wh, plan, uri, query),
-        words=lambda query: word_query(wh, plan, query),
-        text_features=lambda: text_features(wh, plan.place),
-        collection=lambda identifier: _other_collection(wh, namespace_id, identifier),
-        vectors=lambda document_ids, uri: vectors_of(wh, plan, document_ids, uri),
-        budget=Budget(
-            plan.limits.max_time_ms,
-            plan.limits.max_credits,
-            # What waits for others ends while the answer can still be sent.
-            wait_s=0.9 * wh.settings.execute_timeout_s,
-            tokens_per_credit=wh.settings.llm_tokens_per_credit,
-        ),
-        equipment=equipment_of(wh),
-        secret=lambda name: secret_store.value_of(wh, plan.place["organization_id"], name),
-    )
-
-
-def narrowed(context: StageContext, within: Filter) -> StageContext:
-    """Return `context` with every read limited to `within` too."""
-    return replace(context, within=And((context.within, within)))
-
-
-@lru_cache(maxsize=1024)
-def _indexes(user: bytes, added: bytes) -> Mapping[str, PayloadIndex]:
-    """Return the indexes in force by field; both arguments are JSON as a namespace's row holds it."""
-    return {
-        index.field_name: index
-        for index in effective_indexes(
-            stored_indexes(orjson.loads(user)), stored_indexes(orjson.loads(added))
-        )
-    }
-
-
-def stage_params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any], index: int) -> Any:
-    """Return a stage's parameters with the values of `scope` filled in. Raises `ValidationError`."""
-    location: Location = ("stages", index, "parameters")
-    parameters = spec["config"]["parameters"]
-    later = {
-        name: value
-        for name, value in parameters.items()
-        if name in stage.per_document or name in stage.secret_in
-    }
-    try:
-        # Everything in one go: what an input holds is never read as a template itself. What waits for a document
-        # stays, but inputs that it names must be there now.
-        filled = later | templates.render({k: v for k, v in parameters.items() if k not in later}, scope)
-        for root, path in templates.references(later):
-            if root not in ("DOC", "SECRET"):
-                templates.render("{{" + ".".join((root, *path)) + "}}", scope)
-    except templates.Unresolved as error:
-        raise ValidationError(
-            [
-                Problem(
-                    location,
-                    f"{{{{{error.expression}}}}} in stage {spec['stage_name']!r} has no value. Give the input in "
-                    "`inputs`, or a default for it in `input_schema`.",
-                    "template",
-                )
-            ]
-        ) from None
-    except templates.TooLong:
-        raise ValidationError(
-            [
-                Problem(
-                    location,
-                    f"A text of stage {spec['stage_name']!r} is longer than {templates.MAX_OUTPUT_CHARS} characters "
-                    "with its inputs filled in.",
-                    "too_long",
-                )
-            ]
-        ) from None
-    try:
-        return stage.Params.model_validate(filled)
-    except pydantic.ValidationError as error:
-        raise ValidationError(schema_problems(error, location)) from None
-
-
-def _inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs with defaults filled in; raise for each required one that is missing."""
-    inputs = dict(given)
-    problems = []
-    for name, field in fields.items():
-        if inputs.get(name) is not None:
-            if field.enum and inputs[name] not in field.enum:
-                allowed = ", ".join(quote(value) for value in field.enum)
-                problems.append(
-                    Problem(
-                        ("body", "inputs", name),
-                        f"Input {name} is {quote(inputs[name])}; allowed: {allowed}.",
-                        "enum",
-                    )
-                )
-        elif field.default is not None:
-            inputs[name] = field.default
-        elif field.required:
-            problems.append(
-                Problem(
-                    ("body", "inputs", name),
-                    f'Input {name} ({field.type}) is required. Send it as {{"inputs": {{"{name}": …}}}}.',
-                    "missing",
-                )
-            )
-        else:
-            inputs.setdefault(name, None)
-    raise_problems(problems)
-    return inputs
-
-
-def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filter:
-    with wh.db.read() as connection:
-        found, problems = collections_named(connection, namespace_id, [identifier])
-    if problems:
-        raise BadRequestError(problems[0].message, details={"collection": identifier[:200]})
-    return Condition("collection_id", "in", found, True)

@@ -50,7 +50,7 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         vectors=vectors,
         views=Views(db, vectors, blobs, locate, graph_from_bytes=settings.graph_from_mb * 2**20),
         runner=_runner(settings),
-        decoder=_decoder(settings),
+        decoder=open_decoder(settings),
         registry=Registry.load(
             settings.models_path, offline=settings.offline, extractors_dir=settings.extractors_path
         ),
@@ -131,7 +131,8 @@ def _runner(settings: Settings) -> Runner:
     return RoutedRunner(lambda: LocalRunner(settings.workers, settings.worker_memory_mib), clusters)
 
 
-def _decoder(settings: Settings) -> Runner:
+def open_decoder(settings: Settings) -> Runner:
+    """Return what opens files of strangers one by one, in a process with bounds; the caller closes it."""
     from tessera.adapters.local import LocalRunner
 
     return LocalRunner(1, settings.worker_memory_mib)

@@ -43,9 +43,11 @@ logger = logging.getLogger("tessera.api")
 NOUNS = (
     "namespaces",
     "retrievers",
+    "taxonomies",
     "documents",
     "objects",
     "batches",
+    "plans",
     "failures",
     "buckets",
     "collections",

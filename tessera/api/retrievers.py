@@ -10,6 +10,7 @@ from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from tessera import executions, explain, retrieve, retrievers
+from tessera.api import direct
 from tessera.api.auth import Asking, require
 from tessera.api.paging import Paging
 from tessera.api.routing import Router, exchange
@@ -131,7 +132,7 @@ def delete_retriever(wh: Wh, asking: Asking, namespace: NamespaceId, retriever_i
     return {"message": f"Retriever {deleted} was deleted.", "success": True, "retriever_id": deleted}
 
 
-@router.post("/v1/retrievers/{retriever_id}/execute", dependencies=_read, responses=_EVENTS)
+@direct.post(router, "/v1/retrievers/{retriever_id}/execute", dependencies=_read, responses=_EVENTS)
 def execute_retriever(
     request: Request,
     wh: Wh,

@@ -97,6 +97,8 @@ class Exchange:
     api_name: str = "metadata"
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    #: The request once it was let in, its body read.
+    admitted: JsonRequest | None = None
 
 
 class JsonRequest(Request):
@@ -129,6 +131,11 @@ class JsonRequest(Request):
         """Return the parsed body; an absent one is an empty object."""
         await self.load()
         return self._json if self._body else {}
+
+    @property
+    def parsed(self) -> Any:
+        """The body that was loaded; None for an absent one."""
+        return self._json if self._loaded and self._body else None
 
     async def _read_body(self) -> bytes:
         limit = exchange(self).max_body_bytes
@@ -172,38 +179,56 @@ class Route(APIRoute):
         if call is not None and not inspect.iscoroutinefunction(call):
             self.dependant.call = _answering(call, self.response_model, self.status_code or 200)
         handle = super().get_route_handler()
-        permission = _permission(self)
-        takes_json = self.body_field is not None
-        known = _known_keys(self)
-        method = next(iter(sorted((self.methods or {"GET"}) - {"HEAD"})), "GET")
-        api_name = limits.api_name(method, self.path_format)
-        read = audit.read_of(permission, self.path_format)
+        self.gate = gate = Gate(self)
 
         async def checked(request: Request) -> Response:
-            found = exchange(request)
-            found.api_name = api_name
-            principal = found.principal
-            if principal is not None:
-                if found.limiter is not None:
-                    allowance = found.limiter.take(principal, api_name)
-                    if allowance is not None:
-                        found.headers += allowance.headers()
-                if permission not in principal.permissions:
-                    raise _forbidden(permission, principal, request)
-                if principal.scopes:
-                    found.principal = principal = await _scoped(request, principal, permission)
-            request = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
-            if takes_json:
-                await request.load()
-                if known is not None and isinstance(body := await request.json(), dict):
-                    note_ignored(request, body, known)
-            response = await handle(request)
-            if read is not None and principal is not None and principal.reads_audited:
-                wh = request.app.state.warehouse
-                audit.record_read(wh, principal, *read.of(request.path_params))
+            admitted = exchange(request).admitted or await gate.admit(request)
+            response = await handle(admitted)
+            gate.note_read(admitted)
             return response
 
         return checked
+
+
+class Gate:
+    """What a request to a route passes before anything else: its permission, the key's limits and scopes, its body."""
+
+    def __init__(self, route: Route) -> None:
+        self._permission = _permission(route)
+        self._takes_json = route.body_field is not None
+        self._known = _known_keys(route)
+        method = next(iter(sorted((route.methods or {"GET"}) - {"HEAD"})), "GET")
+        self._api_name = limits.api_name(method, route.path_format)
+        self._read = audit.read_of(self._permission, route.path_format)
+
+    async def admit(self, request: Request) -> JsonRequest:
+        """Return the request with its body read. Raises what is wrong with the key or the body."""
+        found = exchange(request)
+        found.api_name = self._api_name
+        principal = found.principal
+        if principal is not None:
+            if found.limiter is not None:
+                allowance = found.limiter.take(principal, self._api_name)
+                if allowance is not None:
+                    found.headers += allowance.headers()
+            if self._permission not in principal.permissions:
+                raise _forbidden(self._permission, principal, request)
+            if principal.scopes:
+                found.principal = await _scoped(request, principal, self._permission)
+        admitted = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
+        if self._takes_json:
+            await admitted.load()
+            if self._known is not None and isinstance(body := await admitted.json(), dict):
+                note_ignored(admitted, body, self._known)
+        found.admitted = admitted
+        return admitted
+
+    def note_read(self, request: Request) -> None:
+        """Write the read into the audit log where the organization wants that."""
+        principal = exchange(request).principal
+        if self._read is not None and principal is not None and principal.reads_audited:
+            wh = request.app.state.warehouse
+            audit.record_read(wh, principal, *self._read.of(request.path_params))
 
 
 async def _scoped(request: Request, principal: Principal, permission: str) -> Principal:

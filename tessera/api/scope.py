@@ -11,6 +11,9 @@ from tessera.api.routing import principal
 from tessera.context import Principal, Warehouse
 from tessera.errors import BadRequestError
 
+#: Longest header that names a namespace.
+LONGEST_NAMESPACE = 512
+
 
 def warehouse(request: Request) -> Warehouse:
     """Return the warehouse that this server serves."""
@@ -32,7 +35,7 @@ async def named_namespace(
         Header(
             alias="X-Namespace",
             description="Namespace by id or name (in UTF-8). May be left out with a key whose scope is one namespace.",
-            max_length=512,
+            max_length=LONGEST_NAMESPACE,
             examples=["spotify_playlists_dev"],
         ),
     ] = None,
@@ -41,7 +44,7 @@ async def named_namespace(
 
     Raises `BadRequestError` without the header.
     """
-    identifier = _utf8(x_namespace) if x_namespace else only_namespace(principal(request))
+    identifier = utf8(x_namespace) if x_namespace else only_namespace(principal(request))
     if identifier is None:
         raise BadRequestError(
             "This route works inside a namespace: send the header X-Namespace with its id or name.",
@@ -49,6 +52,25 @@ async def named_namespace(
         )
     return identifier
 
+
+async def namespace_if_named(
+    request: Request,
+    x_namespace: Annotated[
+        str | None,
+        Header(
+            alias="X-Namespace",
+            description="Namespace by id or name (in UTF-8); may be left out.",
+            max_length=512,
+            examples=["spotify_playlists_dev"],
+        ),
+    ] = None,
+) -> str | None:
+    """Return the id or the name of the namespace that the request is about, if it is about one."""
+    return utf8(x_namespace) if x_namespace else only_namespace(principal(request))
+
+
+#: Parameter of a route that works inside a namespace and outside of any.
+NamespaceIfNamed = Annotated[str | None, Depends(namespace_if_named)]
 
 #: Parameter of a route whose service reads the namespace's row once, together with what else it needs.
 NamespaceName = Annotated[str, Depends(named_namespace)]
@@ -83,7 +105,7 @@ def only_namespace(asking: Principal) -> str | None:
     return only
 
 
-def _utf8(header: str) -> str:
+def utf8(header: str) -> str:
     """Return a header as its sender wrote it: curl sends UTF-8, older clients Latin-1, as which it arrives."""
     try:
         return header.encode("latin-1").decode()

@@ -20,6 +20,7 @@ from tessera.cli import (
     ingest,
     keys,
     models,
+    plan,
     search,
     secrets,
     settings,
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     for group in (
         up,
         ingest,
+        plan,
         watch,
         search,
         settings,

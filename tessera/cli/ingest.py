@@ -38,7 +38,7 @@ from tessera.cli.terminal import (
 from tessera.cli.watch import follow
 
 #: Extractors that are asked for when a namespace is made, the first that takes a kind being the one for it.
-_PREFERRED = (
+PREFERRED = (
     "text_extractor",
     "image_extractor",
     "video_extractor",
@@ -53,7 +53,7 @@ _BATCH = 10_000
 
 
 @dataclass(slots=True)
-class _Report:
+class Report:
     """What became of the files."""
 
     sent: int = 0
@@ -73,7 +73,7 @@ class _Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where files of a kind go: the collection that processes them, and how its extractor is called."""
 
     extractor: str
@@ -112,7 +112,7 @@ def add(commands: Any) -> None:
 def _ingest(options: argparse.Namespace) -> int:
     if not options.path.exists():
         raise CommandError(f"there is no {options.path}.", EXIT_USAGE)
-    report, unreadable = _Report(), folder.Told()
+    report, unreadable = Report(), folder.Told()
     files = list(folder.files(options.path, report.left_out, unreadable))
     report.failed += [(shown, "unreadable", why) for shown, why in unreadable]
     if not files and not report.failed:
@@ -121,18 +121,18 @@ def _ingest(options: argparse.Namespace) -> int:
     with connected(options) as api:
         extractors = _namespace(api, options)
     with connected(options, options.namespace) as api:
-        places = _places(extractors)
+        places = places_of(extractors)
         for file in files:
             if file.kind not in places:
                 report.left_out.append((file.shown, f"no extractor of the namespace takes {file.kind}"))
         files = [file for file in files if file.kind in places]
-        bucket = _bucket(api, options.bucket)
+        bucket = bucket_for(api, options.bucket)
         collections = {
-            kind: _collection(api, options.bucket, bucket, kind, places[kind])
+            kind: collection_for(api, options.bucket, bucket, kind, places[kind])
             for kind in {f.kind for f in files}
         }
-        objects = _send(api, bucket, files, report)
-        _process(api, bucket, collections, objects, report)
+        objects = send(api, bucket, files, report)
+        process(api, bucket, collections, objects, report)
     findable = len(files) + len(unreadable) - len(report.failed)
     _tell(options, report, findable)
     if not report.failed:
@@ -145,47 +145,81 @@ def _ingest(options: argparse.Namespace) -> int:
 
 def _namespace(api: Api, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the catalogue entries of the namespace's extractors; make the namespace if there is none."""
+    found, entries = registered(api, options.namespace, options.extractor)
+    if found is None:
+        make_namespace(api, options.namespace, entries)
+        with_these = f", with {', '.join(options.extractor)}" if options.extractor else ""
+        note(f"Namespace {options.namespace} was made{with_these}.")
+    return entries
+
+
+def registered(
+    api: Api, namespace: str, extractors: Sequence[str]
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return a namespace and the catalogue entries of its extractors.
+
+    None, and the entries of `extractors` or of those for all kinds of files, where there is no such namespace.
+    """
     catalogue = {
         (entry["feature_extractor_name"], entry["version"]): entry
         for entry in api.call("GET", "/collections/features/extractors")
     }
     try:
-        found = api.call("GET", f"/namespaces/{quote(options.namespace, safe='')}")
+        found: dict[str, Any] | None = api.call("GET", f"/namespaces/{quote(namespace, safe='')}")
     except Refused as error:
         if error.status != 404:
             raise
-        names = options.extractor or [name for name in _PREFERRED if (name, "v1") in catalogue]
-        if not options.extractor and "video_extractor" in names:
+        found = None
+    if found is not None:
+        of_it = [(e["feature_extractor_name"], e["version"]) for e in found["feature_extractors"]]
+    else:
+        names = list(extractors) or [name for name in PREFERRED if (name, "v1") in catalogue]
+        if not extractors and "video_extractor" in names:
             # Two names of one implementation.
             names = [name for name in names if name != "multimodal_extractor"]
-        wanted = [{"feature_extractor_name": name, "version": "v1"} for name in names]
-        found = api.call(
-            "POST", "/namespaces", {"namespace_name": options.namespace, "feature_extractors": wanted}
-        )
-        with_these = f", with {', '.join(names)}" if options.extractor else ""
-        note(f"Namespace {found['namespace_name']} was made{with_these}.")
-    registered = [(e["feature_extractor_name"], e["version"]) for e in found["feature_extractors"]]
-    return [catalogue[each] for each in registered if each in catalogue]
+        of_it = [(name, "v1") for name in names]
+        # One that does not exist is the server's to refuse.
+        catalogue |= {
+            each: {"feature_extractor_name": each[0], "version": each[1], "input_schema": {}}
+            for each in of_it
+            if each not in catalogue
+        }
+    return found, [catalogue[each] for each in of_it if each in catalogue]
 
 
-def _places(extractors: Sequence[Mapping[str, Any]]) -> dict[str, _Place]:
+def make_namespace(
+    api: Api, name: str, entries: Sequence[Mapping[str, Any]], params: Mapping[str, Any] | None = None
+) -> None:
+    """Make a namespace with the extractors of catalogue entries; `params` are what it fixes, by their names."""
+    wanted = [
+        {
+            "feature_extractor_name": entry["feature_extractor_name"],
+            "version": entry["version"],
+            "params": (params or {}).get(entry["feature_extractor_name"]),
+        }
+        for entry in entries
+    ]
+    api.call("POST", "/namespaces", {"namespace_name": name, "feature_extractors": wanted})
+
+
+def places_of(extractors: Sequence[Mapping[str, Any]]) -> dict[str, Place]:
     """Return for each kind of file which extractor takes it, and as which input."""
 
     def rank(entry: Mapping[str, Any]) -> int:
         name = entry["feature_extractor_name"]
-        return _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)
+        return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
 
-    places: dict[str, _Place] = {}
+    places: dict[str, Place] = {}
     for entry in sorted(extractors, key=rank):
         for name, declared in entry["input_schema"].get("properties", {}).items():
             for kind in folder.KINDS:
                 if kind in declared.get("accepts", ()):
-                    place = _Place(entry["feature_extractor_name"], entry["version"], name)
+                    place = Place(entry["feature_extractor_name"], entry["version"], name)
                     places.setdefault(kind, place)
     return places
 
 
-def _bucket(api: Api, name: str) -> str:
+def bucket_for(api: Api, name: str) -> str:
     """Return the id of the bucket for files; make it if there is none."""
     try:
         found = api.call("GET", f"/buckets/{quote(name, safe='')}")
@@ -208,7 +242,7 @@ def _bucket(api: Api, name: str) -> str:
     return str(found["bucket_id"])
 
 
-def _collection(api: Api, bucket_name: str, bucket: str, kind: str, place: _Place) -> str:
+def collection_for(api: Api, bucket_name: str, bucket: str, kind: str, place: Place) -> str:
     """Return the id of the collection for files of a kind; make it if there is none."""
     name = f"{bucket_name}-{kind}"
     try:
@@ -242,7 +276,7 @@ def _collection(api: Api, bucket_name: str, bucket: str, kind: str, place: _Plac
 # --- sending -------------------------------------------------------------------------------------------
 
 
-def _send(api: Api, bucket: str, files: Sequence[File], report: _Report) -> dict[str, tuple[str, File]]:
+def send(api: Api, bucket: str, files: Sequence[File], report: Report) -> dict[str, tuple[str, File]]:
     """Upload what is new or changed and return the object of each file, by object id."""
     known = _known(api, bucket)
     # Two machines may have other files under the same path.
@@ -351,12 +385,12 @@ def _pieces(path: Path, stop: threading.Event) -> Iterator[bytes]:
 # --- processing ----------------------------------------------------------------------------------------
 
 
-def _process(
+def process(
     api: Api,
     bucket: str,
     collections: Mapping[str, str],
     objects: Mapping[str, tuple[str, File]],
-    report: _Report,
+    report: Report,
 ) -> None:
     """Process all objects, those of a kind by its collection, and note the rows that failed."""
     batches = []
@@ -396,7 +430,7 @@ def _failed(api: Api, bucket: str, batch: str) -> Iterator[Mapping[str, Any]]:
 # --- saying --------------------------------------------------------------------------------------------
 
 
-def _tell(options: argparse.Namespace, report: _Report, findable: int) -> None:
+def _tell(options: argparse.Namespace, report: Report, findable: int) -> None:
     if options.json:
         print(json.dumps(_as_json(options, report), ensure_ascii=False, indent=2))
         return
@@ -411,7 +445,7 @@ def _tell(options: argparse.Namespace, report: _Report, findable: int) -> None:
     )
 
 
-def _left_out(report: _Report) -> str:
+def _left_out(report: Report) -> str:
     """Return which files were left out, the first ones of each reason."""
     by_reason: dict[str, list[str]] = {}
     for shown, reason in report.left_out:
@@ -427,7 +461,7 @@ def _first(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _as_json(options: argparse.Namespace, report: _Report) -> dict[str, Any]:
+def _as_json(options: argparse.Namespace, report: Report) -> dict[str, Any]:
     return {
         "namespace": options.namespace,
         "bucket": options.bucket,

@@ -141,6 +141,20 @@ def open_picture(path: Path, side: int = WORKING_SIDE) -> Picture:
         return Picture(decoded, *((height, width) if turned else (width, height)), taken)
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture file as its header tells them. Raises `BadSample`."""
+    from PIL import Image, UnidentifiedImageError
+
+    with decoding("picture"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=_PICTURE_FORMATS) as image:
+                width, height = image.size
+        except UnidentifiedImageError:
+            raise _not_a("picture", path, "JPEG, PNG, GIF, WebP, AVIF, TIFF, BMP or JPEG 2000") from None
+    return width, height
+
+
 def thumbnail(image: Image) -> bytes:
     """Return a JPEG of at most 480 pixels a side; transparent parts become white."""
     from PIL import Image as Pillow

@@ -107,6 +107,12 @@ def pages(path: Path) -> Iterator[Page]:
                 page.close()
 
 
+def count(path: Path) -> int:
+    """Return how many pages a PDF file has. Raises `BadSample` (``unreadable``)."""
+    with _opened(path) as document, _reading():
+        return len(document)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[PdfDocument]:
     try:

@@ -79,6 +79,23 @@ def key_problems(parameters: Mapping[str, Any], location: tuple[str | int, ...])
     ]
 
 
+def document_problems(
+    parameters: Mapping[str, Any], name: str, location: tuple[str | int, ...]
+) -> list[Problem]:
+    """Return a problem for a parameter that names fields of a document where there is not one document."""
+    found = sorted(
+        ".".join(path) for root, path in templates.references(parameters.get(name)) if root == "DOC"
+    )
+    return [
+        Problem(
+            (*location, name),
+            f"{{{{DOC.{path}}}}} has no value in {name}, which is not about one document.",
+            "unknown_input",
+        )
+        for path in found
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What the model said of documents: values and errors by the numbers of the documents; each has one of both."""
