@@ -47,6 +47,7 @@ class TaskType(StrEnum):
     TAXONOMIES_MATERIALIZE = "api_taxonomies_materialize"
     #: One tier of a batch that has several.
     FEATURE_EXTRACTOR_RUN = "engine_feature_extractor_run"
+    CLUSTER_BUILD = "engine_cluster_build"
 
 
 class TaskProgress(Model):
