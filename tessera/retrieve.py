@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -31,7 +31,7 @@ from tessera.models.retrievers import (
     SearchDocumentsRequest,
 )
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import Hit, Page
+from tessera.ports import Hit, Page, PageResult, Search
 from tessera.query_vectors import embed, vectors_of, word_query
 from tessera.result_cache import Kept
 from tessera.retriever_definition import Location, collections_named, equipment_of
@@ -446,12 +446,28 @@ def context_of(
         if asked is not None:
             within = And((within, asked))
     place = plan.place
+    indexes = _indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"]))
+
+    def used(asked: Iterable[Filter | None]) -> None:
+        if place["auto_create_indexes"] and wh.filter_uses is not None:
+            # Searches of one stage share their filters.
+            own = {id(filter): filter for filter in asked if filter is not None}
+            wh.filter_uses.note(namespace_id, own.values(), indexes)
+
+    def search(searches: Sequence[Search]) -> list[list[Hit]]:
+        used(search.filter for search in searches)
+        return wh.views.search(namespace_id, searches)
+
+    def page(page: Page) -> PageResult:
+        used([page.filter])
+        return wh.views.page(namespace_id, page)
+
     return StageContext(
         within=within,
-        indexes=_indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"])),
+        indexes=indexes,
         inputs=inputs,
-        search=lambda searches: wh.views.search(namespace_id, searches),
-        page=lambda page: wh.views.page(namespace_id, page),
+        search=search,
+        page=page,
         embed=lambda uri, query: embed(wh, plan, uri, query),
         words=lambda query: word_query(wh, plan, query),
         text_features=lambda: text_features(wh, plan.place),

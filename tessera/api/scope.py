@@ -66,7 +66,7 @@ async def namespace_if_named(
     ] = None,
 ) -> str | None:
     """Return the id or the name of the namespace that the request is about, if it is about one."""
-    return _utf8(x_namespace) if x_namespace else only_namespace(principal(request))
+    return utf8(x_namespace) if x_namespace else only_namespace(principal(request))
 
 
 #: Parameter of a route that works inside a namespace and outside of any.
