@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -175,3 +176,37 @@ def test_the_command_of_explain_taken_as_it_stands(garden: Garden) -> None:
     cost = "estimated_cost"
     assert after[cost]["total_duration_ms"] < before[cost]["total_duration_ms"]
     assert "width" in garden.indexes()
+
+
+@pytest.mark.slow
+def test_how_much_faster_the_command_of_explain_makes_a_filter(garden: Garden) -> None:
+    """Prints the factor, with 20,000 documents of which the filter lets a two-hundredth through."""
+    path = f"/namespaces/{garden.namespace_id}"
+    garden.patch(path, {"auto_create_indexes": False})
+    collection = garden.get(f"/retrievers/{garden.everything}")["collection_ids"][0]
+    for start in range(0, 20_000, 1000):
+        documents = [
+            {"document_id": f"m{n}", "payload": {"height": n % 200 + 100, "rare": n, "width": 1}}
+            for n in range(start, start + 1000)
+        ]
+        garden.post(f"{path}/documents/upsert", {"collection_id": collection, "documents": documents})
+    expected = {f"m{n}" for n in range(7, 20_000, 200)}
+
+    def median_ms() -> float:
+        taken = []
+        for _ in range(15):
+            begun = time.perf_counter()
+            assert garden.ask(eq("height", 107)) == expected
+            taken.append((time.perf_counter() - begun) * 1000)
+        return statistics.median(taken)
+
+    before = median_ms()
+    (command,) = garden.told(eq("height", 107))["optimization_suggestions"]
+    garden.client.request(command["method"], command["path"], json=command["body"]).raise_for_status()
+    (condition,) = garden.told(eq("height", 107))["execution_plan"][0]["filters"]
+    assert condition["served_by"] == "index"
+    after = median_ms()
+    factor = before / after
+    print(
+        f"a filter without an index: {before:.1f} ms, after explain's command {after:.1f} ms: {factor:.1f}x"
+    )
