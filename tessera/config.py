@@ -104,6 +104,17 @@ class Settings(BaseModel):
     result_cache_mib: int = Field(
         64, ge=0, description="Results of retrievers with a cache_config that are kept in memory, in MiB."
     )
+    auto_index_uses: int = Field(
+        50,
+        ge=1,
+        description="Uses of a filter that no index serves until a namespace with `auto_create_indexes` gets one.",
+    )
+    auto_index_documents: int = Field(
+        1000, ge=0, description="Documents below which a namespace gets no index by itself."
+    )
+    auto_index_unused_days: float = Field(
+        30, gt=0, description="An index that was made by itself and not used for so long is dropped."
+    )
     execution_log_days: float = Field(
         7, gt=0, description="How long the statistics of a retriever's executions can be read."
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tessera.db.engine import Database
     from tessera.execution_log import ExecutionLog
     from tessera.fetching import Fetcher
+    from tessera.filter_uses import FilterUses
     from tessera.language import LanguageModel
     from tessera.ports import Runner, Vectors
     from tessera.registry import Registry
@@ -37,8 +38,9 @@ class Warehouse:
 
     `runner` extracts; `decoder` opens the pictures of queries, so that no decoder of a stranger's file runs in the
     server itself, and no query waits for a batch. `fetcher` is the only way to content behind a URL; `signing_key`
-    signs cursors and URLs (32 bytes), `vault` seals credentials of other systems. `results` keeps what
-    retrievers found, `executions` notes that they ran. `language` is the language model, where the settings name one.
+    signs cursors and URLs (32 bytes), `vault` seals credentials of other systems. `results` keeps what retrievers
+    found, `executions` notes that they ran, `filter_uses` by which fields. `language` is the language model, where
+    the settings name one.
     """
 
     settings: Settings
@@ -61,6 +63,7 @@ class Warehouse:
     #: Batches under way on this server, each with whether it had the workers for itself all the time.
     under_way: dict[str, bool] = field(default_factory=dict, repr=False)
     language: LanguageModel | None = field(default=None, repr=False)
+    filter_uses: FilterUses | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

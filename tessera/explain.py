@@ -6,8 +6,7 @@ many documents it lets through, and for what no index serves a warning with the 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -16,8 +15,10 @@ from sqlalchemy.engine import RowMapping
 from tessera import retriever_context, retriever_plan, templates
 from tessera.context import Principal, Warehouse
 from tessera.errors import BadRequestError, ValidationError, quote
-from tessera.filters import And, Condition, Filter, helpful_type, instant, parse
-from tessera.models import IndexType, PayloadIndex
+from tessera.filter_uses import uses_left
+from tessera.filters import And, Condition, Filter, conditions, helpful_type, parse
+from tessera.index_choice import served_by
+from tessera.models import PayloadIndex
 from tessera.models.base import JsonObject
 from tessera.models.retrievers import ExplainRequest
 from tessera.stages.base import Stage
@@ -27,9 +28,6 @@ _BOUNDS = ("final_top_k", "limit", "top_n", "size", "max_groups")
 #: What a stage takes in ms: a part of its own, one for each document, and one for turning a query into a vector.
 #: Orders of magnitude (`make bench ARGS=hot_path` has figures): they tell which stage is the slow one, no more.
 _STAGE_MS, _DOCUMENT_MS, _EMBED_MS = 0.3, 0.002, 5.0
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_RANGES = frozenset({"gt", "gte", "lt", "lte"})
-_GEO = {"geo_radius": "index", "geo_bounding_box": "index", "geo_polygon": "partly"}
 
 
 def explain(
@@ -111,9 +109,7 @@ class _Reading:
             self._rows = _handed_on(params, before)
             self._is_read = True
         self._results[spec["stage_name"]] = {"count": self._rows}
-        told = [
-            self._told(source, condition) for source, filter in asked for condition in _conditions(filter)
-        ]
+        told = [self._told(source, condition) for source, filter in asked for condition in conditions(filter)]
         scanned = sum(item["served_by"] != "index" for item in told) * before
         embeds = _EMBED_MS if stage.stage_id == "feature_search" else 0.0
         duration_ms = _STAGE_MS + embeds + _DOCUMENT_MS * (self._rows + scanned)
@@ -182,81 +178,32 @@ class _Reading:
         if served != "index" and condition.operator != "search":
             suggestion = _command(self._plan.place, condition) if index is None else None
             warning = _warning(condition, index, served, suggestion)
+            if suggestion is not None and self._plan.place["auto_create_indexes"]:
+                warning += self._by_itself(condition, suggestion)
         return {
             "source": source,
             "field": condition.path,
             "operator": condition.operator,
             "index": condition.path if index is not None and served != "scan" else None,
             "index_type": str(index.type) if index is not None else None,
+            "is_auto": index is not None and index.is_auto,
             "served_by": served,
             "estimated_points": self._counted(And((self._collections, condition))),
             "warning": warning,
             "_suggestion": suggestion,
         }
 
+    def _by_itself(self, condition: Condition, suggestion: JsonObject) -> str:
+        kind = suggestion["body"]["payload_indexes"][-1]["type"]
+        settings = self._wh.settings
+        left = uses_left(self._wh.db, self._namespace_id, condition.path, kind, settings.auto_index_uses)
+        if left is None:
+            return " auto_create_indexes tried it: it does not hold every document's value."
+        least = settings.auto_index_documents
+        return f" auto_create_indexes does it after {left} more uses, from {least} documents on."
+
 
 # --- pure ------------------------------------------------------------------------------------------------
-
-
-def served_by(condition: Condition, indexes: Mapping[str, PayloadIndex]) -> str:
-    """Return who answers a condition: the ``index``; ``partly``, it narrows down; or a ``scan`` of each document.
-
-    As `adapters/qdrant/translate.py` decides, but for values in documents that their index does not see.
-    """
-    operator, value = condition.operator, condition.value
-    if operator in ("ne", "nin"):
-        positive = Condition(
-            condition.path, "eq" if operator == "ne" else "in", value, condition.case_sensitive
-        )
-        return "index" if served_by(positive, indexes) == "index" else "scan"
-    if operator == "in" and not value:
-        return "index"
-    index = indexes.get(condition.path)
-    if index is None or '"' in condition.path or "\\" in condition.path:
-        return "scan"
-    if operator in ("exists", "is_null") or (operator == "eq" and value is None):
-        return "index"
-    if operator == "in":
-        single = [Condition(condition.path, "eq", one, condition.case_sensitive) for one in value]
-        return "index" if all(served_by(one, indexes) == "index" for one in single) else "scan"
-    return _by_type(condition, index)
-
-
-def _by_type(condition: Condition, index: PayloadIndex) -> str:
-    operator, value, exact_case = condition.operator, condition.value, condition.case_sensitive
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    match index.type:
-        case IndexType.KEYWORD if isinstance(value, str):
-            if not exact_case and operator in ("eq", "contains") and instant(value) is not None:
-                return "scan"
-            if operator == "eq" or (operator == "starts_with" and value):
-                return "index"
-            return "partly" if operator in ("contains", "ends_with") and value else "scan"
-        case IndexType.INTEGER | IndexType.FLOAT if is_number:
-            # Beyond 2**53 numbers are not exact in the engine's ranges; whole ones are looked up as they are.
-            is_exact = abs(value) < 2**53
-            if operator in _RANGES:
-                return "index" if is_exact else "scan"
-            if not is_exact and not (index.type == IndexType.INTEGER and isinstance(value, int)):
-                return "scan"
-            return {"eq": "index", "contains": "partly"}.get(operator, "scan")
-        case IndexType.BOOL if isinstance(value, bool):
-            return {"eq": "index", "contains": "partly"}.get(operator, "scan")
-        case IndexType.DATETIME if isinstance(value, str) and instant(value) is not None:
-            return "index" if operator in _RANGES or (operator == "eq" and not exact_case) else "scan"
-        case IndexType.UUID if isinstance(value, str) and operator == "eq" and _UUID.fullmatch(value):
-            return "partly" if exact_case else "index"
-        case IndexType.TEXT if isinstance(value, str):
-            return _by_words(operator, str(index.field_schema.get("tokenizer")))
-        case IndexType.GEO:
-            return _GEO.get(operator, "scan")
-    return "scan"
-
-
-def _by_words(operator: str, tokenizer: str) -> str:
-    if operator == "text" or (operator == "words" and tokenizer != "prefix"):
-        return "index"
-    return "partly" if operator in ("words", "phrase") and tokenizer != "multilingual" else "scan"
 
 
 def _command(place: RowMapping, condition: Condition) -> JsonObject | None:
@@ -305,14 +252,6 @@ def _handed_on(params: Any, rows: int) -> int:
     )
     bounds = [value for name, value in values if name in _BOUNDS and isinstance(value, int)]
     return min([rows, *bounds])
-
-
-def _conditions(filter: Filter) -> Iterator[Condition]:
-    if isinstance(filter, Condition):
-        yield filter
-        return
-    for child in filter.children:
-        yield from _conditions(child)
 
 
 def _once(suggestions: list[JsonObject]) -> list[JsonObject]:

@@ -439,6 +439,15 @@ def paths(filter: Filter) -> Iterator[str]:
             yield from paths(child)
 
 
+def conditions(filter: Filter) -> Iterator[Condition]:
+    """Yield every condition of `filter`, in its order."""
+    if isinstance(filter, Condition):
+        yield filter
+        return
+    for child in filter.children:
+        yield from conditions(child)
+
+
 def to_json(filter: Filter) -> dict[str, Any]:
     """Return `filter` in the grammar that `parse` reads."""
     if isinstance(filter, Condition):

@@ -31,6 +31,7 @@ from tessera.db.tables import (
     buckets,
     collections,
     doomed_views,
+    filter_uses,
     log_entries,
     namespaces,
     objects,
@@ -72,6 +73,7 @@ from tessera.plan import (
     plan_patch,
     plan_update,
     stored_indexes,
+    without_auto,
 )
 from tessera.ports import DenseVector, SparseText, View
 
@@ -937,6 +939,12 @@ def _write_change(
             current = _find(connection, principal, namespace_id, _LOCKED_BY_ID, _LOCKED_BY_NAME)
             change: NamespaceChange = plan(body, current)
             values = _column_values(wh, connection, current, change, move)
+            user = change.values.get("user_indexes", stored_indexes(current["user_indexes"]))
+            before = stored_indexes(current["added_indexes"])
+            auto = bool(change.values.get("auto_create_indexes", current["auto_create_indexes"]))
+            added = without_auto(before, user, keep=auto)
+            if added != before:
+                values["added_indexes"] = _dumped(added)
             if values:
                 connection.execute(
                     sa.update(namespaces)
@@ -951,12 +959,9 @@ def _write_change(
                     namespace_id,
                     {"fields": sorted(values)},
                 )
-            if "user_indexes" in change.values:
+            if "user_indexes" in change.values or added != before:
                 filled = _has_documents(connection, namespace_id)
-                added = stored_indexes(current["added_indexes"])
-                seq = log.append_indexes(
-                    connection, namespace_id, effective_indexes(change.values["user_indexes"], added)
-                )
+                seq = log.append_indexes(connection, namespace_id, effective_indexes(user, added))
             shown = _find(connection, principal, namespace_id, _SHOWN_BY_ID, _SHOWN_BY_NAME)
     except sa.exc.IntegrityError as error:
         raise _name_taken(str(change.values["namespace_name"])) from error
@@ -1086,6 +1091,7 @@ def delete(wh: Warehouse, principal: Principal, identifier: str) -> JsonObject:
             {"name": row["namespace_name"]},
         )
         connection.execute(sa.delete(tasks).where(tasks.c.namespace_id == namespace_id))
+        connection.execute(sa.delete(filter_uses).where(filter_uses.c.namespace_id == namespace_id))
         connection.execute(sa.delete(namespaces).where(namespaces.c.namespace_id == namespace_id))
     failpoints.reach("purge.decided")
     wh.jobs.wake()

@@ -185,6 +185,21 @@ def stored_indexes(rows: Iterable[JsonObject]) -> tuple[PayloadIndex, ...]:
     return tuple(PayloadIndex.model_construct(**{**row, "type": IndexType(row["type"])}) for row in rows)
 
 
+def can_be_indexed(field_name: str) -> bool:
+    """Say whether a user might index this field."""
+    return not _field_name_problems(field_name, ("field_name",)) and len(field_name) <= 255
+
+
+def without_auto(
+    added_indexes: Sequence[PayloadIndex], user_indexes: Sequence[PayloadIndex], *, keep: bool
+) -> tuple[PayloadIndex, ...]:
+    """Return `added_indexes` without those made by themselves on fields that the user indexes, or (not `keep`) any."""
+    named = {index.field_name for index in user_indexes}
+    return tuple(
+        index for index in added_indexes if not index.is_auto or (keep and index.field_name not in named)
+    )
+
+
 # --- reading a request piece by piece ----------------------------------------------------------------
 
 
@@ -638,7 +653,7 @@ def _plan_change(
 
     name = _checked_name(pieces.namespace_name, problems)
     problems += _text_problems(pieces.description, ("body", "description"))
-    added = stored_indexes(current["added_indexes"])
+    added = [index for index in stored_indexes(current["added_indexes"]) if not index.is_auto]
     system = {index.field_name for index in SYSTEM_INDEXES}
     needed = [index for index in added if index.field_name not in system]
     user_indexes = _plan_indexes(pieces.payload_indexes, needed, added, problems)

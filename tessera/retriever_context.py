@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from tessera.filters import And, Condition, Filter, parse
 from tessera.models import PayloadIndex
 from tessera.models.retrievers import InputField
 from tessera.plan import effective_indexes, stored_indexes
+from tessera.ports import Hit, Page, PageResult, Search
 from tessera.query_vectors import embed, vectors_of, word_query
 from tessera.retriever_definition import Location, collections_named, equipment_of
 from tessera.retriever_features import text_features
@@ -50,12 +51,28 @@ def context_of(
         if asked is not None:
             within = And((within, asked))
     place = plan.place
+    indexes = _indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"]))
+
+    def used(asked: Iterable[Filter | None]) -> None:
+        if place["auto_create_indexes"] and wh.filter_uses is not None:
+            # Searches of one stage share their filters.
+            own = {id(filter): filter for filter in asked if filter is not None}
+            wh.filter_uses.note(namespace_id, own.values(), indexes)
+
+    def search(searches: Sequence[Search]) -> list[list[Hit]]:
+        used(search.filter for search in searches)
+        return wh.views.search(namespace_id, searches)
+
+    def page(page: Page) -> PageResult:
+        used([page.filter])
+        return wh.views.page(namespace_id, page)
+
     return StageContext(
         within=within,
-        indexes=_indexes(orjson.dumps(place["user_indexes"]), orjson.dumps(place["added_indexes"])),
+        indexes=indexes,
         inputs=inputs,
-        search=lambda searches: wh.views.search(namespace_id, searches),
-        page=lambda page: wh.views.page(namespace_id, page),
+        search=search,
+        page=page,
         embed=lambda uri, query: embed(wh, plan, uri, query),
         words=lambda query: word_query(wh, plan, query),
         text_features=lambda: text_features(wh, plan.place),

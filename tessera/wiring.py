@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tessera import data_directory, sealing, secret_store
+from tessera import auto_indexes, data_directory, sealing, secret_store
 from tessera.blobs import Blobs
 from tessera.config import Settings, parse_networks, parse_ports
 from tessera.context import Warehouse
@@ -15,6 +16,7 @@ from tessera.db.engine import Database
 from tessera.db.migrate import migrate
 from tessera.execution_log import ExecutionLog
 from tessera.fetching import Fetcher
+from tessera.filter_uses import FilterUses
 from tessera.jobs import Jobs
 from tessera.language import LanguageModel
 from tessera.ports import Runner, Vectors
@@ -62,21 +64,28 @@ def open_warehouse(settings: Settings, *, base_url: str | None = None, run_jobs:
         results=ResultCache(settings.result_cache_mib * 2**20),
         executions=ExecutionLog(db, settings.execution_log_days),
         language=_language(settings),
+        filter_uses=FilterUses(db),
     )
     if run_jobs:
         jobs.start(wh)
+        assert wh.filter_uses is not None
+        wh.filter_uses.start(partial(auto_indexes.decide, wh))
     return wh
 
 
 def close_warehouse(wh: Warehouse) -> None:
     """Park jobs at their next chunk, make everything durable, and let go of the data directory."""
     assert isinstance(wh.jobs, Jobs)
+    if wh.filter_uses is not None:
+        wh.filter_uses.end()
     wh.views.end_builds()  # an erasure under way may be waiting for one
     wh.jobs.stop()
     wh.runner.close()
     wh.decoder.close()
     wh.views.close()
     wh.vectors.close()
+    if wh.filter_uses is not None:
+        wh.filter_uses.close()
     if wh.executions is not None:
         wh.executions.close()
     if wh.language is not None:

@@ -556,6 +556,22 @@ rates = Table(
     Column("updated_at", String, nullable=False),
 )
 
+#: How often filters named a field of a namespace with `auto_create_indexes`, and what became of its index.
+filter_uses = Table(
+    "filter_uses",
+    metadata,
+    Column("namespace_id", String, primary_key=True),
+    Column("field_name", String, primary_key=True),
+    #: The type of the index that would help, or that was made.
+    Column("index_type", String, primary_key=True),
+    #: Since the index was made, or refused; before, in all.
+    Column("uses", Integer, nullable=False, default=0),
+    Column("last_used_at", String, nullable=False),
+    #: COUNTING, MADE, REFUSED (it did not hold every document's value; tried again much later)
+    Column("state", String, nullable=False),
+    Column("decided_at", String),
+)
+
 executions = Table(
     "executions",
     metadata,

@@ -88,6 +88,11 @@ class PayloadIndex(Model):
     type: IndexType
     field_schema: JsonObject
     is_protected: bool = False
+    is_auto: bool = Field(
+        False,
+        exclude_if=lambda value: not value,
+        description="Made by `auto_create_indexes`; only there when it is true.",
+    )
 
 
 class PayloadIndexConfig(Model):

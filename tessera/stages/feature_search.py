@@ -202,8 +202,6 @@ class FeatureSearch(Stage):
         found = _ranked(searches, asked, params, context)
         if params.group_by is not None:
             found = _grouped(searches, asked, params, params.group_by, found, context)
-        else:
-            found = found[: params.final_top_k]
         return found if params.merge_adjacent_ms is None else merge_adjacent(found, params.merge_adjacent_ms)
 
 
@@ -251,14 +249,20 @@ def _searches(
 def _ranked(
     searches: Sequence[Search], asked: Sequence[_Asked], params: FeatureSearchParams, context: StageContext
 ) -> list[Hit]:
-    """Return what the searches find, fused, each hit with its signals."""
+    """Return what the searches find, fused, each hit with its signals; without groups the first `final_top_k`."""
+    most = params.final_top_k if params.group_by is None else None
     kept = [
         ranking
         if each.min_score is None
         else [hit for hit in ranking if (hit.score or 0.0) >= each.min_score]
         for ranking, each in zip(context.search(searches), asked, strict=True)
     ]
-    found = kept[0] if len(kept) == 1 else fuse(kept, [each.weight for each in asked], params.fusion)
+    # Of the hundreds of hits that are fused only those are touched that are handed on.
+    found = (
+        kept[0][:most]
+        if len(kept) == 1
+        else fuse(kept, [each.weight for each in asked], params.fusion, most=most)
+    )
     places = [{hit.document_id: (rank, hit.score) for rank, hit in enumerate(ranking, 1)} for ranking in kept]
     nowhere = (None, None)
     return [
@@ -314,9 +318,14 @@ def _group_told(hit: Hit, index: int, members: Sequence[Hit], field: str) -> dic
 
 
 def fuse(
-    rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: str, rrf_k: int = RRF_K
+    rankings: Sequence[Sequence[Hit]],
+    weights: Sequence[float],
+    method: str,
+    rrf_k: int = RRF_K,
+    *,
+    most: int | None = None,
 ) -> list[Hit]:
-    """Merge rankings into one, best first; ties go to the smaller document id.
+    """Merge rankings into one, best first; ties go to the smaller document id. With `most` the first so many.
 
     ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
     ``max`` takes the best of those; ``dbsf`` adds scores scaled by mean ± 3 standard deviations
@@ -333,7 +342,7 @@ def fuse(
             else:
                 scores[hit.document_id] = (before or 0.0) + weight * value
     ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    return [replace(hits[document_id], score=score) for document_id, score in ordered]
+    return [replace(hits[document_id], score=score) for document_id, score in ordered[:most]]
 
 
 def merge_adjacent(hits: Sequence[Hit], gap_ms: int) -> list[Hit]:

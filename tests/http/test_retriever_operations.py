@@ -40,6 +40,11 @@ class Shelf(Loop):
     def execute(self, retriever: str, **body: Any) -> Any:
         return self.post(f"/retrievers/{retriever}/execute", body)
 
+    def ask_raw(self, retriever: str, body: Any, query: str = "") -> Any:
+        """Return the answer to an execution with any body."""
+        path = f"/v1/retrievers/{retriever}/execute{query}"
+        return self.client.post(path, json=body, headers=self.headers)
+
     def ask(self, retriever: str, tag: str | None = None, query: str = "", **body: Any) -> Any:
         """Return the whole answer to an execution."""
         headers = {**self.headers, **({"If-None-Match": tag} if tag else {})}
@@ -508,3 +513,38 @@ def test_no_write_is_ever_hidden(server: Server, shelf: Shelf, pairs: int) -> No
     # It was a cache all the while.
     assert shelf.ask(retriever, limit=500).status_code == 200
     assert shelf.ask(retriever, limit=500).headers["x-cache-status"] == "HIT"
+
+
+# --- the short way of plain requests ---------------------------------------------------------------------
+
+
+@pytest.mark.operation("POST", "/v1/retrievers/{retriever_id}/execute", 200)
+@pytest.mark.operation("POST", "/v1/retrievers/{retriever_id}/execute", 404)
+@pytest.mark.operation("POST", "/v1/retrievers/{retriever_id}/execute", 422)
+def test_a_plain_request_is_answered_as_any_other(shelf: Shelf) -> None:
+    """A query or an If-None-Match sends a request the framework's way; the answers are the same."""
+    retriever = shelf.retriever(FILTER, input_schema={"q": {"type": "text", "required": True}})
+    bodies: list[Any] = [
+        {"inputs": {"q": "x"}, "limit": 3, "unknown": {"key": 1}},
+        {"inputs": {"q": "x"}, "filters": {"AND": [{"field": "year", "operator": "eq", "value": 2003}]}},
+        {"inputs": {}},
+        {"inputs": [1]},
+        {"inputs": {"q": "x"}, "limit": "many"},
+        [],
+        "text",
+    ]
+    for body in bodies:
+        plain = shelf.ask_raw(retriever, body)
+        other = shelf.ask_raw(retriever, body, "?return_vectors=false")
+        assert plain.status_code == other.status_code, (body, plain.text)
+        for header in ("content-type", "x-cache-status", "x-ignored-fields"):
+            assert plain.headers.get(header) == other.headers.get(header)
+        one, two = plain.json(), other.json()
+        assert one.keys() == two.keys()
+        for name in ("documents", "pagination", "detail", "status"):
+            assert one.get(name) == two.get(name), (body, name)
+        assert [one.get("error") and one["error"]["message"]] == [
+            two.get("error") and two["error"]["message"]
+        ]
+    assert shelf.ask_raw("ret_none", bodies[0]).status_code == 404
+    assert shelf.ask_raw(retriever, bodies[0]).headers["x-ignored-fields"] == "unknown"

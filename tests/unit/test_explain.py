@@ -9,8 +9,8 @@ import pytest
 import qdrant_edge
 
 from tessera.adapters.qdrant.translate import Translator
-from tessera.explain import served_by
 from tessera.filters import Condition, helpful_type
+from tessera.index_choice import served_by
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 
 VALUES: list[Any] = [
