@@ -73,6 +73,7 @@ _NOUNS = {
     "collections": "collection",
     "buckets": "bucket",
     "retrievers": "retriever",
+    "taxonomies": "taxonomy",
 }
 
 
@@ -86,11 +87,13 @@ def read_of(permission: str, template: str) -> Read | None:
         return None
     if template in ("/v1/documents/search", "/v1/retrievers/execute"):
         return Read("retriever_queried", "retriever", None)
+    if template == "/v1/taxonomies/execute/{taxonomy_identifier}":
+        return Read("taxonomy_accessed", "taxonomy", "taxonomy_identifier")
     parts = template.split("/")
     noun = _NOUNS.get(parts[2]) if len(parts) > 3 and parts[3].startswith("{") else None
     if noun is None:
         return None
-    action = "retriever_queried" if parts[-1] == "execute" else f"{noun}_accessed"
+    action = "retriever_queried" if noun == "retriever" and parts[-1] == "execute" else f"{noun}_accessed"
     return Read(action, noun, parts[3].strip("{}"))
 
 

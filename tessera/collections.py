@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from tessera import (
     audit,
     buckets,
+    enrichment_requests,
     events,
     filters,
     limits,
@@ -25,6 +26,7 @@ from tessera import (
     log,
     names,
     namespaces,
+    taxonomy_definition,
     tiers,
 )
 from tessera.context import Principal, Warehouse
@@ -64,11 +66,13 @@ from tessera.models.collections import (
     SourceConfig,
     VectorIndex,
 )
-from tessera.models.tasks import GenericDeleteResponse
+from tessera.models.tasks import GenericDeleteResponse, TaskStatus
+from tessera.models.taxonomies import ApplyTaxonomyRequest, ApplyTaxonomyResponse
 from tessera.pagination import PageRequest
 from tessera.plan import PROTECTED_FIELDS, effective_indexes, stored_indexes
 from tessera.ports import SparseText
 from tessera.registry import Registry
+from tessera.taxonomy_definition import read_applications
 from tessera.validation import schema_problems
 
 #: Words that routes below ``/v1/collections/`` take.
@@ -77,7 +81,6 @@ PASSTHROUGH = "passthrough_extractor"
 #: What a PATCH refuses, and what this version does not have.
 FIXED = ("source", "feature_extractor", "input_schema", "output_schema")
 LATER = (
-    "taxonomy_applications",
     "cluster_applications",
     "alert_applications",
     "retriever_enrichments",
@@ -126,6 +129,7 @@ def create(
             "schema_synced_at": None,
             "enabled": request.enabled,
             "metadata": request.metadata or {},
+            "taxonomy_applications": plan.applications or None,
             "created_at": at,
             "updated_at": at,
         }
@@ -153,9 +157,8 @@ def clone(
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         row = find(connection, place["namespace_id"], identifier)
-    like: JsonObject = {
-        name: row[name] for name in ("source", "feature_extractor", "description", "enabled", "metadata")
-    }
+    copied = ("source", "feature_extractor", "description", "enabled", "metadata", "taxonomy_applications")
+    like: JsonObject = {name: row[name] for name in copied}
     if request.source is None:
         like["input_schema"] = row["input_schema"]
     given = request.model_dump(exclude_unset=True, exclude_none=True)
@@ -250,6 +253,13 @@ def patch(
             values["enabled"] = request.enabled
         if "metadata" in given and (request.metadata or {}) != row["metadata"]:
             values["metadata"] = request.metadata or {}
+        if "taxonomy_applications" in given:
+            applications, wrong = read_applications(
+                connection, place["namespace_id"], request.taxonomy_applications or ()
+            )
+            problems += wrong
+            if applications != (row["taxonomy_applications"] or []):
+                values["taxonomy_applications"] = applications or None
         raise_problems(problems)
         if values:
             connection.execute(
@@ -266,10 +276,51 @@ def patch(
                 {"fields": sorted(values)},
             )
         row = find(connection, place["namespace_id"], row["collection_id"])
+        if "taxonomy_applications" in values:
+            ids = [application["taxonomy_id"] for application in row["taxonomy_applications"] or ()]
+            enrichment_requests.request(connection, place, row, ids)
         if values:
             events.collection_changed(connection, "updated", row, fields=sorted(values))
         counts = _document_counts(connection, [row["collection_id"]])
+    if "taxonomy_applications" in values:
+        wh.jobs.wake()
     return _answer(wh, place, row, counts.get(row["collection_id"], 0))
+
+
+def apply_taxonomy(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: ApplyTaxonomyRequest
+) -> ApplyTaxonomyResponse:
+    """Have the documents of a collection compared anew, and return the task. Accepted and durable when it returns.
+
+    Raises `BadRequestError` for a taxonomy that is not in the collection's `taxonomy_applications`.
+    """
+    filters.parse(request.scroll_filters, location=("body", "scroll_filters"))
+    with wh.db.write() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+        taxonomy_id = taxonomy_definition.find(connection, place["namespace_id"], request.taxonomy_id)[
+            "taxonomy_id"
+        ]
+        applied = [application["taxonomy_id"] for application in row["taxonomy_applications"] or ()]
+        if taxonomy_id not in applied:
+            raise BadRequestError(
+                f"Taxonomy {quote(request.taxonomy_id)} is not applied to collection "
+                f"{quote(row['collection_name'])}; applied are: {', '.join(applied) or 'none'}. PATCH "
+                f"/v1/collections/{row['collection_id']} with taxonomy_applications puts it there.",
+                details={"taxonomy_id": taxonomy_id, "applied": applied},
+            )
+        count = _document_counts(connection, [row["collection_id"]]).get(row["collection_id"], 0)
+        task_id = enrichment_requests.request(
+            connection, place, row, [taxonomy_id], request.scroll_filters or None
+        )
+    wh.jobs.wake()
+    return ApplyTaxonomyResponse(
+        task_id=task_id,
+        status=TaskStatus.PENDING.value,
+        collection_id=row["collection_id"],
+        taxonomy_id=taxonomy_id,
+        estimated_documents=count,
+    )
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> GenericDeleteResponse:
@@ -394,6 +445,7 @@ class _Plan:
     input_schema: JsonObject = field(default_factory=dict)
     extractor: JsonObject = field(default_factory=dict)
     output_schema: JsonObject = field(default_factory=dict)
+    applications: list[JsonObject] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -402,6 +454,10 @@ def _plan(
 ) -> _Plan:
     plan = _Plan()
     plan.problems += [_not_available(name) for name in LATER if getattr(request, name)]
+    plan.applications, wrong = read_applications(
+        connection, place["namespace_id"], request.taxonomy_applications or ()
+    )
+    plan.problems += wrong
     schema = _source_schema(connection, place["namespace_id"], request, plan)
     if request.input_schema is not None:
         schema = BucketSchema(properties={**schema.properties, **request.input_schema.properties})
@@ -979,9 +1035,17 @@ def _answer(
         enabled=row["enabled"],
         metadata=row["metadata"] or {},
         document_count=document_count,
+        taxonomy_applications=list(map(_application, row["taxonomy_applications"] or ())),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
+
+
+def _application(stored: JsonObject) -> JsonObject:
+    """Return an application as answers have it; the clients know no other mode than materialize."""
+    if stored["execution_mode"] == "on_demand":
+        return {**stored, "execution_mode": None, "is_on_demand": True}
+    return {**stored, "execution_mode": "materialize"}
 
 
 def vector_indexes(

@@ -42,6 +42,7 @@ QUOTAS = (
     "buckets",
     "collections",
     "retrievers",
+    "taxonomies",
     "documents",
     "api_keys",
     "batch_objects",
@@ -252,7 +253,7 @@ class Settings(BaseModel):
     quotas: str | None = Field(
         None,
         description="Most resources of an organization: `namespaces=10,buckets=50,collections=50,retrievers=50,"
-        "documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of it), or "
+        "taxonomies=20,documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of it), or "
         "`tiers`; default: unlimited.",
     )
 

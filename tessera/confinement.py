@@ -1,4 +1,4 @@
-"""Keys that are confined to single buckets, collections or retrievers, and the routes that lead to those.
+"""Keys that are confined to single buckets, collections, retrievers or taxonomies, and the routes that lead to those.
 
 A namespace is the unit that services check. A key without a scope on the namespace itself is let into it
 for one request, when the path of that request names a resource that the key is confined to. What lies
@@ -14,12 +14,19 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from tessera import buckets, collections, namespaces, retriever_definition
+from tessera import buckets, collections, namespaces, retriever_definition, taxonomy_definition
 from tessera.context import Principal, Warehouse
 from tessera.errors import ForbiddenError, NotFoundError
 from tessera.scopes import RANK, matching, strength
 
-_KINDS = {"buckets": "bucket", "collections": "collection", "retrievers": "retriever"}
+_KINDS = {
+    "buckets": "bucket",
+    "collections": "collection",
+    "retrievers": "retriever",
+    "taxonomies": "taxonomy",
+}
+#: The one route that names its resource last.
+_EXECUTE_TAXONOMY = "/v1/taxonomies/execute/{taxonomy_identifier}"
 
 
 def is_narrow(principal: Principal) -> bool:
@@ -40,6 +47,8 @@ def admit(
     neither it nor what it holds can be told from what does not exist; `ForbiddenError` where the key may
     see the resource but not do this to it.
     """
+    if template == _EXECUTE_TAXONOMY:
+        template = "/v1/taxonomies/{taxonomy_identifier}/execute"
     parts = template.split("/")
     kind = _KINDS.get(parts[2]) if len(parts) > 3 and parts[3].startswith("{") else None
     if kind is None or namespace is None:
@@ -78,8 +87,11 @@ def admit(
 
 
 def _names(connection: Connection, kind: str, namespace_id: str, identifier: str) -> tuple[str, str]:
-    find = {"bucket": buckets.find, "collection": collections.find, "retriever": retriever_definition.find}[
-        kind
-    ]
+    find = {
+        "bucket": buckets.find,
+        "collection": collections.find,
+        "retriever": retriever_definition.find,
+        "taxonomy": taxonomy_definition.find,
+    }[kind]
     row = find(connection, namespace_id, identifier)
     return str(row[f"{kind}_id"]), str(row[f"{kind}_name"])

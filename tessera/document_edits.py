@@ -12,7 +12,7 @@ the same transaction whether anybody did since, and then the edit is made anew.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from tessera import (
     collections,
     derivation,
     documents,
+    enrichment_requests,
     events,
     links,
     log,
@@ -35,6 +36,7 @@ from tessera import (
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import document_edits, sources
+from tessera.enrichment import KEPT
 from tessera.errors import BadRequestError, NotFoundError, Problem, QdrantError, quote, raise_problems
 from tessera.extraction import write_documents
 from tessera.filters import MAX_PATH_CHARS, is_path
@@ -46,10 +48,11 @@ from tessera.models.documents import (
     BulkUpdateResponse,
     UpdatedDocument,
 )
+from tessera.plan import RESERVED_FIELDS
 from tessera.ports import Document, Hit, Payload
 
 #: Root fields that the system writes; the user's own names are all others.
-SYSTEM_FIELDS = ready_documents.RESERVED_FIELDS
+SYSTEM_FIELDS = RESERVED_FIELDS
 #: Most fields in one change.
 MAX_CHANGES = 1000
 #: Objects and lists inside each other, path and value together; engines read no more than about a hundred.
@@ -85,7 +88,7 @@ class _Made:
     noted: dict[str, Changes] = field(default_factory=dict)
 
 
-class _Overtaken(Exception):
+class Overtaken(Exception):
     """Somebody else decided about one of the documents since they were read."""
 
 
@@ -407,6 +410,9 @@ def _made(
             continue
         if not _is_same(payload, hit.payload):
             payload["updated_at"] = now()
+            if KEPT in payload:
+                # What taxonomies said was said of what it was.
+                payload[KEPT] = {**payload[KEPT], "signature": None}
         size = len(orjson.dumps(payload))
         if size > largest:
             made.refused[hit.document_id] = (
@@ -504,7 +510,7 @@ def _edit(
             ]
             try:
                 made, seq = _log(wh, principal, namespace_id, collection_id, edits, hits, read_at)
-            except (_Overtaken, log.Folded):
+            except (Overtaken, log.Folded):
                 continue
         if seq is not None:
             wh.views.apply(namespace_id, seq)
@@ -523,7 +529,7 @@ def _log(
     hits: Sequence[Hit],
     read_at: int,
 ) -> tuple[_Made, int | None]:
-    """Write the entries and what was changed by hand in one transaction; raise `_Overtaken` when it is too late."""
+    """Write the entries and what was changed by hand in one transaction; raise `Overtaken` when it is too late."""
     with wh.db.read() as connection:
         collection = collections.find(connection, namespace_id, collection_id)
         extracted = _extracted(connection, collection_id, hits)
@@ -532,25 +538,53 @@ def _log(
     made = _made(edits, hits, {i: known.get(i, {}) for i in extracted}, _twins(collection), largest)
     if not made.changed:
         return made, None
-    keys = () if _fits_inline(made.changed) else _write(wh, namespace_id, collection_id, made.changed)
+
+    has_taxonomies = False
+
+    def also(connection: Connection) -> None:
+        nonlocal has_taxonomies
+        namespaces.resolve(connection, principal, namespace_id)
+        _note(connection, namespace_id, collection_id, extracted, made.noted)
+        has_taxonomies = enrichment_requests.note_written(connection, namespace_id, collection_id)
+
+    seq = log_payloads(wh, namespace_id, collection_id, made.changed, {*made.payloads}, read_at, also)
+    if has_taxonomies:
+        wh.jobs.wake()
+    return made, seq
+
+
+def log_payloads(
+    wh: Warehouse,
+    namespace_id: str,
+    collection_id: str,
+    changed: Sequence[Document],
+    decided: Set[str],
+    read_at: int,
+    also: Callable[[Connection], None],
+) -> int:
+    """Log new payloads of documents that exist, with what `also` writes in the same transaction; return the entry.
+
+    They were reckoned from what the view held at entry `read_at`. Raises `Overtaken` when somebody has decided about
+    one of the documents `decided` since, or `Folded` when nobody can say any more.
+    """
+    keys = () if _fits_inline(changed) else _write(wh, namespace_id, collection_id, changed)
     is_logged = False
     try:
         with wh.db.write() as connection:
-            namespaces.resolve(connection, principal, namespace_id)
-            _note(connection, namespace_id, collection_id, extracted, made.noted)
-            first, last = _append(wh, connection, namespace_id, made.changed, keys)
-            decided = {"after": read_at, "before": first}
-            if log.touched(connection, namespace_id, {*made.payloads}, **decided, local_path=wh.blobs.path):
-                raise _Overtaken
-            events.documents_written(connection, namespace_id, collection_id, written=len(made.changed))
+            also(connection)
+            first, last = _append(wh, connection, namespace_id, changed, keys)
+            between = {"after": read_at, "before": first}
+            if log.touched(connection, namespace_id, decided, **between, local_path=wh.blobs.path):
+                raise Overtaken
+            events.documents_written(connection, namespace_id, collection_id, written=len(changed))
         is_logged = True
     except sa.exc.IntegrityError as error:
-        raise _Overtaken from error  # a source that it refers to is gone: so are its documents
+        raise Overtaken from error  # a source that it refers to is gone: so are its documents
     finally:
         if not is_logged:
             for key in keys:
                 wh.blobs.path(key).unlink(missing_ok=True)
-    return made, last
+    return last
 
 
 def _append(

@@ -22,6 +22,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tessera import (
     compaction,
     derivation,
     documents,
+    enrichment_requests,
     events,
     exports,
     failpoints,
@@ -52,6 +54,7 @@ from tessera.db.migrate import remove_copies
 from tessera.db.tables import (
     batch_rows,
     batches,
+    collections,
     doomed_views,
     erasures,
     failures,
@@ -64,6 +67,7 @@ from tessera.db.tables import (
 from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import objects as object_rows
 from tessera.db.tables import tasks as task_rows
+from tessera.enrichment import KEPT, nodes_of, undone
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import parse
 from tessera.links import SCHEME
@@ -388,6 +392,14 @@ class _Work:
         with self.wh.db.write() as connection:
             connection.execute(sa.delete(erasures).where(erasures.c.task_id == self.task_id))
             self.tell(connection, TaskStatus.COMPLETED)
+            # What lost the fields of a node that was erased is compared with those that are left.
+            for collection_id in connection.execute(
+                sa.select(collections.c.collection_id).where(
+                    collections.c.namespace_id == self.namespace_id,
+                    collections.c.taxonomy_applications.is_not(None),
+                )
+            ).scalars():
+                enrichment_requests.note_written(connection, self.namespace_id, collection_id)
         logger.info("task %s has erased %d documents", self.task_id, self.report["documents"])
 
 
@@ -423,8 +435,12 @@ def _rewrite_log(work: _Work, stop: threading.Event) -> None:
 
 def _rewrite_edit(work: _Work, row: Any) -> None:
     value = orjson.loads(row.body)
-    kept = [item for item in value["upserts"] if item["document_id"] not in work.documents]
-    if len(kept) == len(value["upserts"]):
+    kept = [
+        {**item, "payload": _without_copies(work, item["payload"])}
+        for item in value["upserts"]
+        if item["document_id"] not in work.documents
+    ]
+    if kept == value["upserts"]:
         return
     gone = [item["payload"] for item in value["upserts"] if item["document_id"] in work.documents]
     body = orjson.dumps({**value, "upserts": kept})
@@ -434,11 +450,15 @@ def _rewrite_edit(work: _Work, row: Any) -> None:
 
 def _rewrite_artifact(work: _Work, row: Any) -> None:
     path = work.wh.blobs.path(row.artifact_key)
-    if work.documents.isdisjoint(artifact.document_ids(path)):
+    if work.documents.isdisjoint(artifact.document_ids(path)) and not _has_copies(work, path):
         return
     kept, gone = [], []
     for part in artifact.read(path):
-        kept += [document for document in part if document.document_id not in work.documents]
+        kept += [
+            replace(document, payload=_without_copies(work, document.payload))
+            for document in part
+            if document.document_id not in work.documents
+        ]
         gone += [document.payload for document in part if document.document_id in work.documents]
     size = path.stat().st_size
     work.count(artifacts_rewritten=1, bytes_rewritten=size)
@@ -458,6 +478,20 @@ def _rewrite_artifact(work: _Work, row: Any) -> None:
     with work.wh.views.quiet(work.namespace_id):
         # Whoever applies reads under that lock; while a backup runs it stays for the last sweep.
         work.wh.blobs.remove(row.artifact_key)
+
+
+def _has_copies(work: _Work, path: Path) -> bool:
+    """Say whether a document of an artifact holds what a taxonomy copied from one that is erased."""
+    mark = KEPT.encode()
+    return any(
+        mark in payload and not work.documents.isdisjoint(nodes_of(orjson.loads(payload)))
+        for payload in artifact.payloads(path)
+    )
+
+
+def _without_copies(work: _Work, payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a payload without what taxonomies wrote into it, if any of that came from what is erased."""
+    return payload if work.documents.isdisjoint(nodes_of(payload)) else undone(payload)
 
 
 def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> None:

@@ -33,6 +33,9 @@ CACHE_SCOPES: Mapping[EventType, str] = {
     EventType.COLLECTION_UPDATED: "collection",
     EventType.COLLECTION_DELETED: "namespace",
     EventType.COLLECTION_DOCUMENTS_WRITTEN: "collection",
+    EventType.TAXONOMY_CREATED: "namespace",
+    EventType.TAXONOMY_UPDATED: "namespace",
+    EventType.TAXONOMY_DELETED: "namespace",
 }
 
 #: Built once: it runs with every change.
@@ -116,6 +119,12 @@ def collection_changed(connection: Connection, what: str, row: Mapping[Any, Any]
     """Write down that the collection of `row` was ``created``, ``updated`` or ``deleted``."""
     metadata = {"collection_name": row["collection_name"], **more}
     emit(connection, row["namespace_id"], EventType(f"collection.{what}"), row["collection_id"], metadata)
+
+
+def taxonomy_changed(connection: Connection, what: str, row: Mapping[Any, Any], **more: Any) -> None:
+    """Write down that the taxonomy of `row` was ``created``, ``updated`` or ``deleted``."""
+    metadata = {"taxonomy_name": row["taxonomy_name"], "version": row["version"], **more}
+    emit(connection, row["namespace_id"], EventType(f"taxonomy.{what}"), row["taxonomy_id"], metadata)
 
 
 def documents_written(

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from sqlalchemy.engine import RowMapping
 
-from tessera import retrieve, retriever_plan, templates
+from tessera import retriever_context, retriever_plan, templates
 from tessera.context import Principal, Warehouse
 from tessera.errors import BadRequestError, ValidationError, quote
 from tessera.filter_uses import uses_left
@@ -75,7 +75,7 @@ class _Reading:
     ) -> None:
         self._wh, self._plan, self._inputs = wh, plan, inputs
         self._namespace_id: str = plan.place["namespace_id"]
-        self._context = retrieve.context_of(wh, plan, inputs, None)
+        self._context = retriever_context.context_of(wh, plan, inputs, None)
         self._collections = self._context.within
         self._requested = parse(filters, inputs=inputs) if filters else None
         if self._requested is not None:
@@ -133,7 +133,7 @@ class _Reading:
     def _params(self, stage: Stage, spec: Mapping[str, Any], index: int, notes: list[str]) -> Any:
         scope = {"INPUT": self._inputs, "STAGE": self._results, "CONTEXT": {}}
         try:
-            return retrieve.stage_params(stage, spec, scope, index)
+            return retriever_context.stage_params(stage, spec, scope, index)
         except ValidationError:
             known = {
                 name: value
@@ -156,7 +156,7 @@ class _Reading:
         return found
 
     def _within(self, asked: Filter) -> None:
-        self._context = retrieve.narrowed(self._context, asked)
+        self._context = retriever_context.narrowed(self._context, asked)
 
     def _count(self, filter: Filter) -> int:
         """Return how many documents pass; 0 is returned for a view that cannot be asked so many."""

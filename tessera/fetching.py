@@ -58,6 +58,7 @@ _URL = re.compile(r"(?i)(https?)://([^/?#]*)([^#]*)(?:#.*)?")
 _NAME = re.compile(r"(?=.{1,253}$)(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 #: A host that ends so is meant as a number (WHATWG URL, "ends in a number"), whatever a resolver makes of it.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_CHARSET = re.compile(r"""charset="?([a-zA-Z0-9_.:-]{1,40})""", re.IGNORECASE)
 _FILENAME = re.compile(r"""filename="?([^";]{1,255})"?""", re.IGNORECASE)
 
 #: Networks that are not the public Internet: IANA's special-purpose registries for IPv4 and IPv6, multicast, and
@@ -115,20 +116,29 @@ class FetchError(TesseraError):
         "redirect",
     )
 
-    def __init__(self, kind: str, message: str, *, may_pass: bool = False) -> None:
+    def __init__(
+        self, kind: str, message: str, *, may_pass: bool = False, status_code: int | None = None
+    ) -> None:
         super().__init__(message)
         assert kind in self.KINDS
         self.kind = kind
         self.may_pass = may_pass
+        #: Of ``bad_status``: what the server answered with.
+        self.status_code = status_code
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What came: its size, and what the server called it (neither is believed any further)."""
+    """What came: its size, and what the server called it (neither is believed any further).
+
+    `url` is where it came from after all redirects, with its query; `charset` is of ``Content-Type``.
+    """
 
     size_bytes: int
     content_type: str | None
     filename: str | None
+    url: str = ""
+    charset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +194,10 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: dict[str, tuple[threading.Lock, int]] = {}
+
+    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
+        # In another process nobody has a turn yet.
+        return Turns, ()
 
     @contextmanager
     def of(self, key: str) -> Iterator[None]:
@@ -463,6 +477,7 @@ class Fetcher:
                 "bad_status",
                 f"{first} answers with status {response.status}, not 200.",
                 may_pass=response.status in _MAY_PASS,
+                status_code=response.status,
             )
         declared = _header(response, b"content-length") or ""
         if declared.isdecimal() and len(declared) < 20 and int(declared) > self.max_bytes:
@@ -474,11 +489,15 @@ class Fetcher:
                 raise self._too_large(first)
             sink(piece)
         named = _FILENAME.search(_header(response, b"content-disposition") or "")
+        content_type = _header(response, b"content-type") or ""
+        charset = _CHARSET.search(content_type)
         last = urllib.parse.unquote(target.path.partition("?")[0]).rsplit("/", 1)[-1]
         return Fetched(
             size,
-            (_header(response, b"content-type") or "").partition(";")[0].strip().lower() or None,
+            content_type.partition(";")[0].strip().lower() or None,
             (named[1] if named else last) or None,
+            f"{target.origin}{target.path}",
+            charset[1] if charset else None,
         )
 
     def _too_large(self, first: str) -> FetchError:

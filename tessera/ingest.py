@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import batch_logs, causes, failpoints, mirroring, rates, row_failures, tiers
+from tessera import batch_logs, causes, failpoints, materialising, mirroring, rates, row_failures, tiers
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batch_rows, batches, collections, log_entries, namespaces, organizations, tasks
@@ -379,8 +379,35 @@ def _run_tier(wh: Warehouse, attempt: Attempt, number: int, stop: Stop) -> None:
     if stop.is_set():
         return
     wh.views.apply(attempt.namespace_id)
+    _enrich(wh, attempt, tier, stop)
+    if stop.is_set():
+        return
     _end_tier(wh, attempt, tier)
     failpoints.reach("tier.ended")
+
+
+def _enrich(wh: Warehouse, attempt: Attempt, tier: Tier, stop: Stop) -> None:
+    """Give the tier's documents what taxonomies say of them: the next tier reads that too."""
+    compared = materialising.after_tier(wh, attempt.namespace_id, tier.collection_ids, stop.is_set)
+    if not compared:
+        return
+    with wh.db.write() as connection:
+        check_attempt(connection, attempt)
+        for collection_id, counts in compared.items():
+            message = (
+                f"Collection {collection_id}: {counts.done} document(s) compared with its taxonomies, "
+                f"{counts.assigned} assigned, {counts.failed} failed."
+            )
+            if counts.message is not None:
+                message += f" {counts.message}"
+            batch_logs.write(
+                connection,
+                attempt.batch_id,
+                attempt.namespace_id,
+                message,
+                level="warning" if counts.message is not None else "info",
+                tier_num=tier.tier_num,
+            )
 
 
 def _end_tier(wh: Warehouse, attempt: Attempt, tier: Tier) -> None:

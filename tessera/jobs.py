@@ -21,7 +21,16 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import compaction, erasure, exports, ingest, namespaces, uploads
+from tessera import (
+    compaction,
+    enrichment_requests,
+    erasure,
+    exports,
+    ingest,
+    materialising,
+    namespaces,
+    uploads,
+)
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batches, erasures, purges
@@ -282,7 +291,7 @@ class Jobs:
         return startable[: max(0, free)]
 
     def _maintain(self, wh: Warehouse) -> None:
-        """Start what is next: erase documents first, then fold logs that have grown long. One at a time.
+        """Start what is next: erase documents first, then enrich, then fold logs that have grown. One at a time.
 
         Of several servers on one database only the one with the lowest slot does so.
         """
@@ -300,6 +309,10 @@ class Jobs:
             due: list[tuple[str, Callable[[], object]]] = [
                 (namespace_id, partial(erasure.erase, wh, task_id, stop))
                 for task_id, namespace_id in erasure.due(connection)
+            ]
+            due += [
+                (namespace_id, partial(materialising.run, wh, enrichment_id, stop))
+                for enrichment_id, namespace_id in enrichment_requests.due(connection)
             ]
             if looks:
                 self._next_maintenance = time.monotonic() + MAINTENANCE_S

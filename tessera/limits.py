@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from tessera.config import RATE_CLASSES, Settings, parse_numbers
 from tessera.context import Principal, Warehouse
-from tessera.db.tables import api_keys, batches, buckets, collections, namespaces, retrievers
+from tessera.db.tables import api_keys, batches, buckets, collections, namespaces, retrievers, taxonomies
 from tessera.errors import QuotaExceededError, TooManyRequestsError
 
 WINDOW_S = 60
@@ -32,6 +32,7 @@ _QUOTA_TIERS: Mapping[str, Mapping[str, int]] = {
         "buckets": 5,
         "collections": 5,
         "retrievers": 3,
+        "taxonomies": 2,
         "documents": 10_000,
         "api_keys": 2,
         "batch_objects": 100,
@@ -42,6 +43,7 @@ _QUOTA_TIERS: Mapping[str, Mapping[str, int]] = {
         "buckets": 50,
         "collections": 50,
         "retrievers": 50,
+        "taxonomies": 20,
         "documents": 1_000_000,
         "api_keys": 10,
         "batch_objects": 10_000,
@@ -52,6 +54,7 @@ _QUOTA_TIERS: Mapping[str, Mapping[str, int]] = {
         "buckets": 50,
         "collections": 50,
         "retrievers": 50,
+        "taxonomies": 20,
         "documents": 1_000_000,
         "api_keys": 10,
         "batch_objects": 10_000,
@@ -67,7 +70,7 @@ _KEPT = 10_000
 def api_name(method: str, template: str) -> str:
     """Return the class of a route: ``search`` for ``POST /v1/retrievers/{retriever_id}/execute``."""
     parts = template.split("/")
-    if parts[-1] == "execute" or template == "/v1/documents/search":
+    if parts[-1] == "execute" or template.startswith(("/v1/documents/search", "/v1/taxonomies/execute/")):
         return "search"
     if "uploads" in parts:
         return "upload"
@@ -238,6 +241,7 @@ def _count(connection: Connection, organization_id: str, resource: str) -> int:
             "buckets": buckets,
             "collections": collections,
             "retrievers": retrievers,
+            "taxonomies": taxonomies,
             "active_batches": batches,
         }[resource]
         statement = (

@@ -226,6 +226,15 @@ def resolve(connection: Connection, principal: Principal, identifier: str) -> Ro
     return _find(connection, principal, identifier, _ROW_BY_ID, _ROW_BY_NAME)
 
 
+def row_of(connection: Connection, namespace_id: str) -> RowMapping:
+    """Return the row of a namespace for work that nobody asks for now. Raises `NotFoundError`."""
+    found = connection.execute(sa.select(namespaces).where(namespaces.c.namespace_id == namespace_id))
+    row = found.mappings().one_or_none()
+    if row is None:
+        raise NotFoundError("namespace", namespace_id)
+    return row
+
+
 def _find(
     connection: Connection,
     principal: Principal,

@@ -50,6 +50,17 @@ PROTECTED_FIELDS = frozenset(
         "updated_at",
     }
 )
+#: Root fields of documents that are the system's own: what a user sends under such a name is not stored.
+RESERVED_FIELDS = PROTECTED_FIELDS | {
+    "document_blobs",
+    "vectors",
+    "score",
+    "_internal",
+    "_vectors",
+    "_s",
+    "_taxonomies",
+    "_enriched",
+}
 
 #: What every namespace indexes for itself: the tenant, and the fields by which documents are listed and
 #: deleted. Kept small, because each index costs about 10 ms when a namespace is first used.

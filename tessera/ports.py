@@ -21,8 +21,11 @@ Payload = dict[str, Any]
 Vector = npt.NDArray[np.float32]
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 
-#: Root fields that never leave the server as they are: the organization's secret id, and the engine's shadows.
-HIDDEN_FIELDS = frozenset({"internal_id", "_s", "_internal", "namespace_id", "bucket_id", "object_id"})
+#: Root fields that never leave the server as they are: the organization's secret id, the engine's shadows, and what
+#: takes back what taxonomies wrote.
+HIDDEN_FIELDS = frozenset(
+    {"internal_id", "_s", "_internal", "_enriched", "namespace_id", "bucket_id", "object_id"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from tessera import (
     collections,
     derivation,
     documents,
+    enrichment_requests,
     events,
     idempotency,
     limits,
@@ -50,7 +51,7 @@ from tessera.models.documents import (
     UpsertDocumentsRequest,
     UpsertDocumentsResponse,
 )
-from tessera.plan import PROTECTED_FIELDS
+from tessera.plan import RESERVED_FIELDS
 from tessera.ports import DenseVector, Document, SparseText, Vector
 
 #: Longest id that a user may choose, in characters.
@@ -60,8 +61,6 @@ _CONVERTED_AT_ONCE = 100
 #: A number of a vector takes at most so many bytes in an inline entry (``-1.1754943508222875e-38,``).
 _INLINE_BYTES_PER_NUMBER = 24
 
-#: Root fields that are the system's own: what a user sends under such a name is not stored.
-RESERVED_FIELDS = PROTECTED_FIELDS | {"document_blobs", "vectors", "score", "_internal", "_vectors", "_s"}
 #: Words that routes below ``…/documents/`` take.
 _RESERVED_IDS = frozenset({"list", "batch", "bulk", "aggregate", "search", "upsert"})
 #: Ids of which nothing can be wrong but that they are a word of the API's paths: nearly all.
@@ -389,7 +388,7 @@ def _store(
     named = [item.document_id for item in sent if item.named]
     _check_not_extracted(wh, namespace_id, named)
     keys = () if _fits_inline(made) else _write(wh, place, made)
-    is_first = False
+    is_first = has_taxonomies = False
     try:
         with wh.db.write() as connection:
             row = namespaces.resolve(connection, principal, namespace_id)
@@ -410,6 +409,7 @@ def _store(
                 else:
                     seq = log.append_edit(connection, namespace_id, upserts=made)
                 events.documents_written(connection, namespace_id, collection_id, written=len(made))
+                has_taxonomies = enrichment_requests.note_written(connection, namespace_id, collection_id)
                 is_first = True
             else:
                 seq = row["head"]  # it is in the log already, at the latest there
@@ -418,6 +418,8 @@ def _store(
             for key in keys:
                 wh.blobs.path(key).unlink(missing_ok=True)
     wh.views.apply(namespace_id, seq)
+    if has_taxonomies:
+        wh.jobs.wake()
     return made
 
 

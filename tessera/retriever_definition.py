@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import names, templates
 from tessera.context import Principal, Warehouse
-from tessera.db.tables import collections, retrievers
+from tessera.db.tables import collections, retrievers, taxonomies
 from tessera.errors import BadRequestError, ForbiddenError, NotFoundError, Problem, quote
 from tessera.models.retrievers import InputField
 from tessera.ports import HIDDEN_FIELDS
@@ -256,7 +256,7 @@ def join_problems(
     stages: Sequence[Mapping[str, Any]],
     own: Sequence[str],
 ) -> list[Problem]:
-    """Return a problem for each collection that a stage names and that is not in this namespace.
+    """Return a problem for each collection or taxonomy that a stage names and that is not in this namespace.
 
     A search names some of the retriever's `own` (all of the namespace when there are none): it narrows what is read.
     """
@@ -276,6 +276,9 @@ def join_problems(
                 problems.append(
                     Problem(location, "Collections are written out, not taken from inputs.", "template")
                 )
+        taxonomy = stage["parameters"].get("taxonomy_id")
+        if stage["config"]["stage_id"] == "taxonomy_enrich" and isinstance(taxonomy, str):
+            problems += _taxonomy_problems(connection, namespace_id, taxonomy, index)
     return problems
 
 
@@ -296,6 +299,27 @@ def _collections_in(stage_id: str, parameters: Mapping[str, Any]) -> Iterator[tu
         named = holder.get("collection_identifiers") if isinstance(holder, Mapping) else None
         if isinstance(named, list):
             yield (*path, "collection_identifiers"), [str(name) for name in named]
+
+
+def _taxonomy_problems(
+    connection: Connection, namespace_id: str, identifier: str, index: int
+) -> list[Problem]:
+    known = connection.execute(
+        sa.select(taxonomies.c.taxonomy_id).where(
+            taxonomies.c.namespace_id == namespace_id,
+            sa.or_(taxonomies.c.taxonomy_id == identifier, taxonomies.c.taxonomy_name == identifier),
+        )
+    ).first()
+    if known is not None or templates.is_template(identifier):
+        return []
+    return [
+        Problem(
+            ("body", "stages", index, "parameters", "taxonomy_id"),
+            f"Taxonomy {quote(identifier)} was not found in this namespace. POST /v1/taxonomies/list lists them.",
+            "not_found",
+            400,
+        )
+    ]
 
 
 def secret_problems(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ipaddress
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,15 @@ from typing import Any
 
 import pytest
 
+from tessera.fetching import Fetcher
+
 #: The one address that the fetcher of the tests may reach; 127.0.0.1 is as private as any.
 PUBLIC = "127.0.0.2"
+
+
+def fetcher_of_tests() -> Fetcher:
+    """Return a fetcher that may reach the sites of the tests, and nothing else that is not public."""
+    return Fetcher(max_bytes=2**25, allowed_networks=(ipaddress.ip_network(f"{PUBLIC}/32"),))
 
 
 @dataclass

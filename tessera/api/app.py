@@ -43,6 +43,7 @@ logger = logging.getLogger("tessera.api")
 NOUNS = (
     "namespaces",
     "retrievers",
+    "taxonomies",
     "documents",
     "objects",
     "batches",

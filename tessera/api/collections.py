@@ -29,6 +29,7 @@ from tessera.models.collections import (
     TriggerCollectionResponse,
 )
 from tessera.models.tasks import GenericDeleteResponse
+from tessera.models.taxonomies import ApplyTaxonomyRequest, ApplyTaxonomyResponse
 
 router = Router(tags=["Collections"])
 
@@ -79,6 +80,21 @@ def patch_collection(
     """Change name, description, enabled or metadata; durable. Everything else is fixed."""
     exchange(request).ignored.extend(sorted(body.model_extra or ()))
     return collections.patch(wh, asking, namespace, collection_identifier, body)
+
+
+@router.post("/v1/collections/{collection_identifier}/apply-taxonomy")
+def apply_taxonomy(
+    wh: Wh,
+    asking: Asking,
+    namespace: NamespaceId,
+    collection_identifier: Collection,
+    body: ApplyTaxonomyRequest,
+) -> ApplyTaxonomyResponse:
+    """Compare documents with the collection's taxonomies anew; accepted and durable, findable when the task ends.
+
+    New and changed documents are compared by themselves; this is for nodes that have changed since.
+    """
+    return collections.apply_taxonomy(wh, asking, namespace, collection_identifier, body)
 
 
 @router.delete("/v1/collections/{collection_identifier}")

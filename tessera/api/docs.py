@@ -33,6 +33,7 @@ _TAG_ORDER = (
     "Tasks",
     "Documents",
     "Retrievers",
+    "Taxonomies",
 )
 
 _ASSETS = {

@@ -324,6 +324,8 @@ collections = Table(
     Column("schema_synced_at", String),
     Column("enabled", Boolean, nullable=False, default=True),
     Column("metadata", JSON, nullable=False, default=dict),
+    #: [{taxonomy_id, execution_mode, scroll_filters, priority, …}]: whose assignments its documents carry
+    Column("taxonomy_applications", JSON),
     Column("created_at", String, nullable=False),
     Column("updated_at", String, nullable=False),
     UniqueConstraint("namespace_id", "collection_name"),
@@ -492,6 +494,51 @@ retrievers = Table(
     Column("updated_at", String, nullable=False),
     UniqueConstraint("namespace_id", "retriever_name"),
     _in_namespace(),
+)
+
+#: A taxonomy; what it does is its newest version's configuration.
+taxonomies = Table(
+    "taxonomies",
+    metadata,
+    Column("taxonomy_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("taxonomy_name", String, nullable=False),
+    Column("description", String),
+    Column("version", Integer, nullable=False),
+    Column("metadata", JSON, nullable=False, default=dict),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("namespace_id", "taxonomy_name"),
+    _in_namespace(),
+)
+
+#: Every configuration that a taxonomy had; they are never changed.
+taxonomy_versions = Table(
+    "taxonomy_versions",
+    metadata,
+    Column("taxonomy_id", String, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    #: {taxonomy_type, retriever_id, input_mappings, source_collection | hierarchical_nodes, …}
+    Column("config", JSON, nullable=False),
+    Column("created_at", String, nullable=False),
+    ForeignKeyConstraint(["taxonomy_id"], ["taxonomies.taxonomy_id"], ondelete="CASCADE"),
+)
+
+#: Collections whose documents are still to get, or to lose, what taxonomies say of them; a row goes when that is done.
+enrichments = Table(
+    "enrichments",
+    metadata,
+    Column("enrichment_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("collection_id", String, nullable=False),
+    #: The task that tells of it; null for what a write of documents left.
+    Column("task_id", String),
+    #: {is_full, filters, after, done, total, …}: ids and counts, never content
+    Column("targets", JSON, nullable=False),
+    Column("due_at", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Index("ix_enrichments_collection", "collection_id"),
+    ForeignKeyConstraint(["collection_id"], ["collections.collection_id"], ondelete="CASCADE"),
 )
 
 #: Executions of stored retrievers, kept for a while: what each took, never what it found.

@@ -126,7 +126,9 @@ class CreateCollectionRequest(Model):
     input_schema: BucketSchema | None = Field(None, description="Absent: what all sources together have.")
     enabled: bool = Field(True, description="A disabled collection takes no part in new batches.")
     metadata: JsonObject | None = None
-    taxonomy_applications: list[Any] | None = Field(None, description="Not available in this version.")
+    taxonomy_applications: list[Any] | None = Field(
+        None, max_length=20, description="Taxonomies whose assignments documents carry as they are written."
+    )
     cluster_applications: list[Any] | None = Field(None, description="Not available in this version.")
     alert_applications: list[Any] | None = Field(None, description="Not available in this version.")
     retriever_enrichments: list[Any] | None = Field(None, description="Not available in this version.")
@@ -148,7 +150,9 @@ class CloneCollectionRequest(Model):
     description: str | None = Field(None, max_length=10_000)
     enabled: bool | None = None
     metadata: JsonObject | None = None
-    taxonomy_applications: list[Any] | None = Field(None, description="Not available in this version.")
+    taxonomy_applications: list[Any] | None = Field(
+        None, max_length=20, description="Taxonomies whose assignments documents carry as they are written."
+    )
 
 
 class PatchCollectionRequest(Model):
@@ -167,6 +171,7 @@ class PatchCollectionRequest(Model):
     description: str | None = Field(None, max_length=10_000)
     enabled: bool | None = None
     metadata: JsonObject | None = None
+    taxonomy_applications: list[Any] | None = Field(None, max_length=20)
 
 
 class SourceFilters(Model):
@@ -238,7 +243,7 @@ class CollectionResponse(Model):
     last_schema_sync: str | None
     #: Schemas grow when that is asked for, never by themselves.
     schema_sync_enabled: Literal[False] = False
-    taxonomy_applications: list[Any] = Field(default_factory=list)
+    taxonomy_applications: list[JsonObject] = Field(default_factory=list)
     cluster_applications: list[Any] = Field(default_factory=list)
     created_at: str
     updated_at: str

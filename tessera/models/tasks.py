@@ -43,6 +43,8 @@ class TaskType(StrEnum):
     BUCKETS_DELETE = "api_buckets_delete"
     BUCKETS_BATCHES_PROCESS = "api_buckets_batches_process"
     BUCKETS_UPLOADS_BATCH_CONFIRM = "api_buckets_uploads_batch_confirm"
+    #: Documents of a collection get what taxonomies say of them.
+    TAXONOMIES_MATERIALIZE = "api_taxonomies_materialize"
     #: One tier of a batch that has several.
     FEATURE_EXTRACTOR_RUN = "engine_feature_extractor_run"
 

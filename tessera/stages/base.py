@@ -15,10 +15,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from tessera import templates
 from tessera.budget import Budget
-from tessera.errors import BadRequestError, Problem, ValidationError, quote
+from tessera.enrichment import Verdict
+from tessera.errors import BadRequestError, Problem, TesseraError, ValidationError, quote
 from tessera.filters import And, Filter, is_path, parse, values_at
 from tessera.language import NOT_SET
 from tessera.models import PayloadIndex
+from tessera.models.taxonomies import EnrichmentStyle
 from tessera.ports import HIDDEN_FIELDS, Hit, Page, PageResult, Payload, Search, Vector
 
 if TYPE_CHECKING:
@@ -113,6 +115,20 @@ def _no_secret(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which assignments of a taxonomy are wanted: the best `top_k` of those that reach `min_confidence`."""
+
+    top_k: int
+    min_confidence: float
+    version: int | None = None
+    style: EnrichmentStyle = EnrichmentStyle.COMBINED
+
+
+def _no_taxonomy(identifier: str, hits: Sequence[Hit], wanted: Wanted) -> list[Verdict | TesseraError]:
+    raise BadRequestError(f"Taxonomy {quote(identifier)} cannot be run by the retriever of a taxonomy.")
+
+
+@dataclass(frozen=True, slots=True)
 class StageContext:
     """What a stage may use.
 
@@ -123,7 +139,7 @@ class StageContext:
     `vectors` gives the vectors of documents by document id and vector name, only that of the feature URI
     when one is named.
     `work` takes what a stage notes, `budget` bounds time and credits, `secret` gives the value of a secret of the
-    organization by its name.
+    organization by its name. `taxonomy` says what a taxonomy, by id or name, says of documents.
     """
 
     within: Filter
@@ -141,6 +157,7 @@ class StageContext:
     equipment: Equipment = field(default_factory=Equipment)
     secret: Callable[[str], str] = _no_secret
     organization_id: str = ""
+    taxonomy: Callable[[str, Sequence[Hit], Wanted], list[Verdict | TesseraError]] = _no_taxonomy
 
 
 class Stage(ABC):

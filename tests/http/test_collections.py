@@ -197,7 +197,8 @@ def test_what_is_wrong_with_an_extractor_is_named(
         ),
         ({"source": {"type": "bucket"}}, 422, "source.bucket_ids is required"),
         ({"source": {"type": "bucket", "bucket_ids": ["nowhere"]}}, 404, "bucket 'nowhere' was not found"),
-        ({"taxonomy_applications": [{"taxonomy_id": "t"}]}, 400, "not available in this version"),
+        ({"taxonomy_applications": [{"taxonomy_id": "t"}]}, 400, "Taxonomy 't' was not found"),
+        ({"cluster_applications": [{"cluster_id": "c"}]}, 400, "not available in this version"),
         ({"schedule": {"trigger_type": "cron"}}, 400, "not available in this version"),
     ],
 )
@@ -267,7 +268,7 @@ def test_names_lists_and_changes(loop: Loop, bucket: str) -> None:
     )
     assert "fixed when it is created" in loop.refused(400, "PATCH", path, {"feature_extractor": TEXT})
     assert "not available" in loop.refused(
-        400, "PATCH", path, {"taxonomy_applications": [{"taxonomy_id": "t"}]}
+        400, "PATCH", path, {"cluster_applications": [{"cluster_id": "c"}]}
     )
     body_with_more = {"description": "…", "no_such_field": 1, "schedule": None}
     answer = loop.client.patch(f"/v1{path}", json=body_with_more, headers=loop.headers)

@@ -82,6 +82,18 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
             "stages": [{"stage_name": "limit", "parameters": {"limit": 3}}],
         },
     )
+    taxonomy = loop.post(
+        "/taxonomies",
+        {
+            "taxonomy_name": f"{word}-taxonomy",
+            "description": word,
+            "config": {
+                "retriever_id": retriever["retriever_id"],
+                "input_mappings": [],
+                "source_collection": {"collection_id": collection},
+            },
+        },
+    )
     execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
     return {
         "namespace_id": namespace["namespace_id"],
@@ -99,6 +111,8 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "retriever_id": retriever["retriever_id"],
         "retriever_name": f"{word}-retriever",
         "execution_id": execution["execution_id"],
+        "taxonomy_id": taxonomy["taxonomy_id"],
+        "taxonomy_name": f"{word}-taxonomy",
     }
 
 
@@ -217,6 +231,7 @@ PARAMETERS = {
     "document_id": ("document_id",),
     "retriever_id": ("retriever_id", "retriever_name"),
     "execution_id": ("execution_id",),
+    "taxonomy_identifier": ("taxonomy_id", "taxonomy_name"),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -253,6 +268,17 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
             "collection_identifiers": [value["collection_id"]],
             "stages": [{"stage_name": "limit", "parameters": {"limit": 3}}],
         },
+        ("POST", "/v1/taxonomies"): {
+            "taxonomy_name": "probe",
+            "config": {
+                "retriever_id": value["retriever_id"],
+                "input_mappings": [],
+                "source_collection": {"collection_id": value["collection_id"]},
+            },
+        },
+        ("POST", "/v1/taxonomies/execute/{taxonomy_identifier}"): {
+            "source_collection_id": value["collection_id"]
+        },
         ("POST", "/v1/documents/search"): {
             "query": "canary",
             "collection_ids": [value["collection_id"]],
@@ -279,6 +305,10 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         if "documents" in template:
             return {"document_ids": [value["document_id"]]}
         return {"objects": [{"blobs": [{"property": "note", "type": "text", "data": "probe"}]}]}
+    if last == "apply-taxonomy":
+        return {"taxonomy_id": value["taxonomy_id"]}
+    if last == "clone" and "taxonomies" in template:
+        return {"taxonomy_name": "probe"}
     if last == "bulk":
         return {"update_data": {"note": "probe"}}
     if last == "aggregate":
@@ -379,6 +409,7 @@ def test_a_thousand_probes_find_nothing(world: World) -> None:
             ("buckets", "bucket_id"),
             ("collections", "collection_id"),
             ("retrievers", "retriever_id"),
+            ("taxonomies", "taxonomy_id"),
         ):
             assert admin.get(f"/v1/{noun}/{reals[name]}", headers=headers).status_code == 200
         found = admin.get(

@@ -17,6 +17,7 @@ SCENARIOS = (
     "scenarios_search.py",
     "scenarios_webhooks.py",
     "scenarios_retrievers.py",
+    "scenarios_taxonomies.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",
 )

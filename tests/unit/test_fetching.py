@@ -283,7 +283,8 @@ def test_a_setting_opens_one_network_and_no_other() -> None:
 def test_what_is_fetched(site: Site) -> None:
     body = os.urandom(300_000)
     url = site.serve("/a/clip.mp4", body, Content_Type="Video/MP4; x=y")
-    assert fetched(f"{url}?signature=1") == (body, Fetched(len(body), "video/mp4", "clip.mp4"))
+    came = Fetched(len(body), "video/mp4", "clip.mp4", f"{url}?signature=1")
+    assert fetched(f"{url}?signature=1") == (body, came)
     site.serve("/download", b"x", Content_Disposition='attachment; filename="report.pdf"')
     assert fetched(site.url("/download"))[1].filename == "report.pdf"
     assert site.requests[0][0] == "/a/clip.mp4?signature=1"

@@ -138,7 +138,8 @@ class ServerVectors:
         with self._lock:
             opened = self._views.pop(view.view_id, None)
         if opened is not None:
-            with contextlib.suppress(QdrantError), opened.writing:
+            # A collection that another server has dropped meanwhile takes no mark, and keeps none of the others from one.
+            with contextlib.suppress(QdrantError, ViewDamaged), opened.writing:
                 opened.engine.write_standing(opened.live.standing)
 
     def drop(self, view: View) -> None:
@@ -173,7 +174,8 @@ class ServerVectors:
             views, self._views = list(self._views.values()), {}
             clients, self._clients = list(self._clients.values()), {}
         for opened in views:
-            with contextlib.suppress(QdrantError), opened.writing:
+            # A collection that another server has dropped meanwhile takes no mark, and keeps none of the others from one.
+            with contextlib.suppress(QdrantError, ViewDamaged), opened.writing:
                 opened.engine.write_standing(opened.live.standing)
         for client in clients:
             client.close()
