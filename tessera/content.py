@@ -20,7 +20,12 @@ OCTET_STREAM = "application/octet-stream"
 MOST_ARCHIVE_LIST_BYTES = 2**20
 #: So much of a file tells what it is.
 _HEAD_BYTES = 4096
-XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+_OFFICE = "application/vnd.openxmlformats-officedocument"
+XLSX = f"{_OFFICE}.spreadsheetml.sheet"
+DOCX = f"{_OFFICE}.wordprocessingml.document"
+PPTX = f"{_OFFICE}.presentationml.presentation"
+#: What a ZIP archive is that has a file in one of these folders.
+_OFFICE_FOLDERS = {b"xl/": XLSX, b"word/": DOCX, b"ppt/": PPTX}
 
 _URL = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]{0,31})://\S*\s*")
 _MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
@@ -38,6 +43,7 @@ _AUDIO_CONTAINERS = frozenset(
         "video/x-ms-asf",
     }
 )
+_PAGES = frozenset({"application/pdf", DOCX, PPTX})
 _EXCEL = frozenset({XLSX, "application/vnd.ms-excel", "text/csv"})
 
 #: What each kind of blob may be, as people read it.
@@ -45,7 +51,7 @@ FORMATS = {
     "image": "PNG, JPEG, GIF, WebP, AVIF, HEIC, TIFF, BMP or JPEG 2000",
     "video": "MP4, MOV, WebM, Matroska, AVI, MPEG, Ogg, FLV, ASF or GIF",
     "audio": "MP3, WAV, FLAC, Ogg, AAC, M4A, AIFF, AMR or a video container",
-    "pdf": "PDF",
+    "pdf": "PDF, DOCX or PPTX",
     "excel": "XLSX, XLS or CSV",
     "text": "UTF-8 text",
 }
@@ -135,7 +141,7 @@ def sniff_file(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if head[:4] == b"PK\x03\x04":
-            return XLSX if _is_workbook(file) else "application/zip"
+            return _archive_type(file)
     return sniff(head, path.stat().st_size)
 
 
@@ -162,7 +168,7 @@ def sniff(data: bytes, size_bytes: int | None = None) -> str | None:
     if head[:2] == b"BM" and len(data) >= 26 and int.from_bytes(head[2:6], "little") in (0, size_bytes):
         return "image/bmp"
     if head[:4] == b"PK\x03\x04":
-        return XLSX if _is_workbook(io.BytesIO(data)) else "application/zip"
+        return _archive_type(io.BytesIO(data))
     if head[:1] == b"\x47" and data[188:189] == b"\x47" and data[376:377] in (b"\x47", b""):
         return "video/mp2t"
     if b"%PDF-" in data[:1024]:
@@ -182,8 +188,11 @@ def begins_as_text(head: bytes) -> bool:
 
 
 def family(mime_type: str) -> str:
-    """Return the kind of a media type: ``image``, ``video``, ``audio``, ``pdf``, ``excel``, ``text`` or ``other``."""
-    if mime_type == "application/pdf":
+    """Return the kind of a media type: ``image``, ``video``, ``audio``, ``pdf``, ``excel``, ``text`` or ``other``.
+
+    ``pdf`` is everything that has pages: the API has no other word for it.
+    """
+    if mime_type in _PAGES:
         return "pdf"
     if mime_type in _EXCEL:
         return "excel"
@@ -325,8 +334,8 @@ def _is_text(data: bytes) -> bool:
         return False
 
 
-def _is_workbook(file: IO[bytes]) -> bool:
-    """Say whether a ZIP archive has a file below ``xl/``, by its list of files (APPNOTE 4.3.12, 4.3.16).
+def _archive_type(file: IO[bytes]) -> str:
+    """Return what a ZIP archive is by the folders in its list of files (APPNOTE 4.3.12, 4.3.16).
 
     Read here and not by a library: nothing of what the archive says of its sizes is believed, and no more than
     `MOST_ARCHIVE_LIST_BYTES` is read of it.
@@ -337,23 +346,25 @@ def _is_workbook(file: IO[bytes]) -> bool:
     tail = file.read(66_000)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) < end + 22:
-        return False
+        return "application/zip"
     length = int.from_bytes(tail[end + 12 : end + 16], "little")
     # Between the list and its end there may be the two records of ZIP64 (4.3.14, 4.3.15), 56 and 20 bytes.
     end -= 76 if tail[end - 20 : end - 16] == b"PK\x06\x07" else 0
     if length > min(MOST_ARCHIVE_LIST_BYTES, begin + end):
-        return False
+        return "application/zip"
     # The list lies before its end, wherever it says that it lies: something may stand before the archive.
     file.seek(begin + end - length)
     entries = file.read(length)
     at = 0
     while entries[at : at + 4] == b"PK\x01\x02":
-        if entries[at + 46 : at + 49] == b"xl/":
-            return True
+        name = entries[at + 46 : at + 51]
+        for folder, mime_type in _OFFICE_FOLDERS.items():
+            if name.startswith(folder):
+                return mime_type
         at += 46 + sum(
             int.from_bytes(entries[at + place : at + place + 2], "little") for place in (28, 30, 32)
         )
-    return False
+    return "application/zip"
 
 
 def _sound_frame(head: bytes) -> str | None:

@@ -22,6 +22,7 @@ from tessera.causes import Stage, plain
 from tessera.db.engine import now
 from tessera.errors import InsufficientStorageError, StorageUnavailableError, TesseraError, storage_trouble
 from tessera.extractors.base import BadSample, Extractor, Feature, Input, Sample
+from tessera.fetching import Fetcher
 from tessera.ids import document_id
 from tessera.log import check_documents
 from tessera.ports import DenseVector, Document
@@ -80,6 +81,8 @@ class ChunkJob:
     extractors_dir: str | None = None
     #: Model id by vector name, as the namespace chose when it was made.
     running: Mapping[str, str] = field(default_factory=dict)
+    #: With the server's bounds, for extractors that read what is behind a URL.
+    fetcher: Fetcher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def _run_chunk(job: ChunkJob) -> ChunkResult:
     extractor, params = configured(
         registry, job.extractor_name, job.extractor_version, job.params, job.running
     )
+    if job.fetcher is not None:
+        extractor.fetcher = job.fetcher
     blobs = Blobs(Path(job.blobs_root))
     samples = [_sample(row, blobs) for row in job.rows]
     results: list[RowResult] = []

@@ -17,11 +17,12 @@ import threading
 import time
 import urllib.parse
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any, ClassVar
+from functools import cache, partial
+from typing import Any, ClassVar, TypeVar
 
 import httpcore
 import idna
@@ -30,6 +31,7 @@ from tessera import __version__, s3_urls
 from tessera.errors import TesseraError
 from tessera.s3_urls import S3Access
 
+_Taken = TypeVar("_Taken")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -45,6 +47,8 @@ _PIECE_BYTES = 2**20
 _MOST_DRAINED_BYTES = 2**16
 #: A wait looks up so often whether it is still wanted.
 _LOOK_UP_S = 0.5
+#: With more receivers those that had nothing for long are forgotten.
+_MOST_WINDOWS = 1000
 #: Of a name's addresses so many are tried.
 _MOST_ADDRESSES = 4
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -54,6 +58,7 @@ _URL = re.compile(r"(?i)(https?)://([^/?#]*)([^#]*)(?:#.*)?")
 _NAME = re.compile(r"(?=.{1,253}$)(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 #: A host that ends so is meant as a number (WHATWG URL, "ends in a number"), whatever a resolver makes of it.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_CHARSET = re.compile(r"""charset="?([a-zA-Z0-9_.:-]{1,40})""", re.IGNORECASE)
 _FILENAME = re.compile(r"""filename="?([^";]{1,255})"?""", re.IGNORECASE)
 
 #: Networks that are not the public Internet: IANA's special-purpose registries for IPv4 and IPv6, multicast, and
@@ -111,20 +116,29 @@ class FetchError(TesseraError):
         "redirect",
     )
 
-    def __init__(self, kind: str, message: str, *, may_pass: bool = False) -> None:
+    def __init__(
+        self, kind: str, message: str, *, may_pass: bool = False, status_code: int | None = None
+    ) -> None:
         super().__init__(message)
         assert kind in self.KINDS
         self.kind = kind
         self.may_pass = may_pass
+        #: Of ``bad_status``: what the server answered with.
+        self.status_code = status_code
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What came: its size, and what the server called it (neither is believed any further)."""
+    """What came: its size, and what the server called it (neither is believed any further).
+
+    `url` is where it came from after all redirects, with its query; `charset` is of ``Content-Type``.
+    """
 
     size_bytes: int
     content_type: str | None
     filename: str | None
+    url: str = ""
+    charset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +146,15 @@ class Posted:
     """What a receiver answered: its status, and the text of ``Retry-After``."""
 
     status: int
+    retry_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What a server answered to a call: its status, the whole content, and the text of ``Retry-After``."""
+
+    status: int
+    content: bytes
     retry_after: str | None
 
 
@@ -190,6 +213,29 @@ class Turns:
                     self._held[key] = (turn, waiting - 1)
 
 
+class Windows:
+    """When requests were sent to whom, for limits on how many may be in a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sent: dict[str, deque[float]] = {}
+
+    def take(self, key: str, limits: Sequence[tuple[int, float]]) -> bool:
+        """Note a request if none of `limits` (number, seconds) is reached; tell whether it may be sent."""
+        now = time.monotonic()
+        longest = max(seconds for _, seconds in limits)
+        with self._lock:
+            if len(self._sent) > _MOST_WINDOWS:
+                self._sent = {name: sent for name, sent in self._sent.items() if sent[-1] > now - longest}
+            sent = self._sent.setdefault(key, deque())
+            while sent and sent[0] <= now - longest:
+                sent.popleft()
+            if any(sum(at > now - seconds for at in sent) >= number for number, seconds in limits):
+                return False
+            sent.append(now)
+            return True
+
+
 @dataclass(frozen=True)
 class Fetcher:
     """Fetches URLs within bounds.
@@ -207,6 +253,23 @@ class Fetcher:
     tls: ssl.SSLContext | None = None
     resolve: Callable[[str, int], Sequence[str]] = field(default=system_addresses)
     turns: Turns = field(default_factory=Turns, repr=False)
+    windows: Windows = field(default_factory=Windows, repr=False)
+    #: What a message about the size says of where the bound comes from.
+    bound: str = " (setting max_upload_bytes)"
+
+    def __reduce__(self) -> tuple[Callable[[], Fetcher], tuple[()]]:
+        # What travels to another process are the bounds; nobody there has a turn yet, or has sent anything.
+        names = (
+            "max_bytes",
+            "allowed_networks",
+            "ports",
+            "connect_s",
+            "idle_s",
+            "total_s",
+            "resolve",
+            "bound",
+        )
+        return partial(Fetcher, **{name: getattr(self, name) for name in names}), ()
 
     def check(self, url: str, access: S3Access | None = None) -> str:
         """Return `url` as it may be shown, if nothing speaks against fetching it before a connection is tried.
@@ -270,27 +333,71 @@ class Fetcher:
 
         Redirects are answers like any other: they are not followed. What the answer holds is not kept.
         """
+
+        def taken(response: httpcore.Response) -> Posted:
+            # A receiver that is still writing would take a closed connection for an error of its own.
+            with suppress(FetchError, httpcore.NetworkError, httpcore.ProtocolError):
+                _drain(response)
+            return Posted(response.status, _header(response, b"retry-after"))
+
+        return self._exchange("POST", url, body, headers, timeout_s, stop, taken)
+
+    def call(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> Called:
+        """Send a request to an http(s) URL and return the answer. Raises `FetchError`, also for more than `max_bytes`.
+
+        Redirects are answers like any other: they are not followed.
+        """
+        first = shown(url)
+
+        def taken(response: httpcore.Response) -> Called:
+            content = bytearray()
+            for piece in _decoded(_header(response, b"content-encoding"), response.iter_stream(), first):
+                content += piece
+                if len(content) > max_bytes:
+                    raise FetchError("too_large", f"{first} answers with more than {max_bytes} bytes.")
+            return Called(response.status, bytes(content), _header(response, b"retry-after"))
+
+        return self._exchange(method, url, body, headers, timeout_s, None, taken)
+
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        stop: threading.Event | None,
+        taken: Callable[[httpcore.Response], _Taken],
+    ) -> _Taken:
         target, first = parse(url), shown(url)
         deadline = time.monotonic() + timeout_s
-        own = [(name, value) for name, value in _headers(target) if name != b"Accept-Encoding"]
-        own.append((b"Content-Length", str(len(body)).encode()))
         given = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        stated = {name.lower() for name, _ in given} | {b"accept-encoding"}
+        own = [(name, value) for name, value in _headers(target) if name.lower() not in stated]
+        if body is not None:
+            own.append((b"Content-Length", str(len(body)).encode()))
         backend = _Pinned(self, target, first, deadline, stop)
         with httpcore.ConnectionPool(
             ssl_context=self.tls or _tls(), max_connections=1, network_backend=backend
         ) as pool:
             try:
                 with pool.stream(
-                    "POST",
+                    method,
                     _url(target),
                     headers=own + given,
                     content=body,
                     extensions={"timeout": {"connect": self.connect_s, "read": timeout_s}},
                 ) as response:
-                    # A receiver that is still writing would take a closed connection for an error of its own.
-                    with suppress(FetchError, httpcore.NetworkError, httpcore.ProtocolError):
-                        _drain(response)
-                    return Posted(response.status, _header(response, b"retry-after"))
+                    return taken(response)
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
                 raise FetchError("unreachable", f"{first} broke off before it had answered.") from error
             except FetchError as error:
@@ -380,6 +487,7 @@ class Fetcher:
                 "bad_status",
                 f"{first} answers with status {response.status}, not 200.",
                 may_pass=response.status in _MAY_PASS,
+                status_code=response.status,
             )
         declared = _header(response, b"content-length") or ""
         if declared.isdecimal() and len(declared) < 20 and int(declared) > self.max_bytes:
@@ -391,17 +499,19 @@ class Fetcher:
                 raise self._too_large(first)
             sink(piece)
         named = _FILENAME.search(_header(response, b"content-disposition") or "")
+        content_type = _header(response, b"content-type") or ""
+        charset = _CHARSET.search(content_type)
         last = urllib.parse.unquote(target.path.partition("?")[0]).rsplit("/", 1)[-1]
         return Fetched(
             size,
-            (_header(response, b"content-type") or "").partition(";")[0].strip().lower() or None,
+            content_type.partition(";")[0].strip().lower() or None,
             (named[1] if named else last) or None,
+            f"{target.origin}{target.path}",
+            charset[1] if charset else None,
         )
 
     def _too_large(self, first: str) -> FetchError:
-        return FetchError(
-            "too_large", f"{first} is larger than {self.max_bytes} bytes (setting max_upload_bytes)."
-        )
+        return FetchError("too_large", f"{first} is larger than {self.max_bytes} bytes{self.bound}.")
 
 
 def parse(url: str) -> Target:

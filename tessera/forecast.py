@@ -431,7 +431,8 @@ def _fill(
             source_content.passthrough_of(config, fields, blobs),
             {},
         )
-        if done.get(row["object_id"]) == (source_content.input_hash(source), load.plan_hash):
+        same = done.get(row["object_id"]) == (source_content.input_hash(source), load.plan_hash)
+        if same and not implementation.reads_elsewhere:
             load.unchanged += 1
         else:
             to_measure.append(inputs)

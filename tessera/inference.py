@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tessera import descriptor, faces
+from tessera import descriptor, faces, labels
 from tessera.errors import BadSample, InferenceServiceUnavailableError, quote
 
 if TYPE_CHECKING:
@@ -47,7 +47,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
-Role = Literal["text", "picture", "speech", "reading", "face detection", "face identity"]
+Role = Literal[
+    "text",
+    "picture",
+    "speech",
+    "reading",
+    "face detection",
+    "face identity",
+    "rerank",
+    "classification",
+]
 
 MINILM = "all-MiniLM-L6-v2"
 CLIP = "clip-ViT-B-32"
@@ -55,12 +64,16 @@ CLASSIC = descriptor.MODEL_ID
 POCKETSPHINX = "pocketsphinx-en-us"
 RAPIDOCR = "rapidocr-pp-ocrv6-small"
 ARCFACE = "arcface-r100"
+SENTIMENT = "distilbert-sst-2"
+RERANKER = "ms-marco-MiniLM-L-6-v2"
 
 #: Texts of one run of the model hold at most this many tokens, padding included: on a CPU larger batches
 #: only fall out of its caches (``python -m bench models`` tries several).
 BATCH_TOKENS = 512
 #: Queries whose vector is remembered (1.5 KiB each).
 QUERY_CACHE = 2048
+#: How a licence begins that binds who uses the model: such a one comes only when somebody asks for it by name.
+NOT_FREE = "non-commercial"
 #: After the hub did not answer, it is not asked again for this long.
 HUB_PAUSE_S = 60.0
 
@@ -227,6 +240,39 @@ MODELS: tuple[Model, ...] = (
         size_bytes=261_000_000,
         files=("recognition/model.onnx",),
     ),
+    Model(
+        SENTIMENT,
+        "classification",
+        0,
+        "apache-2.0",
+        "English texts: positive or negative; reads the first 512 word pieces.",
+        names=("distilbert-base-uncased-finetuned-sst-2-english",),
+        query_inputs=(),
+        folders=(("", "Xenova/distilbert-base-uncased-finetuned-sst-2-english"),),
+        size_bytes=268_000_000,
+        files=("onnx/model.onnx", "tokenizer.json", "config.json"),
+    ),
+    *(
+        Model(
+            hub_id.partition("/")[2],
+            "rerank",
+            0,
+            licence,
+            f"How well a text answers a query: {description}.",
+            names=(hub_id,),
+            query_inputs=(),
+            folders=(("", hub_id),),
+            size_bytes=size_bytes,
+        )
+        for hub_id, licence, size_bytes, description in (
+            (f"Xenova/{RERANKER}", "apache-2.0", 91_000_000, "English, small"),
+            ("Xenova/ms-marco-MiniLM-L-12-v2", "apache-2.0", 134_000_000, "English"),
+            ("jinaai/jina-reranker-v1-turbo-en", "apache-2.0", 152_000_000, "English, long texts"),
+            ("BAAI/bge-reranker-base", "mit", 1_110_000_000, "English and Chinese"),
+            ("BAAI/bge-reranker-v2-m3", "apache-2.0", 2_270_000_000, "about 100 languages"),
+            ("BAAI/bge-reranker-v2-m3-int8", "apache-2.0", 570_000_000, "about 100 languages, smaller"),
+        )
+    ),
 )
 _BY_ID = {model.model_id: model for model in MODELS}
 
@@ -261,6 +307,13 @@ class PictureModel(Protocol):
 
     def embed_words(self, texts: Sequence[str]) -> Vectors:
         """Return `float32[len(texts), dimensions]`; raises `BadSample` (``unsupported``) where there are no words."""
+
+
+class Reranker(Protocol):
+    """Says how well texts answer a query, reading both together. May be called from several threads."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return a score for each text: comparable for one query, of no fixed range."""
 
 
 class Models:
@@ -328,6 +381,18 @@ class Models:
             raise BadSample("model_missing", f"Model {model.model_id} is not installed. {_remedy(model)}")
         return model
 
+    def choose_reranker(self, word: str | None = None) -> Model:
+        """Return the model that `word` names, else the first of its role that is installed.
+
+        Raises `BadSample` (``model_missing``, ``unsupported``) as `choose` does; the default is named where none is
+        installed.
+        """
+        model = find(word) if word else None
+        if model is None:
+            rerankers = [one for one in MODELS if one.role == "rerank"]
+            model = next((one for one in rerankers if self.installed(one.model_id)), rerankers[0])
+        return self._fitting(model, "rerank", str(word))
+
     def choose_recogniser(self, word: str | None = None, language: str | None = None) -> Model | None:
         """Return the model of speech that `word` names, else the best one installed that knows `language`.
 
@@ -386,6 +451,14 @@ class Models:
         loaded: Reader = self._load(known(RAPIDOCR), self._load_reader)
         return loaded
 
+    def reranker(self, model_id: str) -> Reranker:
+        """Return the model that compares texts with a query, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "rerank":
+            raise ValueError(f"{model_id} does not rerank")
+        loaded: Reranker = self._load(model, self._load_reranker)
+        return loaded
+
     def face_detector(self, model_id: str) -> faces.Detector:
         """Return the model that finds faces, loaded. Raises `InferenceServiceUnavailableError`."""
         model = known(model_id)
@@ -400,6 +473,14 @@ class Models:
         if model.role != "face identity":
             raise ValueError(f"{model_id} does not tell faces apart")
         loaded: faces.Embedder = self._load(model, self._load_face_embedder)
+        return loaded
+
+    def classifier(self, model_id: str = SENTIMENT) -> labels.Classifier:
+        """Return the model that labels texts, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "classification":
+            raise ValueError(f"{model_id} does not label texts")
+        loaded: labels.Classifier = self._load(model, self._load_classifier)
         return loaded
 
     def _load(self, model: Model, loader: Callable[[Model], Any]) -> Any:
@@ -432,6 +513,15 @@ class Models:
                 TextEmbedding(
                     model.folders[0][1], **self._fastembed_options(self.directory / model.model_id)
                 ),
+            )
+
+    def _load_reranker(self, model: Model) -> Reranker:
+        from fastembed.rerank.cross_encoder import TextCrossEncoder
+
+        with _loading(model):
+            folder = self.directory / model.model_id
+            return _FastembedReranker(
+                TextCrossEncoder(model.folders[0][1], **self._fastembed_options(folder))
             )
 
     def _load_clip(self, model: Model) -> PictureModel:
@@ -471,6 +561,10 @@ class Models:
     def _load_face_embedder(self, model: Model) -> faces.Embedder:
         with _loading(model):
             return faces.Embedder(self._onnx_session(model))
+
+    def _load_classifier(self, model: Model) -> labels.Classifier:
+        with _loading(model):
+            return labels.Classifier(self._onnx_session(model), self.directory / model.model_id)
 
     def _onnx_session(self, model: Model) -> Any:
         """Return a session over the one ONNX file in the model's folder."""
@@ -528,6 +622,11 @@ class Models:
         if model.package and importlib.util.find_spec(model.package) is None:
             raise InferenceServiceUnavailableError(
                 f"Model {model.model_id} is not installed. {_remedy(model)}"
+            )
+        if model.licence.startswith(NOT_FREE):
+            raise InferenceServiceUnavailableError(
+                f"Model {model.model_id} is not installed, and is not fetched unasked: its licence is for "
+                f"{model.licence}. {_remedy(model)}"
             )
         if self.offline:
             raise InferenceServiceUnavailableError(
@@ -941,6 +1040,20 @@ class _FastembedText:
         return _unit(vectors)
 
 
+class _FastembedReranker:
+    """A cross-encoder. Texts of about one length run together: each batch is padded to its longest."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return a score for each text, the model's logit."""
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+        found = self._encoder.rerank(query, [texts[number] for number in order], batch_size=16)
+        scored = dict(zip(order, map(float, found), strict=True))
+        return [scored[number] for number in range(len(texts))]
+
+
 class _ClipModel:
     """CLIP's two towers, brought to unit length so that a dot product is their similarity."""
 
@@ -1049,11 +1162,13 @@ def _from_index(part: Path) -> None:
 def _from_hub(model: Model, part: Path) -> None:
     """Fetch the files of a model's folders and compare each with the checksum that the hub states for it."""
     from fastembed import ImageEmbedding, TextEmbedding
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
     from huggingface_hub import HfApi, hf_hub_download
 
     described = {
         item["model"]: item
-        for item in (*TextEmbedding.list_supported_models(), *ImageEmbedding.list_supported_models())
+        for kind in (TextEmbedding, ImageEmbedding, TextCrossEncoder)
+        for item in kind.list_supported_models()
     }
     for folder, hub_id in model.folders:
         ours = model.model_id == MINILM or model.role == "speech" or bool(model.files)
@@ -1078,6 +1193,19 @@ def _from_hub(model: Model, part: Path) -> None:
             shutil.copyfile(path, target)
             if file.lfs is not None:
                 _verify(target.parent, {target.name: file.lfs.sha256})
+            elif file.blob_id is not None:
+                _verify_blob(target, file.blob_id)
+
+
+def _verify_blob(path: Path, expected: str) -> None:
+    """Compare a small file with the id that Git gives to its content, which is what the hub states for it."""
+    data = path.read_bytes()
+    found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise InferenceServiceUnavailableError(
+            f"{path.name} is damaged: its Git id is {found[:16]}…, expected {expected[:16]}…. `tessera models pull` "
+            "brings it again."
+        )
 
 
 def _verify(folder: Path, checksums: Mapping[str, str]) -> None:

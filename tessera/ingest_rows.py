@@ -113,8 +113,14 @@ def cut_into_chunks(
     pending: Sequence[Row],
     plan_hash: str,
 ) -> list[ChunkJob]:
-    """Cut pending rows into chunks; rows whose source did not change are closed at once."""
+    """Cut pending rows into chunks; rows whose source did not change are closed at once.
+
+    Where an extractor reads elsewhere every row is a chunk of its own, and none is known not to have changed.
+    """
     extractor = collection["feature_extractor"]
+    reads_elsewhere = wh.registry.extractor(
+        extractor["feature_extractor_name"], extractor["version"]
+    ).reads_elsewhere
     chunks: list[ChunkJob] = []
     rows: list[ChunkRow] = []
     size = 0
@@ -140,18 +146,21 @@ def cut_into_chunks(
                     models_dir=str(wh.settings.models_path),
                     extractors_dir=str(wh.settings.extractors_path),
                     offline=wh.settings.offline,
+                    fetcher=wh.fetcher if reads_elsewhere else None,
                 )
             )
         rows, size = [], 0
 
     for item in pending:
         row = _chunk_row(wh, attempt, collection, item)
-        if (item["input_hash"], item["plan_hash"]) == (input_hash(row), plan_hash):
+        known = (item["input_hash"], item["plan_hash"])
+        if known == (input_hash(row), plan_hash) and not reads_elsewhere:
             unchanged[item["object_id"]] = len(item["document_ids"])
             continue
         rows.append(row)
         size += item["size_bytes"]
-        if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+        # What one source leads to may take as long as a whole chunk of others.
+        if reads_elsewhere or len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             close()
     close()
     if unchanged:

@@ -34,6 +34,7 @@ MAX_ANSWER_BYTES = 4 * 2**20
 ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 20.0
+_LONGEST_TURN_S = 600.0
 
 _MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _RULES = (
@@ -138,8 +139,14 @@ class LanguageModel:
                 raise LanguageError(
                     "unreachable", "There was no time left for the language model.", calls=calls
                 )
-            with self._turns:
+            if not self._turns.acquire(timeout=min(budget.left_s(), _LONGEST_TURN_S)):
+                raise LanguageError(
+                    "unreachable", "Too many prompts are under way (setting llm_concurrency).", calls=calls
+                )
+            try:
                 status, headers, answer = self._send(body, prompt.api_key, budget, calls)
+            finally:
+                self._turns.release()
             calls += 1
             if status == 400 and self._learns_from(answer, body):
                 body = self._body(prompt)

@@ -12,10 +12,14 @@ page      `page` from 0; a block on it: `bbox`, `width`, `height`         ``#pag
                                                                           (PDF open parameters, RFC 8118)
 text      `start_char`, `end_char` (behind the last one), from 0          ``#char=10,42`` (RFC 5147)
 region    `bbox`, `width`, `height`                                       ``#xywh=10,20,300,200`` (4.2.2)
+cells     `page` from 0, `sheet` its name, `cells` as ``B4:E4``           ``#Prices!B4:E4`` (hyperlinks of Excel);
+                                                                          of CSV, `row` from 0: ``#row=4`` (RFC 7111)
+block     `block` from 0, of a text without pages; `anchor` an id         ``#prices`` (the anchor), else
+          before it                                                       ``#block=7``, which only we know
 ========  ==============================================================  ===========================
 
-`bbox` is ``[left, top, right, bottom]`` from the upper left corner of what is displayed, in the unit of `width` and
-`height`, which are those of the whole page (points, 1/72 inch) or picture (pixels).
+A slide is a page. `bbox` is ``[left, top, right, bottom]`` from the upper left corner of what is displayed, in the unit
+of `width` and `height`, which are those of the whole page (points, 1/72 inch) or picture (pixels).
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import quote
 
 __all__ = [
     "FIELD",
@@ -45,15 +50,17 @@ _SOURCES = {
     "page": ("pdf", "document"),
     "text": ("text",),
     "region": ("image",),
+    "cells": ("excel",),
+    "block": ("pdf", "html"),
 }
 
-Kind = Literal["time", "page", "text", "region"]
+Kind = Literal["time", "page", "text", "region", "cells", "block"]
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Locator:
-    """A place in a source. Make one by `at_time`, `on_page`, `in_text` or `in_picture`."""
+    """A place in a source. Make one by `at_time`, `on_page`, `in_text`, `in_picture`, `in_sheet` or `in_flow`."""
 
     kind: Kind
     start_ms: int | None = None
@@ -64,6 +71,11 @@ class Locator:
     bbox: Box | None = None
     width: float | None = None
     height: float | None = None
+    sheet: str | None = None
+    cells: str | None = None
+    row: int | None = None
+    block: int | None = None
+    anchor: str | None = None
 
     @classmethod
     def at_time(
@@ -92,6 +104,16 @@ class Locator:
     def in_picture(cls, bbox: Sequence[float], size: tuple[float, float]) -> Locator:
         """Return a region of a picture of `size` pixels as displayed; ``(0, 0, width, height)`` is all of it."""
         return cls("region", bbox=_box(bbox), width=_side(size, 0), height=_side(size, 1))
+
+    @classmethod
+    def in_sheet(cls, page: int, row: int, sheet: str | None = None, cells: str | None = None) -> Locator:
+        """Return a row of a table, counted from 0, on a page of a workbook; without `sheet` it is one of CSV."""
+        return cls("cells", page=page, row=row, sheet=sheet, cells=cells)
+
+    @classmethod
+    def in_flow(cls, block: int, anchor: str | None = None) -> Locator:
+        """Return a block, counted from 0, of a text without pages; `anchor` is the last id before it."""
+        return cls("block", block=block, anchor=anchor)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without the keys that do not apply."""
@@ -130,6 +152,13 @@ def fragment(locator: Locator) -> str:
         return page if box is None else f"{page}&viewrect={_corner_and_size(box)}"
     if locator.kind == "text":
         return f"char={locator.start_char},{locator.end_char}"
+    if locator.kind == "cells":
+        # A sheet's name with anything but letters and numbers stands in quotes (ECMA-376, 18.17).
+        sheet = locator.sheet or ""
+        named = sheet if sheet.isalnum() else "'" + sheet.replace("'", "''") + "'"
+        return quote(f"{named}!{locator.cells}", safe="!:'") if sheet else f"row={(locator.row or 0) + 1}"
+    if locator.kind == "block":
+        return quote(locator.anchor, safe="") if locator.anchor else f"block={locator.block}"
     return f"xywh={_corner_and_size(box)}" if box is not None else ""
 
 
@@ -177,6 +206,12 @@ def _read(stored: Mapping[str, Any]) -> Locator | None:
             return Locator.in_text(stored["start_char"], stored["end_char"])
         case "region" if bbox is not None and size is not None:
             return Locator.in_picture(bbox, size)
+        case "cells" if _is_range(0, stored.get("page")) and _is_range(0, stored.get("row")):
+            return Locator.in_sheet(
+                stored["page"], stored["row"], _text(stored.get("sheet")), _text(stored.get("cells"))
+            )
+        case "block" if _is_range(0, stored.get("block")):
+            return Locator.in_flow(stored["block"], _text(stored.get("anchor")))
     return None
 
 
@@ -186,6 +221,10 @@ def _is_range(first: object, last: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _box(values: Sequence[float] | None) -> Box | None:

@@ -105,6 +105,8 @@ def measure(path: Path, kind: str) -> Measure:
     if kind == "image":
         width, height = media.picture_size(path)
         return Measure("image", size, width=width, height=height)
+    if kind == "pdf" and content.sniff_file(path) in (content.DOCX, content.PPTX):
+        return Measure("other", size)
     if kind == "pdf":
         return Measure("pdf", size, pages=pages.count(path))
     return Measure(kind, size, characters=size if kind == "text" else 0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tessera import content, media
+from tessera import content, fetching, media
 from tessera.context import Warehouse
 from tessera.errors import BadRequestError, NotFoundError, UnavailableError, quote
 from tessera.extractors.base import BadSample, SparseOutput
@@ -25,6 +27,8 @@ MAX_QUERY_IMAGE_BYTES = 16 * 2**20
 MAX_QUERY_TEXT_BYTES = 2**20
 #: Longest time to decode a query image.
 QUERY_IMAGE_TIMEOUT_S = 20.0
+#: Longest time to fetch a query's content.
+QUERY_FETCH_TIMEOUT_S = 10.0
 
 
 def embed(wh: Warehouse, plan: Plan, uri: str, query: QueryInput) -> QueryVector:
@@ -45,11 +49,11 @@ def embed(wh: Warehouse, plan: Plan, uri: str, query: QueryInput) -> QueryVector
                 f"Document {quote(query.value)} has no vector {vector.name}; choose another feature_uri."
             )
         return QueryVector(vector.name, np.asarray(stored, dtype=np.float32))
-    query = _told(query)
+    query = _told(wh, query)
     try:
         if query.kind == "text":
             return QueryVector(vector.name, extractor.embed_query(vector, "text", _text(query.value)))
-        data = _image_bytes(query.value)
+        data = query.value if isinstance(query.value, bytes) else _image_bytes(query.value)
         with tempfile.TemporaryDirectory(prefix="tessera-query-") as folder:
             picture = _settled_picture(wh, data, Path(folder))
             return QueryVector(vector.name, extractor.embed_query(vector, "image", picture))
@@ -65,7 +69,7 @@ def word_query(wh: Warehouse, plan: Plan, query: QueryInput) -> QueryVector:
     indexes = SparseText.all_of(plan.place["sparse_vectors"])
     if not indexes:
         raise BadRequestError(NO_WORDS)
-    query = _told(query)
+    query = _told(wh, query)
     if query.kind == "text":
         return QueryVector(indexes[0].name, None, _text(query.value))
     if query.kind == "document":
@@ -89,8 +93,17 @@ def _query_document(wh: Warehouse, plan: Plan, document_id: object) -> Hit:
     return found[0]
 
 
-def _told(query: QueryInput) -> QueryInput:
-    """Return what a query given as content is: a text when it is a data URI of one, else a picture."""
+def _told(wh: Warehouse, query: QueryInput) -> QueryInput:
+    """Return what a query given as content is: a text when it is one, else a picture. What is a URL is fetched."""
+    if query.kind in ("content", "image") and isinstance(query.value, str):
+        scheme = content.url_scheme(query.value)
+        if scheme in ("http", "https"):
+            return _fetched(wh, query)
+        if scheme is not None:
+            raise BadRequestError(
+                f"The query {query.kind} is a URL of scheme {scheme[:32]}; for a query http:// and https:// are "
+                "fetched. Send one of those, or the content itself as base64 or as a data URI."
+            )
     if query.kind != "content":
         return query
     if not isinstance(query.value, str) or not query.value.lower().startswith("data:text/"):
@@ -100,6 +113,27 @@ def _told(query: QueryInput) -> QueryInput:
     except content.BadContent as error:
         raise BadRequestError(f"The query text {error.message}", details={"reason": error.kind}) from None
     return QueryInput("text", data.decode())
+
+
+def _fetched(wh: Warehouse, query: QueryInput) -> QueryInput:
+    """Return the text or the picture behind a URL. Raises `FetchError`, a 400, for what does not come."""
+    pieces: list[bytes] = []
+    fetcher = replace(
+        wh.fetcher, max_bytes=MAX_QUERY_IMAGE_BYTES, total_s=QUERY_FETCH_TIMEOUT_S, bound=" (for a query)"
+    )
+    fetcher.fetch(query.value.strip(), pieces.append)
+    data = b"".join(pieces)
+    found = content.sniff(data) or ""
+    if found.startswith("image/"):
+        return QueryInput("image", data)
+    is_text = (not found or found.startswith("text/")) and content.begins_as_text(data[:4096])
+    if query.kind == "content" and is_text and len(data) <= MAX_QUERY_TEXT_BYTES:
+        with suppress(UnicodeDecodeError):
+            return QueryInput("text", data.decode("utf-8-sig"))
+    raise BadRequestError(
+        f"{fetching.shown(query.value)} is {found or 'nothing that is known'}; a query is a picture"
+        f"{' or a text of at most 1 MiB in UTF-8' if query.kind == 'content' else ''}."
+    )
 
 
 def _settled_picture(wh: Warehouse, data: bytes, folder: Path) -> Path:
@@ -150,9 +184,4 @@ def _image_bytes(value: Any) -> bytes:
     try:
         return content.decode(value, "image", max_bytes=MAX_QUERY_IMAGE_BYTES).data
     except content.BadContent as error:
-        if error.kind == "url":
-            raise BadRequestError(
-                "The query image is a URL; queries fetch nothing. Send the picture itself, as base64 or as a data URI.",
-                details={"reason": error.kind},
-            ) from None
         raise BadRequestError(f"The query image {error.message}", details={"reason": error.kind}) from None

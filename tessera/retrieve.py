@@ -18,12 +18,11 @@ import orjson
 from tessera import documents, links, taxonomy_execution
 from tessera.budget import BudgetSpent
 from tessera.context import Principal, Warehouse
-from tessera.db.engine import now
-from tessera.errors import TesseraError
-from tessera.ids import new_id, point_id
+from tessera.errors import TesseraError, quote
+from tessera.execution_note import Note, budget_told, statistics_of
+from tessera.ids import point_id
 from tessera.models.retrievers import (
     AdhocExecuteRequest,
-    BudgetLimits,
     ExecuteRequest,
     SearchDocumentsRequest,
 )
@@ -147,7 +146,7 @@ def stream(
 
 
 def _events(wh: Warehouse, plan: Plan, asked: Asked) -> Iterator[dict[str, Any]]:
-    note = _Note(wh, plan, asked)
+    note = Note(wh, plan, asked.inputs)
     common = {"execution_id": note.execution_id, "total_stages": len(plan.stages)}
     steps = _steps(wh, plan, asked)
     try:
@@ -200,7 +199,7 @@ def _asked_for(
 
 
 def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
-    note = _Note(wh, plan, asked)
+    note = Note(wh, plan, asked.inputs)
     # Before anything is searched: what is written from here on is not hidden by what is kept under it.
     place = _position(wh, plan, asked)
     try:
@@ -217,7 +216,7 @@ def _run(wh: Warehouse, plan: Plan, asked: Asked) -> Answered:
         note.failed(error)
         raise
     note.ended(ranked, body)
-    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None:
+    if place is None or plan.cache_ttl_s is None or ranked.stopped is not None or not ranked.is_repeatable:
         return Answered(body)
     if etag is None:
         etag = _etag(ranked)
@@ -256,7 +255,9 @@ def _cache_key(plan: Plan, asked: Asked) -> bytes:
 
 def _etag(ranked: Ranked) -> str:
     """Return a digest of what was found: the same after a write that changed none of it."""
-    told = [ranked.total, ranked.offset, [[hit.document_id, hit.score, hit.payload] for hit in ranked.hits]]
+    shown = [[hit.document_id, hit.score, hit.payload, hit.signals] for hit in ranked.hits]
+    facets = [told["metadata"] for told in ranked.statistics.values() if "metadata" in told]
+    told = [ranked.total, ranked.offset, shown, facets]
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)).hexdigest()[:24]
 
 
@@ -288,6 +289,7 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
     passed = 0
     statistics: dict[str, Any] = {}
     results: dict[str, Any] = {}
+    is_repeatable = True
     namespace_id = plan.place["namespace_id"]
     for index, spec in enumerate(plan.stages):
         stage = installed(wh, spec)
@@ -297,7 +299,6 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
         params = stage_params(stage, spec, {"INPUT": asked.inputs, "STAGE": results, "CONTEXT": {}}, index)
         count_in = passed
         work = Work()
-        stopped = None
         within = stage.narrow(params, context) if hits is None else None
         try:
             if within is not None:
@@ -306,40 +307,26 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
             else:
                 hits = stage.run(hits, params, replace(context, work=work))
                 passed = len(hits)
-            if index + 1 < len(plan.stages):
-                budget.check()
+            spent = budget.spent() if index + 1 < len(plan.stages) else None
         except BudgetSpent as error:
-            stopped = (
-                f"The budget of this execution is spent: {error.message}. It ended in stage {name!r}, "
-                f"{index + 1} of {len(plan.stages)}; raise budget_limits, or let earlier stages leave less."
-            )
+            spent, passed = error.message, 0
+        stopped = _stopped(spent, name, f"{index + 1} of {len(plan.stages)}") if spent else None
+        is_repeatable &= work.is_repeatable
         results[name] = {"count": passed}
-        statistics[name] = _statistics(count_in, passed, before, work, stopped)
+        statistics[name] = statistics_of(count_in, passed, before, work, stopped)
         yield Step(index, name, statistics[name], hits if stopped is None else [], budget.credits_used)
         if stopped is not None:
             # What a later stage would have kept back is not shown.
             return Ranked([], 0, 0, asked.cut.limit, False, statistics, stopped, budget.credits_used)
     ranked = _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
-    return replace(ranked, credits=budget.credits_used)
+    return replace(ranked, credits=budget.credits_used, is_repeatable=is_repeatable)
 
 
-def _statistics(
-    count_in: int, count_out: int, begun: float, work: Work, stopped: str | None
-) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "input_count": count_in,
-        "output_count": count_out,
-        "duration_ms": round((time.perf_counter() - begun) * 1000, 3),
-        "efficiency": count_out / count_in if count_in else 0.0,
-        "cache_hit": False,
-        "error": stopped or work.error,
-    }
-    if work.llm_calls is not None:
-        told |= {"llm_calls": work.llm_calls, "tokens_used": work.tokens_used or 0}
-    metadata = dict(work.metadata)
-    if work.facets is not None:
-        metadata["facets"] = work.facets
-    return {**told, "metadata": metadata} if metadata else told
+def _stopped(spent: str, name: str, place: str) -> str:
+    return (
+        f"The budget of this execution is spent: {spent}. It ended in stage {quote(name)}, {place}; raise "
+        "budget_limits, or let earlier stages leave less."
+    )
 
 
 def _page_of(
@@ -392,7 +379,7 @@ def _signals(hit: Hit) -> dict[str, Any]:
 
 
 def _body(
-    wh: Warehouse, plan: Plan, asked: Asked, ranked: Ranked, note: _Note, *, is_hit: bool
+    wh: Warehouse, plan: Plan, asked: Asked, ranked: Ranked, note: Note, *, is_hit: bool
 ) -> dict[str, Any]:
     answered = _presented(wh, plan, asked, ranked.hits)
     elapsed_ms = note.elapsed_ms()
@@ -419,68 +406,6 @@ def _body(
         "cache_hit": is_hit,
         "error": ranked.stopped,
     }
-
-
-def budget_told(credits_used: float, elapsed_ms: float, limits: BudgetLimits) -> dict[str, Any]:
-    """Return the ``budget`` of an answer: what was taken, and what there may be."""
-    return {
-        "credits_used": credits_used,
-        "credits_limit": limits.max_credits,
-        "credits_remaining": (
-            None if limits.max_credits is None else max(0.0, limits.max_credits - credits_used)
-        ),
-        "time_elapsed_ms": elapsed_ms,
-        "time_limit_ms": limits.max_time_ms,
-    }
-
-
-class _Note:
-    """What is noted of one execution: when it began, how it ended."""
-
-    def __init__(self, wh: Warehouse, plan: Plan, asked: Asked) -> None:
-        self.execution_id = new_id("exec")
-        self._wh, self._plan, self._asked = wh, plan, asked
-        self._begun, self._created_at = time.perf_counter(), now()
-
-    def elapsed_ms(self) -> float:
-        return round((time.perf_counter() - self._begun) * 1000, 3)
-
-    def ended(self, ranked: Ranked, body: Mapping[str, Any]) -> None:
-        self._write(
-            status=body["status"],
-            statistics=body["stage_statistics"],
-            pagination=body["pagination"],
-            error=body["error"],
-            total_returned=len(ranked.hits),
-            cache_hit=body["cache_hit"],
-        )
-
-    def failed(self, error: TesseraError) -> None:
-        self._write(
-            status="failed",
-            statistics={"stages": {}, "total_time_ms": self.elapsed_ms(), "credits_used": 0.0},
-            pagination=None,
-            error=error.message,
-            total_returned=0,
-            cache_hit=False,
-        )
-
-    def _write(self, **told: Any) -> None:
-        if not self._plan.retriever_id or self._wh.executions is None:
-            return  # stages that are not stored have no log
-        inputs = orjson.dumps(self._asked.inputs, option=orjson.OPT_SORT_KEYS)
-        self._wh.executions.note(
-            {
-                "execution_id": self.execution_id,
-                "retriever_id": self._plan.retriever_id,
-                "total_stages": len(self._plan.stages),
-                "inputs_hash": hashlib.sha256(inputs).hexdigest()[:16],
-                "duration_ms": self.elapsed_ms(),
-                "created_at": self._created_at,
-                "completed_at": now(),
-                **told,
-            }
-        )
 
 
 def _digest(plan: Plan, inputs: Mapping[str, Any], request: ExecuteRequest) -> str:

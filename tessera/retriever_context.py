@@ -70,6 +70,7 @@ def context_of(
         ),
         equipment=equipment_of(wh),
         secret=lambda name: secret_store.value_of(wh, plan.place["organization_id"], name),
+        organization_id=plan.place["organization_id"],
     )
 
 

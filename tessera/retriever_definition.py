@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -160,8 +160,11 @@ def checked_stages(
             index,
             wh.registry.stages[stage["config"]["stage_id"]],
         )
-        if stage["config"]["stage_id"] == "feature_search" and not wrong:
-            problems += _feature_problems(wh, place, stage["parameters"], index)
+        for path, searching in _searches_in(stage["config"]["stage_id"], stage["parameters"]):
+            if not wrong:
+                problems += _feature_problems(
+                    wh, place, searching, ("body", "stages", index, "parameters", *path)
+                )
     return stages, fields, problems
 
 
@@ -207,8 +210,19 @@ def _reference_problems(
     return problems
 
 
+def _searches_in(
+    stage_id: str, parameters: Mapping[str, Any]
+) -> Iterator[tuple[Location, Mapping[str, Any]]]:
+    """Yield where a stage holds the parameters of a feature_search, and these."""
+    if stage_id == "feature_search":
+        yield (), parameters
+    inner = parameters.get("feature_search_config")
+    if stage_id == "query_expand" and isinstance(inner, Mapping):
+        yield ("feature_search_config",), inner
+
+
 def _feature_problems(
-    wh: Warehouse, place: RowMapping, parameters: Mapping[str, Any], index: int
+    wh: Warehouse, place: RowMapping, parameters: Mapping[str, Any], location: Location
 ) -> list[Problem]:
     problems = []
     searches = parameters.get("searches")
@@ -217,7 +231,7 @@ def _feature_problems(
             continue  # an input that holds the whole search
         uri = search.get("feature_uri") or search.get("feature_address")
         if search.get("lexical") is True and not place["sparse_vectors"]:
-            where: Location = ("body", "stages", index, "parameters", "searches", number, "lexical")
+            where: Location = (*location, "searches", number, "lexical")
             problems.append(Problem(where, NO_WORDS, "no_keyword_index", 400))
         if uri is None or templates.is_template(uri):
             continue
@@ -226,7 +240,7 @@ def _feature_problems(
         except BadRequestError as error:
             problems.append(
                 Problem(
-                    ("body", "stages", index, "parameters", "searches", number, "feature_uri"),
+                    (*location, "searches", number, "feature_uri"),
                     error.message,
                     "unknown_feature",
                     400,
@@ -240,24 +254,51 @@ def join_problems(
     namespace_id: str,
     raw_stages: Sequence[Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
+    own: Sequence[str],
 ) -> list[Problem]:
-    """Return a problem for each collection or taxonomy to join from that is not in this namespace."""
+    """Return a problem for each collection or taxonomy that a stage names and that is not in this namespace.
+
+    A search names some of the retriever's `own` (all of the namespace when there are none): it narrows what is read.
+    """
     if len(stages) != len(raw_stages):
         return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
     problems: list[Problem] = []
     for index, stage in enumerate(stages):
-        target = stage["parameters"].get("target_collection_id")
-        if stage["config"]["stage_id"] == "document_enrich" and isinstance(target, str):
-            location = ("body", "stages", index, "parameters", "target_collection_id")
-            _, unknown = collections_named(connection, namespace_id, [target])
+        for path, named in _collections_in(stage["config"]["stage_id"], stage["parameters"]):
+            location = ("body", "stages", index, "parameters", *path)
+            searches = path[-1] == "collection_identifiers"
+            _, unknown = collections_named(connection, namespace_id, named, own if searches else None)
             problems += [
-                replace(problem, location=location, message=f"target_collection_id: {problem.message}")
+                replace(problem, location=location, message=f"{path[-1]}: {problem.message}")
                 for problem in unknown
             ]
+            if searches and any(map(templates.is_template, named)):
+                problems.append(
+                    Problem(location, "Collections are written out, not taken from inputs.", "template")
+                )
         taxonomy = stage["parameters"].get("taxonomy_id")
         if stage["config"]["stage_id"] == "taxonomy_enrich" and isinstance(taxonomy, str):
             problems += _taxonomy_problems(connection, namespace_id, taxonomy, index)
     return problems
+
+
+def _collections_in(stage_id: str, parameters: Mapping[str, Any]) -> Iterator[tuple[Location, list[str]]]:
+    """Yield where parameters name collections, and their ids or names."""
+    for key in ("target_collection_id", "reference_collection_id"):
+        if stage_id in ("document_enrich", "cross_compare") and isinstance(parameters.get(key), str):
+            yield (key,), [parameters[key]]
+    places: list[tuple[Location, Any]] = []
+    for path, searching in _searches_in(stage_id, parameters):
+        searches = searching.get("searches")
+        places.append((path, searching))
+        places += [
+            ((*path, "searches", number), search)
+            for number, search in enumerate(searches if isinstance(searches, list) else ())
+        ]
+    for path, holder in places:
+        named = holder.get("collection_identifiers") if isinstance(holder, Mapping) else None
+        if isinstance(named, list):
+            yield (*path, "collection_identifiers"), [str(name) for name in named]
 
 
 def _taxonomy_problems(

@@ -27,7 +27,7 @@ class _Signs(Protocol):
 class Ranked:
     """What the stages brought: the page that was asked for, and how many there are. `offset` is null if unknown.
 
-    `stopped` says why they were not all run, `credits` what they took.
+    `stopped` says why they were not all run, `credits` what they took; what is not `is_repeatable` is not kept.
     """
 
     hits: list[Hit]
@@ -38,6 +38,7 @@ class Ranked:
     statistics: dict[str, Any]
     stopped: str | None = None
     credits: float = 0.0
+    is_repeatable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

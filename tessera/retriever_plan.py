@@ -101,9 +101,9 @@ def adhoc_plan(wh: Warehouse, principal: Principal, namespace: str, request: Adh
         stages, fields, problems = checked_stages(
             wh, place, request.stages, request.input_schema, declared=False
         )
-        problems += join_problems(connection, place["namespace_id"], request.stages, stages)
-        problems += secret_problems(connection, wh, principal, stages)
         found, unknown = collections_named(connection, place["namespace_id"], wanted)
+        problems += join_problems(connection, place["namespace_id"], request.stages, stages, found)
+        problems += secret_problems(connection, wh, principal, stages)
         raise_problems(problems + unknown)
         if not wanted:
             found = all_collections(connection, place["namespace_id"])

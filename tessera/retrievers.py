@@ -47,8 +47,8 @@ def create(
             wh, place, request.stages, request.input_schema, declared=request.input_schema is not None
         )
         problems += secret_problems(connection, wh, principal, stages)
-        problems += join_problems(connection, namespace_id, request.stages, stages)
         found, unknown = collections_named(connection, namespace_id, request.collection_identifiers)
+        problems += join_problems(connection, namespace_id, request.stages, stages, found)
         problems += unknown + name_problems(retriever_name)
         taken = connection.execute(
             sa.select(retrievers.c.retriever_id).where(

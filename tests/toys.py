@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from tessera.errors import BadSample
@@ -85,3 +89,48 @@ class Toys:
 
     def trouble(self, name: str) -> str:
         return ""
+
+
+def cross_encoder(home: Path, texts: Sequence[str]) -> Callable[[str], float]:
+    """Write a small random cross-encoder that knows the words of `texts`, and return what it computes.
+
+    Its score of a query and a text, given as "query text", is the sum of the random weights of their words.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, **{word: 2 + at for at, word in enumerate(words)}}
+    weights = np.random.default_rng(7).normal(size=(len(vocabulary), 1)).astype(np.float32)
+    weights[:2] = 0
+    home.mkdir(parents=True)
+    (home / "onnx").mkdir()
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["weights", "input_ids"], ["worth"]),
+            helper.make_node("ReduceSum", ["worth", "axis"], ["logits"], keepdims=0),
+        ],
+        "cross-encoder",
+        [info("input_ids", TensorProto.INT64, ["n", "tokens"])],
+        [info("logits", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1]), "axis")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(made, home / "onnx" / "model.onnx")
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(home / "tokenizer.json"))
+    for name, settings in {
+        "tokenizer_config.json": {"model_max_length": 512, "pad_token": "[PAD]", "unk_token": "[UNK]"},
+        "config.json": {"pad_token_id": 0},
+        "special_tokens_map.json": {"pad_token": "[PAD]"},
+    }.items():
+        (home / name).write_text(json.dumps(settings))
+
+    def worth(text: str) -> float:
+        return float(sum(weights[vocabulary.get(word, 1), 0] for word in re.findall(r"\w+", text.lower())))
+
+    return worth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ipaddress
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,15 @@ from typing import Any
 
 import pytest
 
+from tessera.fetching import Fetcher
+
 #: The one address that the fetcher of the tests may reach; 127.0.0.1 is as private as any.
 PUBLIC = "127.0.0.2"
+
+
+def fetcher_of_tests() -> Fetcher:
+    """Return a fetcher that may reach the sites of the tests, and nothing else that is not public."""
+    return Fetcher(max_bytes=2**25, allowed_networks=(ipaddress.ip_network(f"{PUBLIC}/32"),))
 
 
 @dataclass
@@ -49,9 +57,16 @@ def make_site(tls: ssl.SSLContext | None = None) -> tuple[Site, http.server.Thre
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.0"
 
+        #: What came with the request.
+        body = b""
+
         def do_GET(self) -> None:
             site.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             site.pages[self.path.partition("?")[0]](self)
+
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: Any) -> None:
             pass

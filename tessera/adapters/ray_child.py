@@ -46,8 +46,9 @@ FRUITLESS_STARTS: Final = 3
 CLOSE_S: Final = 5.0
 #: What the server has of these, a node must have too.
 MODULES: Final = (
-    "av", "faster_whisper", "fastembed", "numpy", "obstore", "onnx", "onnxruntime", "orjson", "PIL",
-    "pocketsphinx", "pyarrow", "pydantic", "pypdfium2", "rapidocr", "re2", "sqlalchemy", "tokenizers",
+    "av", "docx", "faster_whisper", "fastembed", "numpy", "obstore", "onnx", "onnxruntime", "openpyxl", "orjson",
+    "PIL", "pocketsphinx", "pptx", "pyarrow", "pydantic", "pypdfium2", "rapidocr", "re2", "selectolax", "sqlalchemy",
+    "tokenizers",
 )  # fmt: skip
 
 

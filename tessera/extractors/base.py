@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from tessera.errors import BadSample
+from tessera.fetching import Fetcher
 from tessera.inference import Models
 from tessera.locators import Locator
 from tessera.models import PayloadIndex
@@ -165,7 +166,11 @@ class Extractor(ABC):
     positions: ClassVar[tuple[str, ...]] = ()
     max_inputs: ClassVar[Mapping[str, int]] = {}
     cost_tier: ClassVar[int] = 1
+    #: Whether a source stays the same while what it names elsewhere changes: it is extracted anew by every batch.
+    reads_elsewhere: ClassVar[bool] = False
     Params: ClassVar[type[Params]] = Params
+    #: The only way to what is behind a URL; a worker puts the server's own here, with its bounds.
+    fetcher: Fetcher = Fetcher(max_bytes=64 * 2**20)
 
     def __init__(self, models: Models) -> None:
         self.models = models

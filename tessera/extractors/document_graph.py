@@ -1,7 +1,8 @@
-"""PDF files: the blocks of their pages, each with its box, its kind, how sure its words are, and their meaning."""
+"""PDF and Office files and HTML: their blocks, each with its place, its kind, how sure its words are, its meaning."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from tessera import media
+from tessera.content import DOCX, PPTX, XLSX
 from tessera.errors import InferenceServiceUnavailableError
 from tessera.extractors.base import (
     BadSample,
     Extractor,
     Feature,
     FieldOutput,
+    Input,
     Locator,
     Outputs,
     Params,
@@ -25,8 +28,9 @@ from tessera.extractors.base import (
     VectorOutput,
     words_of,
 )
-from tessera.media import layout
+from tessera.media import layout, markup, office
 from tessera.media.pages import Page, pages
+from tessera.media.parts import Part
 from tessera.models import IndexType, PayloadIndex
 
 if TYPE_CHECKING:
@@ -82,13 +86,16 @@ class DocumentGraphParams(Params):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A block, the page on which it stands with its size in points, and its number there."""
+    """A block, the page on which it stands, its number there, and its place."""
 
+    position: tuple[str | int, ...]
     page: int
-    size: tuple[float, float]
     number: int
-    block: layout.Block
+    kind: layout.Kind
+    text: str
+    cells: tuple[str, ...]
     score: float
+    place: Locator
 
 
 class DocumentGraphExtractor(Extractor):
@@ -96,14 +103,18 @@ class DocumentGraphExtractor(Extractor):
 
     name = "document_graph_extractor"
     description = (
-        "Takes the pages of a PDF apart into headings, paragraphs, lists and rows of tables, scanned pages too, and "
-        "embeds each one."
+        "Takes PDF and Office files and HTML apart into headings, paragraphs, lists and rows of tables, scanned "
+        "pages too, and embeds each one."
     )
     icon = "file-text"
     category = "document"
-    inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"pdf": ("pdf",)}
+    inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "pdf": ("pdf",),
+        "excel": ("excel",),
+        "html": ("text",),
+    }
     positions = ("page_number", "block_number")
-    max_inputs: ClassVar[Mapping[str, int]] = {"pdf": 1}
+    max_inputs: ClassVar[Mapping[str, int]] = {"pdf": 1, "excel": 1, "html": 1}
     cost_tier = 2
     Params = DocumentGraphParams
     vector_name = "document_graph_extractor_v1_text_embedding"
@@ -149,14 +160,8 @@ class DocumentGraphExtractor(Extractor):
     ) -> Iterator[Iterable[Feature] | BadSample]:
         """Yield the blocks of each file; all of a file go through the model together."""
         for sample in samples:
-            source = sample.inputs.get("pdf")
-            if source is None or source.path is None:
-                yield BadSample(
-                    "unreadable", "The source has no file as input `pdf`; map one in `input_mappings`."
-                )
-                continue
             try:
-                yield self._features(source.path, params)
+                yield self._features(sample, params)
             except BadSample as error:
                 yield error
             except InferenceServiceUnavailableError as error:
@@ -168,32 +173,72 @@ class DocumentGraphExtractor(Extractor):
             raise BadSample("unsupported", f"{vector.name} is queried by text, not by {kind}.")
         return self.models.text(vector.model_id).embed_query(str(value))
 
-    # --- one file -------------------------------------------------------------------------------------
+    # --- one source -----------------------------------------------------------------------------------
 
-    def _features(self, path: Path, params: DocumentGraphParams) -> list[Feature]:
+    def _features(self, sample: Sample, params: DocumentGraphParams) -> list[Feature]:
         found: list[Found] = []
         thumbnails: dict[int, bytes] = {}
-        for page in pages(path):
-            made = [
-                Found(page.number, (page.width, page.height), number, block, score)
-                for number, (block, score) in enumerate(self._blocks(page, params))
-                if len(block.text) >= _shortest(block, params)
-            ]
-            if made and params.generate_thumbnails:
-                thumbnails[page.number] = _thumbnail(page)
-            found += made
+        for one in self._found(sample, params, thumbnails):
+            if len(one.text) >= _shortest(one.kind, params):
+                found.append(one)
             if len(found) > MAX_BLOCKS:
-                raise BadSample("limit", f"The PDF falls into more than {MAX_BLOCKS} blocks; split it.")
+                raise BadSample("limit", f"The file falls into more than {MAX_BLOCKS} blocks; split it.")
         if not found:
-            raise BadSample("unreadable", "No page of the PDF has text that can be read.")
+            raise BadSample("unreadable", "The file has no text that can be read.")
         vectors: Iterable[Vector | None] = (None for _ in found)
         if params.run_text_embedding:
             model = self.models.text(self.models.choose("text", params.model).model_id)
-            vectors = model.embed([one.block.text for one in found])
+            vectors = model.embed([one.text for one in found])
         return [
-            self._feature(one, vector, thumbnails.get(one.page))
+            self._feature(one, vector, thumbnails.get(one.page) if one.position[0] == one.page else None)
             for one, vector in zip(found, vectors, strict=True)
         ]
+
+    def _found(
+        self, sample: Sample, params: DocumentGraphParams, thumbnails: dict[int, bytes]
+    ) -> Iterator[Found]:
+        """Yield the blocks of all inputs; thumbnails of the pages of a PDF go into `thumbnails` by page."""
+        given = {name: source for name, source in sample.inputs.items() if name in self.inputs}
+        pages_of, sheets, text = (given.get(name) for name in ("pdf", "excel", "html"))
+        read = False
+        if pages_of is not None and pages_of.path is not None:
+            read = True
+            if media.sniff(pages_of.path) in (DOCX, PPTX, XLSX):
+                yield from _numbered("pdf", office.parts(pages_of.path), params)
+            else:
+                yield from self._pages(pages_of.path, params, thumbnails)
+        if sheets is not None and sheets.path is not None:
+            read = True
+            yield from _numbered("excel", office.parts(sheets.path), params)
+        data = None if text is None else _markup(text, is_needed=not read)
+        if data is not None and (not read or markup.looks_like_html(data)):
+            yield from _numbered("html", _page(data).parts, params)
+        elif not read:
+            raise BadSample(
+                "unreadable",
+                "The source has no file as input `pdf`, `excel` or `html`; map one in `input_mappings`.",
+            )
+
+    def _pages(
+        self, path: Path, params: DocumentGraphParams, thumbnails: dict[int, bytes]
+    ) -> Iterator[Found]:
+        """Yield the blocks of a PDF."""
+        for page in pages(path):
+            size = (page.width, page.height)
+            for number, (block, score) in enumerate(self._blocks(page, params)):
+                if params.generate_thumbnails and page.number not in thumbnails:
+                    thumbnails[page.number] = _thumbnail(page)
+                place = Locator.on_page(page.number, block.box, size)
+                yield Found(
+                    (page.number, number),
+                    page.number,
+                    number,
+                    block.kind,
+                    block.text,
+                    block.cells,
+                    score,
+                    place,
+                )
 
     def _blocks(self, page: Page, params: DocumentGraphParams) -> Iterator[tuple[layout.Block, float]]:
         """Yield the blocks of a page, in order, with how sure their words are (0…1)."""
@@ -237,21 +282,21 @@ class DocumentGraphExtractor(Extractor):
         return [whole]
 
     def _feature(self, one: Found, vector: Vector | None, thumbnail: bytes | None) -> Feature:
-        block, place = one.block, Locator.on_page(one.page, one.block.box, one.size)
         fields: dict[str, Any] = {
-            "text": block.text,
-            "object_type": block.kind,
+            "text": one.text,
+            "object_type": one.kind,
             "page_number": one.page,
             "block_number": one.number,
-            "bbox": place.to_json()["bbox"],
             "confidence_score": round(one.score, 4),
             "confidence_tag": next((tag for tag, least in _TAGS if round(one.score, 4) >= least), "D"),
         }
-        if block.cells:
-            fields["cells"] = list(block.cells)
+        if one.place.bbox is not None:
+            fields["bbox"] = list(one.place.bbox)
+        if one.cells:
+            fields["cells"] = list(one.cells)
         vectors = {} if vector is None else {self.vector_name: vector}
         files = {} if thumbnail is None else {"thumbnail_url": (thumbnail, "image/jpeg")}
-        return Feature((one.page, one.number), fields, vectors, files, place)
+        return Feature(one.position, fields, vectors, files, one.place)
 
 
 def _fields(params: DocumentGraphParams) -> dict[str, FieldOutput]:
@@ -259,10 +304,14 @@ def _fields(params: DocumentGraphParams) -> dict[str, FieldOutput]:
         "text": FieldOutput(
             "text", "The words of the block; of a table's row, with the names of its columns."
         ),
-        "object_type": FieldOutput("string", "heading, paragraph, list, table_row or figure."),
-        "page_number": FieldOutput("integer", "Page of the file, from 0."),
+        "object_type": FieldOutput("string", "heading, paragraph, list, table_row, figure or code."),
+        "page_number": FieldOutput(
+            "integer", "Page, slide or sheet of the file, from 0; 0 in a text without pages."
+        ),
         "block_number": FieldOutput("integer", "Number of the block on its page, from 0."),
-        "bbox": FieldOutput("array", "Left, top, right, bottom in points from the page's upper left corner."),
+        "bbox": FieldOutput(
+            "array", "Where there is one: left, top, right, bottom in points from the upper left corner."
+        ),
         "confidence_score": FieldOutput("number", "How sure the words are, 0 to 1."),
         "confidence_tag": FieldOutput("string", "A from 0.85, B from 0.7, C from 0.5, else D."),
     }
@@ -273,10 +322,48 @@ def _fields(params: DocumentGraphParams) -> dict[str, FieldOutput]:
     return fields
 
 
-def _shortest(block: layout.Block, params: DocumentGraphParams) -> int:
-    if block.kind in {"heading", "table_row"}:
+def _shortest(kind: layout.Kind, params: DocumentGraphParams) -> int:
+    if kind in {"heading", "table_row"}:
         return min(_SHORTEST, params.min_text_length)
     return params.min_text_length
+
+
+def _numbered(name: str, found: Iterable[Part], params: DocumentGraphParams) -> Iterator[Found]:
+    """Yield the parts of an Office file or of HTML as blocks, each with its number on its page."""
+    numbers: Counter[int] = Counter()
+    for part in found:
+        number = numbers[part.page]
+        numbers[part.page] += 1
+        yield Found(
+            (name, part.page, number),
+            part.page,
+            number,
+            part.kind,
+            part.text,
+            part.cells,
+            params.base_confidence,
+            part.place,
+        )
+
+
+def _markup(source: Input, *, is_needed: bool) -> bytes | None:
+    """Return the bytes of an input that may be HTML, None where there is nothing, or too much that nobody needs."""
+    if source.path is None:
+        return source.text.encode("utf-8", "replace") if source.text is not None else None
+    if source.path.stat().st_size > markup.MAX_HTML_BYTES:
+        if not is_needed:
+            return None
+        raise BadSample("too_large", f"The page is larger than {markup.MAX_HTML_BYTES >> 20} MiB.")
+    return source.path.read_bytes()
+
+
+def _page(data: bytes) -> markup.Markup:
+    if not markup.looks_like_html(data):
+        raise BadSample(
+            "unsupported",
+            "The text is no HTML: nothing like <p> or <html> begins it. text_extractor takes plain texts.",
+        )
+    return markup.read(data)
 
 
 def _large_pictures(page: Page) -> list[layout.Box]:

@@ -25,7 +25,7 @@ from tessera.extractors.base import (
     Sample,
     VectorOutput,
 )
-from tessera.inference import ARCFACE
+from tessera.inference import ARCFACE, Model, find
 from tessera.models import IndexType, PayloadIndex
 
 if TYPE_CHECKING:
@@ -164,11 +164,9 @@ class FaceIdentityExtractor(Extractor):
 
     def outputs(self, params: FaceIdentityParams) -> Outputs:
         """Return the vector of a face, its place and its score; with ``per_image`` the lists of them."""
-        if params.detection_model != DEFAULT_DETECTOR:
-            self.models.choose("face detection", params.detection_model)
         if params.output_mode == "per_image":
             return Outputs((), _picture_fields(params), _indexes())
-        model = self.models.choose("face identity", params.model)
+        model = self._identity(params)
         vector = VectorOutput(
             name=self.vector_name,
             dimensions=model.dimensions,
@@ -177,7 +175,7 @@ class FaceIdentityExtractor(Extractor):
             description=f"Whose face it is, by {model.model_id}. {model.description}",
             query_inputs=model.query_inputs,
             aliases=("embedding", "face_embedding", "face"),
-            purpose="face",
+            purpose="image",
         )
         return Outputs((vector,), _face_fields(params), _indexes())
 
@@ -294,9 +292,7 @@ class FaceIdentityExtractor(Extractor):
                 round(faces.quality(face, crop, max(scale)), 4)
                 for face, crop in zip(found, crops, strict=True)
             ]
-        vectors = self.models.face_embedder(self.models.choose("face identity", params.model).model_id).embed(
-            crops
-        )
+        vectors = self.models.face_embedder(self._identity(params).model_id).embed(crops)
         least = params.quality_threshold or 0.0
         shown = media.thumbnail(picture) if found and params.include_source_frame_thumbnail else None
         kept = [media.as_png(crop) if params.include_face_crops else None for crop in crops]
@@ -307,6 +303,13 @@ class FaceIdentityExtractor(Extractor):
             )
             if worth is None or worth >= least
         ]
+
+    def _identity(self, params: FaceIdentityParams) -> Model:
+        """Return the model of identity, installed or not: what is searched in a namespace must not depend on it."""
+        named = find(params.model) if params.model else None
+        if named is not None and named.role == "face identity":
+            return named
+        return self.models.choose("face identity", params.model)
 
     def _detector(self, params: FaceIdentityParams) -> faces.Detector:
         return self.models.face_detector(_model_id(params.detection_model))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Box = tuple[float, float, float, float]
-Kind = Literal["heading", "paragraph", "list", "table_row", "figure"]
+Kind = Literal["heading", "paragraph", "list", "table_row", "figure", "code"]
 
 #: Letters of one block differ in size by no more than this factor; boxes of words that were read from a picture
 #: differ by which letters are in them.
@@ -298,29 +298,33 @@ def _table_blocks(
     texts: Sequence[Sequence[str]], boxes: Sequence[Sequence[Box]], rows: Sequence[_Row]
 ) -> list[Block]:
     """Return a block for each row; a first row that names the columns is in every other one, not by itself."""
-    header = _header(texts, rows)
+    is_bold = all(s.is_bold for s in rows[0]) and not all(s.is_bold for row in rows[1:] for s in row)
+    header = names_of_columns(texts, stands_out=is_bold)
     made = []
     for cells, places, row in list(zip(texts, boxes, rows, strict=True))[1 if header else 0 :]:
-        if header and len(header) == len(cells):
-            text = "; ".join(
-                f"{name}: {cell}" if name else cell for name, cell in zip(header, cells, strict=True) if cell
-            )
-        else:
-            text = "; ".join(cell for cell in cells if cell)
+        text = row_text(header, cells)
         made.append(Block("table_row", text, around(places), _sureness(row), tuple(cells), header))
     return made
 
 
-def _header(texts: Sequence[Sequence[str]], rows: Sequence[_Row]) -> tuple[str, ...]:
-    """Return the names of the columns: a first row without numbers above rows with some, or the only bold one."""
+def row_text(header: Sequence[str], cells: Sequence[str]) -> str:
+    """Return a row as one text, with the names of its columns where there are."""
+    if header and len(header) == len(cells):
+        return "; ".join(
+            f"{name}: {cell}" if name else cell for name, cell in zip(header, cells, strict=True) if cell
+        )
+    return "; ".join(cell for cell in cells if cell)
+
+
+def names_of_columns(texts: Sequence[Sequence[str]], *, stands_out: bool) -> tuple[str, ...]:
+    """Return the names of a table's columns: a first row without numbers that stands out, or above rows with some."""
     if len(texts) < 2:
         return ()
     first = texts[0]
     if sum(map(bool, first)) < 2 or any(map(_NUMERIC.search, first)):
         return ()
     has_numbers = any(_NUMERIC.search(cell) for row in texts[1:] for cell in row)
-    is_bold = all(s.is_bold for s in rows[0]) and not all(s.is_bold for row in rows[1:] for s in row)
-    return tuple(first) if has_numbers or is_bold else ()
+    return tuple(first) if has_numbers or stands_out else ()
 
 
 # --- prose ---------------------------------------------------------------------------------------------

@@ -79,6 +79,23 @@ def key_problems(parameters: Mapping[str, Any], location: tuple[str | int, ...])
     ]
 
 
+def document_problems(
+    parameters: Mapping[str, Any], name: str, location: tuple[str | int, ...]
+) -> list[Problem]:
+    """Return a problem for a parameter that names fields of a document where there is not one document."""
+    found = sorted(
+        ".".join(path) for root, path in templates.references(parameters.get(name)) if root == "DOC"
+    )
+    return [
+        Problem(
+            (*location, name),
+            f"{{{{DOC.{path}}}}} has no value in {name}, which is not about one document.",
+            "unknown_input",
+        )
+        for path in found
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What the model said of documents: values and errors by the numbers of the documents; each has one of both."""
@@ -242,21 +259,21 @@ def room_for(context: StageContext) -> int:
 def shown_text(payload: Payload, field: str | None, limit: int = MAX_DOCUMENT_CHARS) -> str:
     """Return the text at `field`, at most `limit` characters of it.
 
-    All texts that the document shows without one, and for ``content`` (the API's default) where there is no such
-    field.
+    All texts that the document shows without one. For ``content``, the API's default, where there is no such field: the
+    text at ``text``, which extractors write, else all texts.
     """
-    text = text_of(payload, [field]) if field else ""
-    if not text and field in (None, "content"):
-        text = text_of(payload, [])
+    text = text_of(payload, [field]) if field else text_of(payload, [])
+    if not text and field == "content":
+        text = text_of(payload, ["text"]) or text_of(payload, [])
     return text[:limit]
 
 
 def field_value(payload: Payload, path: str) -> Any:
-    """Return what a document shows at `path`; the text that it shows for ``content`` where there is no such field."""
+    """Return what a document shows at `path`; its text for ``content`` where there is no such field."""
     if path.partition(".")[0] in HIDDEN_FIELDS:
         return None
     value = tree_at(payload, path)
-    return shown_text(payload, None) if value is None and path in ("content", "text") else value
+    return shown_text(payload, "content") if value is None and path == "content" else value
 
 
 def _by_id(value: Any) -> dict[int, Any]:

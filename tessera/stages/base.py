@@ -41,6 +41,10 @@ ORIGIN_FIELDS = frozenset(
 )
 
 
+#: What a place says of itself, and what stages say of hits: no text of the document.
+ADDED_FIELDS = frozenset({"locator", "merged", "llm_filter", "query_expand"})
+
+
 def _readable(path: str) -> str:
     if not is_path(path):
         raise ValueError(
@@ -97,6 +101,8 @@ class Work:
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     facets: list[dict[str, Any]] | None = None
+    #: Whether the same documents and inputs will give the same hits again.
+    is_repeatable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,7 @@ class StageContext:
     budget: Budget = field(default_factory=Budget)
     equipment: Equipment = field(default_factory=Equipment)
     secret: Callable[[str], str] = _no_secret
+    organization_id: str = ""
     taxonomy: Callable[[str, Sequence[Hit], Wanted], list[Verdict | TesseraError]] = _no_taxonomy
 
 

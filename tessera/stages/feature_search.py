@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 
 from tessera import locators
 from tessera.errors import BadRequestError, Problem, ValidationError
-from tessera.filters import And, Condition, Filter, parse
+from tessera.filters import And, Condition, Filter, Or, parse
 from tessera.ports import Hit, Search
-from tessera.stages.base import QueryInput, QueryVector, Stage, StageContext, StageParams, filter_problems
+from tessera.stages.base import (
+    FieldPath,
+    QueryInput,
+    QueryVector,
+    Stage,
+    StageContext,
+    StageParams,
+    filter_problems,
+    first_value,
+)
+from tessera.stages.facets import Facet, count_facets
+from tessera.stages.group_by import group_key
 
 #: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
 RRF_K = 60
@@ -41,7 +52,15 @@ _SEARCH_KEYS = (
     "filters",
     "weight",
     "min_score",
+    "on_empty",
+    "query_input",
 )
+#: What it says of the stage.
+_STAGE_KEYS = ("fusion", "merge_adjacent_ms", "facets", "group_by", "collection_identifiers")
+#: The name of the keyword index among `signals`.
+WORDS = "bm25"
+#: Deepest ranking in which groups are looked for.
+MAX_DEPTH = 10_000
 
 
 class SearchParams(StageParams):
@@ -56,12 +75,34 @@ class SearchParams(StageParams):
         validation_alias=AliasChoices("feature_uri", "feature_address"),
         examples=["mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"],
     )
-    query: Any = Field(None, validation_alias=AliasChoices("query", "input"))
+    query: Any = Field(None, validation_alias=AliasChoices("query", "input", "query_input"))
     lexical: bool = Field(False, description="Search the keyword index (BM25) instead of vectors.")
     top_k: int = Field(100, ge=1, le=10_000)
     filters: dict[str, Any] | None = None
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     min_score: float | None = Field(None, allow_inf_nan=False)
+    on_empty: Literal["error", "skip"] = Field(
+        "error", description="A query that its inputs leave empty is an error, or the search is left out."
+    )
+    collection_identifiers: list[str] = Field([], max_length=100)
+
+    @field_validator("on_empty", "collection_identifiers", mode="before")
+    @classmethod
+    def _default(cls, value: Any, info: ValidationInfo) -> Any:
+        return cls.model_fields[str(info.field_name)].default if value is None else value
+
+
+class SearchGroups(StageParams):
+    """Groups of hits with the same value of a field: how many, and how many hits of each.
+
+    `output_mode`: ``all`` gives group after group, ``first`` the best hit of each, ``flatten`` the same hits as ``all``
+    in the order of their scores.
+    """
+
+    field: FieldPath = Field(examples=["source_object_id"])
+    max_per_group: int = Field(1, ge=1, le=100, validation_alias=AliasChoices("max_per_group", "group_size"))
+    limit: int = Field(25, ge=1, le=500)
+    output_mode: Literal["all", "first", "flatten"] = "all"
 
 
 class FeatureSearchParams(StageParams):
@@ -77,6 +118,20 @@ class FeatureSearchParams(StageParams):
         description="Of the `final_top_k` hits, those of one video or recording that touch, or lie at most so far "
         "apart, become one: the best, with the `locator` of all and with `merged`, their ids, scores and places.",
     )
+    collection_identifiers: list[str] = Field([], max_length=100)
+    facets: list[Facet] = Field([], max_length=16)
+    group_by: SearchGroups | None = None
+
+    @field_validator("facets", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        listed = [value] if isinstance(value, str | dict) else value or []
+        return [{"key": item} if isinstance(item, str) else item for item in listed]
+
+    @field_validator("collection_identifiers", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return value or []
 
 
 class FeatureSearch(Stage):
@@ -93,6 +148,10 @@ class FeatureSearch(Stage):
         """Translate the short form (``feature_uri``, ``input``, ``limit``) and the two older ones."""
         if "searches" in parameters:
             return parameters
+        if isinstance(parameters.get("features"), list):
+            return {"searches": parameters["features"]} | {
+                name: value for name, value in parameters.items() if name != "features"
+            }
         search: dict[str, Any] = {key: parameters[key] for key in _SEARCH_KEYS if key in parameters}
         mapping = parameters.get("input_mapping")
         if isinstance(mapping, dict) and not {"query", "input"} & search.keys():
@@ -102,58 +161,161 @@ class FeatureSearch(Stage):
         if limit is not None:
             search["top_k"] = limit
             out["final_top_k"] = limit
-        return out | {
-            name: parameters[name] for name in ("fusion", "merge_adjacent_ms") if name in parameters
-        }
+        return out | {name: parameters[name] for name in _STAGE_KEYS if name in parameters}
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
-        """Return what is wrong with the searches' filters."""
+        """Return what is wrong with the searches' filters, and a problem for each that has no query."""
         searches = parameters.get("searches")
-        return [
-            problem
-            for number, search in enumerate(searches if isinstance(searches, list) else ())
-            if isinstance(search, Mapping)
-            for problem in filter_problems(search.get("filters"), (*location, "searches", number, "filters"))
-        ]
+        problems: list[Problem] = []
+        for number, search in enumerate(searches if isinstance(searches, list) else ()):
+            if not isinstance(search, Mapping):
+                continue  # an input that holds the whole search
+            place = (*location, "searches", number)
+            problems += filter_problems(search.get("filters"), (*place, "filters"))
+            try:
+                _query_input(
+                    next((search[key] for key in ("query", "input", "query_input") if key in search), None),
+                    number,
+                    (*place, "query"),
+                    is_filled=False,
+                )
+            except ValidationError as error:
+                problems += error.problems
+        return problems
 
     def run(self, hits: list[Hit] | None, params: FeatureSearchParams, context: StageContext) -> list[Hit]:
-        """Search within the retriever's collections, or only among `hits` when an earlier stage chose them."""
+        """Search within the retriever's collections, or only among `hits` when an earlier stage chose them.
+
+        Each hit says in its `signals` which score and rank every search gave it. With `group_by` groups take the place
+        of `final_top_k` hits; as long as there are fewer of them than asked for, more hits are looked at.
+        """
         within: Filter = context.within
         if hits is not None:
             if not hits:
                 return []
             within = And((within, Condition("document_id", "in", [hit.document_id for hit in hits], True)))
-        searches: list[Search] = []
-        weights: list[float] = []
-        floors: list[float | None] = []
-        for number, wanted in enumerate(params.searches):
-            query = _query_input(wanted.query, number)
-            filter = within
-            if wanted.filters:
-                own = parse(wanted.filters, inputs=context.inputs, location=("searches", number, "filters"))
-                filter = And((within, own)) if own is not None else within
-            for vector in _query_vectors(wanted, query, context):
-                searches.append(
-                    Search(
-                        vector.vector_name,
-                        vector.values,
-                        limit=wanted.top_k,
-                        filter=filter,
-                        text=vector.text,
-                    )
-                )
-                weights.append(wanted.weight)
-                floors.append(wanted.min_score)
-        rankings = context.search(searches)
-        kept = [
-            ranking if floor is None else [hit for hit in ranking if (hit.score or 0.0) >= floor]
-            for ranking, floor in zip(rankings, floors, strict=True)
-        ]
-        found = (kept[0] if len(kept) == 1 else fuse(kept, weights, params.fusion))[: params.final_top_k]
+        searches, asked = _searches(params, within, context)
+        if params.facets:
+            filters = [search.filter for search in searches if search.filter is not None] or [within]
+            among = filters[0] if len(set(map(id, filters))) == 1 else Or(tuple(filters))
+            context.work.facets = count_facets(params.facets, among, context)
+        found = _ranked(searches, asked, params, context)
+        if params.group_by is not None:
+            found = _grouped(searches, asked, params, params.group_by, found, context)
+        else:
+            found = found[: params.final_top_k]
         return found if params.merge_adjacent_ms is None else merge_adjacent(found, params.merge_adjacent_ms)
 
 
-def fuse(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: str) -> list[Hit]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a search of the engine was asked for by: its name in `signals`, and what the fusion makes of it."""
+
+    name: str
+    weight: float
+    min_score: float | None
+
+
+def _searches(
+    params: FeatureSearchParams, within: Filter, context: StageContext
+) -> tuple[list[Search], list[_Asked]]:
+    """Return the searches of the engine; those that are empty and may be are left out, or choose without a query."""
+    searches: list[Search] = []
+    asked: list[_Asked] = []
+    for number, wanted in enumerate(params.searches):
+        if _is_empty(wanted.query) and wanted.on_empty == "skip":
+            continue
+        query = _query_input(wanted.query, number)
+        if query.kind in ("image", "content") and is_url(query.value):
+            context.work.is_repeatable = False
+        filter = within
+        if params.collection_identifiers or wanted.collection_identifiers:
+            named = wanted.collection_identifiers or params.collection_identifiers
+            filter = And((filter, Or(tuple(context.collection(name) for name in named))))
+        if wanted.filters:
+            own = parse(wanted.filters, inputs=context.inputs, location=("searches", number, "filters"))
+            filter = And((filter, own)) if own is not None else filter
+        for uri, vector in _query_vectors(wanted, query, context):
+            searches.append(
+                Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter, text=vector.text)
+            )
+            name = uri if all(each.name != uri for each in asked) else f"{uri}#{number}"
+            asked.append(_Asked(name, wanted.weight, wanted.min_score))
+    if not searches:
+        raise BadRequestError(
+            "Every search of feature_search is empty and says on_empty skip: give one of them a query."
+        )
+    return searches, asked
+
+
+def _ranked(
+    searches: Sequence[Search], asked: Sequence[_Asked], params: FeatureSearchParams, context: StageContext
+) -> list[Hit]:
+    """Return what the searches find, fused, each hit with its signals."""
+    kept = [
+        ranking
+        if each.min_score is None
+        else [hit for hit in ranking if (hit.score or 0.0) >= each.min_score]
+        for ranking, each in zip(context.search(searches), asked, strict=True)
+    ]
+    found = kept[0] if len(kept) == 1 else fuse(kept, [each.weight for each in asked], params.fusion)
+    places = [{hit.document_id: (rank, hit.score) for rank, hit in enumerate(ranking, 1)} for ranking in kept]
+    nowhere = (None, None)
+    return [
+        replace(
+            hit,
+            signals={
+                each.name: dict(zip(("rank", "score"), place.get(hit.document_id, nowhere), strict=True))
+                for each, place in zip(asked, places, strict=True)
+            },
+        )
+        for hit in found
+    ]
+
+
+def _grouped(
+    searches: Sequence[Search],
+    asked: Sequence[_Asked],
+    params: FeatureSearchParams,
+    group_by: SearchGroups,
+    found: list[Hit],
+    context: StageContext,
+) -> list[Hit]:
+    """Return the best hits of the best groups; a hit without a value is a group of its own."""
+    depth = max(search.limit for search in searches)
+    while True:
+        groups: dict[bytes, list[Hit]] = {}
+        for hit in found:
+            value = first_value(hit.payload, group_by.field)
+            key = group_key([value] if value is not None else [None, hit.document_id])
+            groups.setdefault(key, []).append(hit)
+        # A ranking that was shorter than its bound is all that there is.
+        is_all = len(found) < depth or depth >= MAX_DEPTH
+        if len(groups) >= group_by.limit or is_all:
+            break
+        context.budget.check()
+        depth = min(MAX_DEPTH, 4 * depth)
+        deeper = [replace(search, limit=depth) for search in searches]
+        found = _ranked(deeper, asked, params, context)
+    size = 1 if group_by.output_mode == "first" else group_by.max_per_group
+    chosen = list(groups.values())[: group_by.limit]
+    if group_by.output_mode == "flatten":
+        taken = {hit.document_id for members in chosen for hit in members[:size]}
+        return [hit for hit in found if hit.document_id in taken]
+    return [
+        replace(hit, payload={**hit.payload, "_group": _group_told(hit, index, members, group_by.field)})
+        for index, members in enumerate(chosen)
+        for hit in members[:size]
+    ]
+
+
+def _group_told(hit: Hit, index: int, members: Sequence[Hit], field: str) -> dict[str, Any]:
+    return {"key": first_value(hit.payload, field), "index": index, "size": len(members)}
+
+
+def fuse(
+    rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: str, rrf_k: int = RRF_K
+) -> list[Hit]:
     """Merge rankings into one, best first; ties go to the smaller document id.
 
     ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
@@ -163,7 +325,7 @@ def fuse(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], method: st
     scores: dict[str, float] = {}
     hits: dict[str, Hit] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
-        for value, hit in zip(_scaled(ranking, method), ranking, strict=True):
+        for value, hit in zip(_scaled(ranking, method, rrf_k), ranking, strict=True):
             hits.setdefault(hit.document_id, hit)
             before = scores.get(hit.document_id)
             if method == "max":
@@ -225,9 +387,9 @@ def _covering(best: Hit, members: Sequence[tuple[Hit, locators.Locator | None]])
     return replace(best, payload={**best.payload, locators.FIELD: covered.to_json(), "merged": listed})
 
 
-def _scaled(ranking: Sequence[Hit], method: str) -> list[float]:
+def _scaled(ranking: Sequence[Hit], method: str, rrf_k: int) -> list[float]:
     if method == "rrf":
-        return [1.0 / (RRF_K + rank) for rank in range(1, len(ranking) + 1)]
+        return [1.0 / (rrf_k + rank) for rank in range(1, len(ranking) + 1)]
     raw = [hit.score or 0.0 for hit in ranking]
     if not raw:
         return []
@@ -238,27 +400,38 @@ def _scaled(ranking: Sequence[Hit], method: str) -> list[float]:
         low, high = min(raw), max(raw)
     if high <= low:
         return [1.0 for _ in raw]
-    return [min(1.0, max(0.0, (value - low) / (high - low))) for value in raw]
+    return [(value - low) / (high - low) for value in raw]
 
 
-def _query_vectors(wanted: SearchParams, query: QueryInput, context: StageContext) -> list[QueryVector]:
+def _query_vectors(
+    wanted: SearchParams, query: QueryInput, context: StageContext
+) -> list[tuple[str, QueryVector]]:
     """Return what one search looks for: by words, by its feature, or by every vector that takes a text."""
     if wanted.lexical:
-        return [context.words(query)]
+        return [(WORDS, context.words(query))]
     uris = [wanted.feature_uri] if wanted.feature_uri else context.text_features()
     if not uris:
         raise BadRequestError(
             "feature_search names no feature_uri and this namespace has no feature that takes a text query. "
             "List the features with GET /v1/collections/{id}/features and name one."
         )
-    return [context.embed(uri, query) for uri in uris]
+    return [(uri, context.embed(uri, query)) for uri in uris]
 
 
-def _query_input(query: Any, number: int) -> QueryInput:
+def _query_input(
+    query: Any, number: int, location: tuple[str | int, ...] | None = None, *, is_filled: bool = True
+) -> QueryInput:
+    """Read a query in any of its spellings. Raises `ValidationError` for none.
+
+    Before its inputs are there (`is_filled` false) only what can be seen of it is looked at.
+    """
+    location = location or ("searches", number, "query")
     if isinstance(query, str):
+        if not is_filled and not query.strip():
+            raise ValidationError([Problem(location, "The query text is blank.", "query")])
         return QueryInput("text", query)
     if isinstance(query, list):
-        return QueryInput("vector", _vector(query, number))
+        return QueryInput("vector", _vector(query, number) if is_filled else query)
     if isinstance(query, dict):
         if "input_mode" in query:
             mode = str(query["input_mode"])
@@ -270,23 +443,54 @@ def _query_input(query: Any, number: int) -> QueryInput:
         for spelling, kind in _INPUT_KINDS.items():
             if query.get(spelling) is not None:
                 value = query[spelling]
-                if kind == "vector":
+                if kind == "vector" and is_filled:
                     value = _vector(value, number)
                 elif kind == "document" and isinstance(value, dict):
                     value = value.get("document_id")
-                elif kind == "content" and isinstance(value, dict):
-                    value = value.get("url")
+                elif kind in ("content", "image") and isinstance(value, dict):
+                    value = value.get("url") or value.get("base64")
                 return QueryInput(kind, value)  # type: ignore[arg-type]
-    raise ValidationError(
-        [
-            Problem(
-                ("searches", number, "query"),
-                'A search needs a query: a text, a list of numbers, or an object such as {"text": "…"}, '
-                '{"image": "<base64 or data URI>"}, {"vector": […]} or {"document_id": "doc_…"}.',
-                "query",
-            )
-        ]
+    raise ValidationError([_no_query(location)])
+
+
+def _no_query(location: tuple[str | int, ...]) -> Problem:
+    return Problem(
+        location,
+        'A search needs a query: a text, a list of numbers, or an object such as {"text": "…"}, '
+        '{"content": "<URL, base64 or data URI>"}, {"vector": […]} or {"document_id": "doc_…"}.',
+        "query",
     )
+
+
+def text_of_query(query: Any) -> str | None:
+    """Return the text of a query that is one, in any of its spellings."""
+    try:
+        read = _query_input(query, 0)
+    except ValidationError:
+        return None
+    return read.value if read.kind == "text" and isinstance(read.value, str) and read.value.strip() else None
+
+
+def with_text(params: FeatureSearchParams, old: str, new: str) -> FeatureSearchParams:
+    """Return `params` with the text `new` in each search for the text `old`; other searches are left out."""
+    searches = [
+        search.model_copy(update={"query": new})
+        for search in params.searches
+        if text_of_query(search.query) == old
+    ]
+    return params.model_copy(update={"searches": searches})
+
+
+def is_url(value: Any) -> bool:
+    """Return whether a query's content is to be fetched."""
+    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
+def _is_empty(query: Any) -> bool:
+    """Return whether a query, with its inputs filled in, asks for nothing."""
+    if isinstance(query, dict):
+        return all(_is_empty(value) for name, value in query.items() if name != "input_mode")
+    return query is None or (isinstance(query, str) and not query.strip()) or (query == [])
 
 
 def _vector(value: Any, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -9,10 +9,19 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tessera import templates
-from tessera.errors import ProcessingError, TesseraError
+from tessera.errors import BadRequestError, Problem, TesseraError
 from tessera.language import LanguageError
 from tessera.ports import HIDDEN_FIELDS, Hit
-from tessera.stages.asking import LanguageParams, LanguageStage, ask_once, asked, language_of, shown_text
+from tessera.stages.asking import (
+    LanguageParams,
+    LanguageStage,
+    ask_once,
+    asked,
+    document_problems,
+    key_problems,
+    language_of,
+    shown_text,
+)
 from tessera.stages.base import (
     FieldPath,
     StageContext,
@@ -77,6 +86,10 @@ class Summarize(LanguageStage):
     per_document = frozenset({"prompt", "document_template"})
     words = frozenset({"DOCUMENTS", "DOC_COUNT", "GROUP_VALUE", "INDEX"})
 
+    def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
+        """Return what is wrong with the key, and a problem for a prompt that speaks of one document."""
+        return key_problems(parameters, location) + document_problems(parameters, "prompt", location)
+
     def run(self, hits: list[Hit] | None, params: SummarizeParams, context: StageContext) -> list[Hit]:
         """Return one result for each group, in the order in which the groups came; one in all without `group_by`.
 
@@ -91,7 +104,7 @@ class Summarize(LanguageStage):
             key = group_key([number if params.mode == "per_document" else value])
             groups.setdefault(key, []).append(hit)
         if len(groups) > MAX_GROUPS:
-            raise ProcessingError(
+            raise BadRequestError(
                 f"summarize would ask for {len(groups)} summaries; at most {MAX_GROUPS} are made. Put a limit or a "
                 "filter before it."
             )

@@ -4,6 +4,7 @@ is tested on arrival.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -11,9 +12,13 @@ import pytest
 
 from tessera import sample_media, sample_pages, testing
 from tessera.extractors.base import Extractor, Input, Sample
+from tessera.inference import SENTIMENT
 from tessera.registry import Registry
+from tests import office
 from tests.faces import write_models
 from tests.media import SPEECH, photograph, sound_as
+from tests.sentiment import write_classifier
+from tests.website import Site, fetcher_of_tests, serving
 
 REGISTRY = Registry.load(Path("no-models-here"), offline=True)
 SPELLINGS = [(name, version) for name in REGISTRY.extractor_names() for version in REGISTRY.versions(name)]
@@ -22,7 +27,11 @@ IMPLEMENTATIONS = sorted({REGISTRY.extractor(name, version).name for name, versi
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry.load(write_models(tmp_path_factory.mktemp("models")), offline=True)
+    folder = write_models(tmp_path_factory.mktemp("models"))
+    write_classifier(folder / SENTIMENT)
+    made = Registry.load(folder, offline=True)
+    made.extractor("web_scraper", "v1").fetcher = fetcher_of_tests()
+    return made
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -31,7 +40,17 @@ def extractor(request: pytest.FixtureRequest, registry: Registry) -> Extractor:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
+def site() -> Iterator[Site]:
+    with serving() as found:
+        found.serve("/robots.txt", b"", 404)
+        found.serve("/", office.HTML.encode(), Content_Type="text/html")
+        found.serve("/home", b"<p>Home of the keepers.</p>", Content_Type="text/html")
+        found.serve("/keepers.html", b"", 500)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, site: Site) -> dict[str, list[Input]]:
     """Two good inputs for each bucket type."""
     folder = tmp_path_factory.mktemp("inputs")
     texts = [text for _, text in sample_media.TEXTS[:2]]
@@ -59,17 +78,26 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Input]]:
     note.text(30, 40, "A note that says where the key to the oil store hangs.")
     (folder / "report.pdf").write_bytes(sample_pages.report())
     (folder / "note.pdf").write_bytes(sample_pages.pdf([note]))
-    good["pdf"] = [Input(path=folder / name, filename=name) for name in ("report.pdf", "note.pdf")]
+    for name, data in (("lamp.docx", office.docx_file()), ("lamp.pptx", office.pptx_file())):
+        (folder / name).write_bytes(data)
+    names = ("report.pdf", "note.pdf", "lamp.docx", "lamp.pptx")
+    good["pdf"] = [Input(path=folder / name, filename=name) for name in names]
+    (folder / "parts.xlsx").write_bytes(office.xlsx_file())
+    (folder / "parts.csv").write_bytes(office.CSV)
+    good["excel"] = [Input(path=folder / name, filename=name) for name in ("parts.xlsx", "parts.csv")]
+    (folder / "lamp.html").write_text(office.HTML, encoding="utf-8")
+    good["html"] = [Input(path=folder / "lamp.html", filename="lamp.html"), Input(text=office.HTML)]
     good["string"] = good["text"]
+    good["url"] = [Input(text=site.url("/")), Input(text=site.url("/home"))]
     return good
 
 
 def samples_of(extractor: Extractor, inputs: dict[str, list[Input]]) -> list[Sample]:
-    """One sample for each input of the extractor and each good file of the types that it takes."""
+    """One sample for each input of the extractor and each good file of its name, or of the types that it takes."""
     found = [
         Sample({name: source})
         for name, types in extractor.inputs.items()
-        for source in inputs[types[0] if types else "text"]
+        for source in inputs.get(name) or inputs[types[0] if types else "text"]
         if name != "subtitles"  # stands beside a video, never alone
     ]
     assert found, "teach this test a file of the type that the new extractor takes"
@@ -143,6 +171,8 @@ def test_catalogue_entry_is_complete(name: str, version: str, registry: Registry
     for item in entry["required_vector_indexes"]:
         assert len(item["description"]) >= 10
         assert len(item["index"]["description"]) >= 10
+        # The clients' classes know these; another one and they read no catalogue at all.
+        assert item["index"]["purpose"] in {"text", "code", "image", "multimodal", "video", "audio", "sparse"}
         assert item["index"]["type"] == "sparse" or item["index"]["dimensions"] >= 1
         found = registry.resolve_feature(item["feature_uri"])
         for output in (item["name"], item["index"]["name"], item["index"]["inference_name"]):

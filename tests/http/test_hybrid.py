@@ -111,7 +111,7 @@ def test_queries_that_are_no_words_are_refused(place: Place) -> None:
         ({"content": image}, "by image"),
         ({"text": "  "}, "not blank"),
         ({"content": "data:text/plain;base64,####"}, "base64"),
-        ({"content": "https://example.com/a.png"}, "by image"),
+        ({"content": "http://127.0.0.1:9/a.png"}, "not public"),
         ({"document_id": "doc_" + "0" * 32}, "was not found"),
     ):
         stage = {

@@ -82,10 +82,11 @@ def test_without_an_endpoint_there_are_no_such_stages(
 ) -> None:
     with server.client() as client:
         listed = {item["stage_id"] for item in client.get("/v1/retrievers/stages").json()}
-        assert listed >= {*STAGES}
+        assert listed >= {*STAGES, "query_expand"}
     with server_on_qdrant.client() as client:
         listed = {item["stage_id"] for item in client.get("/v1/retrievers/stages").json()}
         assert not listed & set(STAGES)
+        assert "query_expand" in listed
         made = client.post(
             "/v1/namespaces", json={"namespace_name": "mute", "feature_extractors": [PASSTHROUGH]}
         )
@@ -93,6 +94,9 @@ def test_without_an_endpoint_there_are_no_such_stages(
         for name in STAGES:
             body = {"retriever_name": "mute", "stages": [stage(name, criteria="x")]}
             assert "llm_base_url" in there.refused(400, "POST", "/retrievers", body)
+        asked = stage("query_expand", method="model", query="x")
+        said = there.refused(400, "POST", "/retrievers", {"retriever_name": "m", "stages": [asked]})
+        assert "llm_base_url" in said
         said = there.refused(422, "POST", "/retrievers", {"retriever_name": "m", "stages": [stage("zz")]})
         assert "llm_filter" not in said
         client.delete("/v1/namespaces/mute")
@@ -300,6 +304,11 @@ def test_a_key_of_ones_own_is_a_secret_of_the_organization(notes: Notes, server:
     path = f"/retrievers/{retriever['retriever_id']}"
     answer = notes.post(f"{path}/execute", {})
     assert ids(answer) == ["n1", "n3", "n4"]
+    # What is kept of it are numbers.
+    kept = notes.get(f"{path}/executions/{answer['execution_id']}")["stage_statistics"]["stages"][
+        "llm_filter"
+    ]
+    assert (kept["llm_calls"], "metadata" in kept) == (1, False)
     assert set(notes.endpoint.keys) == {"Bearer sk-of-somebody-else"}
     notes.endpoint.statuses = [401]
     for told in (
@@ -351,6 +360,7 @@ def test_credits_end_an_execution_between_calls(notes: Notes) -> None:
     assert len(notes.endpoint.calls) == 1
     assert [*answer["stage_statistics"]["stages"]] == ["sort_attribute", "llm_filter"]
     assert statistics(answer)["error"] == answer["error"]
+    assert (statistics(answer)["input_count"], statistics(answer)["output_count"]) == (4, 0)
     assert answer["budget"]["credits_limit"] == 0.01
     assert answer["budget"]["credits_used"] > 0.01
     assert answer["budget"]["credits_remaining"] == 0

@@ -8,7 +8,8 @@ from typing import Any
 import mixpeek
 from mixpeek import exceptions
 from mixpeek import models as m
-from scenarios_common import unique
+from mixpeek.models.query import Query
+from scenarios_common import TEXT_URI, unique
 from scenarios_organizations import answered
 from scenarios_typed import CONFIGURED, api, create_namespace, refused
 
@@ -81,3 +82,82 @@ def scenario_clone() -> None:
     assert type(cloned) is m.CloneRetrieverResponse, made
     assert (cloned.source_retriever_id, cloned.retriever.retriever_name) == (retriever["retriever_id"], name)
     refused(exceptions.ConflictException, retrievers.clone_retriever, retriever["retriever_id"], request)
+
+
+def staged(stage_id: str, parameters: Any) -> dict[str, Any]:
+    """Return a stage with the parameters that the client's own model of them sends, its defaults included."""
+    sent = parameters if isinstance(parameters, dict) else parameters.to_dict()
+    return {"stage_name": stage_id, "config": {"stage_id": stage_id, "parameters": sent}}
+
+
+def stored(namespace: str, *stages: dict[str, Any], **fields: Any) -> str:
+    request = {
+        "retriever_name": unique("ret"),
+        "collection_identifiers": [],
+        "stages": list(stages),
+        "input_schema": {"query": {"type": "text"}},
+        **fields,
+    }
+    made = api(mixpeek.RetrieversApi, namespace=namespace).create_retriever_with_http_info(
+        m.CreateRetrieverRequest.from_dict(request)
+    )
+    assert made.status_code == 200
+    return str(json.loads(made.raw_data)["retriever_id"])
+
+
+def executed(namespace: str, retriever_id: str, **inputs: Any) -> dict[str, Any]:
+    done = api(mixpeek.RetrieversApi, namespace=namespace).execute_retriever_with_http_info(
+        retriever_id, m.ExecuteRetrieverRequest.from_dict({"inputs": inputs})
+    )
+    answer: dict[str, Any] = json.loads(done.raw_data)
+    m.RetrieverExecutionStatistics.from_dict(answer["stage_statistics"])
+    if CONFIGURED:
+        assert type(done.data) is m.ExecuteRetrieverResponse
+    return answer
+
+
+def scenario_stages_as_the_clients_models_write_them() -> None:
+    namespace = create_namespace().namespace_id
+    text = m.StageDefsTextQueryInput(value="{{INPUT.query}}")
+    search = m.StageParamsFeatureSearch(
+        searches=[m.StageDefsFeatureSearchConfig(feature_uri=TEXT_URI, query=Query(text))],
+        facets=[m.StageDefsFacetFieldConfig(key="brand")],
+        group_by=m.StageDefsFeatureSearchGroupBy(field="source_object_id", max_per_group=2),
+    )
+    expanded = m.StageParamsQueryExpand(
+        feature_search_config={"query": {"text": "{{INPUT.query}}"}, "top_k": 10}
+    )
+    called = m.StageParamsApiCall(url="https://httpbin.org/get", allowed_domains=["httpbin.org"])
+    for stages in (
+        (staged("feature_search", search), staged("llm_filter", m.StageParamsLlmFilter())),
+        (staged("query_expand", expanded), staged("llm_enrich", m.StageParamsLlmEnrich())),
+        (staged("feature_search", search), staged("summarize", m.StageParamsSummarize())),
+        (staged("feature_search", search), staged("api_call", called)),
+    ):
+        answer = executed(namespace, stored(namespace, *stages), query="lamps")
+        assert (answer["status"], answer["documents"]) == ("completed", [])
+        if stages[0]["stage_name"] == "feature_search":
+            (facet,) = answer["facets"]
+            assert (facet["key"], facet["values"], facet["exact"]) == ("brand", [], True)
+        else:
+            (told, *_) = answer["stage_statistics"]["stages"].values()
+            assert told["metadata"]["queries"][0] == "lamps"
+            assert told["llm_calls"] == 1
+    # The client's default is a real model, which is not installed here.
+    reranked = staged("rerank", m.StageParamsRerank())
+    error = refused(exceptions.BadRequestException, stored, namespace, reranked)
+    assert "tessera models pull bge-reranker-v2-m3" in str(error)
+
+
+def scenario_a_budget_that_is_spent() -> None:
+    namespace = create_namespace().namespace_id
+    limits = m.BudgetLimits.from_dict({"max_time_ms": 0})
+    retriever_id = stored(namespace, LIMIT, LIMIT, budget_limits=limits.to_dict())
+    answer = executed(namespace, retriever_id)
+    assert (answer["status"], answer["documents"]) == ("failed", [])
+    assert "max_time_ms" in answer["error"]
+    assert len(answer["stage_statistics"]["stages"]) == 1
+    one = api(mixpeek.RetrieversApi, namespace=namespace).get_execution_retrievers(
+        retriever_id, answer["execution_id"]
+    )
+    assert (one.status, one.error) == ("failed", answer["error"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tessera.content import (
+    DOCX,
     FORMATS,
     MOST_ARCHIVE_LIST_BYTES,
     XLSX,
@@ -71,7 +72,8 @@ SAMPLES = [
     (b"%PDF-1.7", "application/pdf"),
     (b"\r\n%PDF-1.4", "application/pdf"),
     (archive("[Content_Types].xml", "xl/workbook.xml"), XLSX),
-    (archive("word/document.xml"), "application/zip"),
+    (archive("word/document.xml"), DOCX),
+    (archive("words/document.xml"), "application/zip"),
     (b"PK\x03\x04 cut off", "application/zip"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/vnd.ms-excel"),
 ]

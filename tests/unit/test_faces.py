@@ -246,6 +246,14 @@ def test_a_query_is_the_largest_face_of_its_picture(red_models: Path, tmp_path: 
         extractor.embed_query(vector, "image", none.path)
 
 
+def test_weights_that_bind_their_user_are_never_fetched_unasked(tmp_path: Path) -> None:
+    """Also where the hub may be asked."""
+    with pytest.raises(InferenceServiceUnavailableError, match="non-commercial research") as caught:
+        Models(tmp_path, offline=False).face_embedder()
+    assert "tessera models pull arcface-r100" in caught.value.message
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_not_installed_says_which_command_brings_it(tmp_path: Path) -> None:
     source = saved(red_square((640, 480), (160, 160, 176, 176)), tmp_path / "p.png")
     with pytest.raises(BadSample, match=r"tessera models pull scrfd-2\.5g") as caught:
@@ -254,8 +262,12 @@ def test_what_is_not_installed_says_which_command_brings_it(tmp_path: Path) -> N
     write_detector(tmp_path / "half/scrfd-2.5g/model.onnx")
     with pytest.raises(BadSample, match="tessera models pull arcface-r100"):
         extracted(tmp_path / "half", source)
-    extractor = Registry.load(tmp_path / "empty", offline=True).extractor("face_identity_extractor", "v1")
     with pytest.raises(BadSample, match="tessera models pull scrfd-10g"):
-        extractor.outputs(extractor.Params(detection_model="scrfd_10g"))
+        extracted(tmp_path / "half", source, detection_model="scrfd_10g")
+    extractor = Registry.load(tmp_path / "empty", offline=True).extractor("face_identity_extractor", "v1")
+    (vector,) = extractor.outputs(extractor.Params(model="arcface-r100")).vectors
+    assert vector.model_id == "arcface-r100", "a namespace that has it can still be searched for other things"
+    with pytest.raises(BadSample, match="for text, not for face identity"):
+        extractor.outputs(extractor.Params(model="all-MiniLM-L6-v2"))
     with pytest.raises(ValueError, match="quality_threshold needs enable_quality_scoring"):
         extractor.Params(quality_threshold=0.5, enable_quality_scoring=False)

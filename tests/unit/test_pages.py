@@ -276,7 +276,7 @@ def test_a_page_with_nothing_to_read_says_so(registry: Registry, tmp_path: Path)
     Image.new("L", (60, 60), 255).save(blank, "JPEG")
     empty = Sheet(100, 100, picture=(blank.getvalue(), 60, 60), content=["q 100 0 0 100 0 0 cm /I1 Do Q"])
     for sheet in (Sheet(), empty):
-        with pytest.raises(BadSample, match="No page") as caught:
+        with pytest.raises(BadSample, match="no text that can be read") as caught:
             extract(registry, tmp_path, pdf([sheet]))
         assert caught.value.kind == "unreadable"
 
