@@ -50,8 +50,8 @@ class _State:
 def run_all(wh: Warehouse, runs: Sequence[Run]) -> list[list[Hit] | TesseraError]:
     """Return the documents of each run, or why it has none.
 
-    Every run goes until it searches; those searches are one call, and then each goes on with its answer: it begins
-    anew, and what it asked before is answered from memory. So a stage that searches costs a call for all runs
+    Every run goes until it searches; those searches go together, and then each goes on with its answer: it begins
+    anew, and what it asked before is answered from memory. So a stage that searches costs few calls for all runs
     together. Stages whose answers another server gives are asked once for each run, in a run by itself.
     """
     found: dict[int, list[Hit] | TesseraError] = {}
