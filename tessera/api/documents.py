@@ -129,10 +129,12 @@ def create_document(
 
 @router.post("/v1/namespaces/{namespace_identifier}/documents/upsert")
 def upsert_documents(
-    wh: Wh, asking: Asking, namespace_identifier: Namespace, body: UpsertDocumentsRequest
+    request: Request, wh: Wh, asking: Asking, namespace_identifier: Namespace, body: UpsertDocumentsRequest
 ) -> UpsertDocumentsResponse:
     """Store up to 1,000 documents with ready vectors, all or none; durable and findable when answered."""
-    return ready_documents.upsert(wh, asking, namespace_identifier, body)
+    turn = exchange(request).turn
+    checked = (lambda: None) if turn is None else turn.end
+    return ready_documents.upsert(wh, asking, namespace_identifier, body, checked)
 
 
 @router.patch("/v1/collections/{collection_identifier}/documents/bulk")

@@ -7,19 +7,15 @@ full (``/v1/buckets``). Permissions follow from the method unless a route says o
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import functools
 import inspect
-import re
-import secrets
 import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
@@ -29,45 +25,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from tessera import audit, confinement, limits
+from tessera.api import parsing
 from tessera.context import Principal
 from tessera.errors import (
     ForbiddenError,
     PayloadTooLargeError,
-    Problem,
     UnauthorizedError,
     UnsupportedMediaTypeError,
-    ValidationError,
     quote,
 )
 from tessera.limits import RateLimiter
 
-#: Deepest nesting of lists and objects in a body: a filter may nest 16 conditions of two levels each.
-MAX_DEPTH = 64
-
-#: Turns every digit into 0: a body without 19 of them in a row holds no integer over 64 bits.
-_ZEROS = bytes.maketrans(b"123456789", b"000000000")
-_LONG_NUMBER = b"0" * 19
-#: All that is no bracket, which `bytes.translate` leaves out.
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-#: All that is neither a bracket nor a quotation mark.
-_NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
-_LONG_INTEGER = re.compile(rb"(?<![^\[:,\s])-?[0-9]{19,}(?![^\]},\s])")
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-
-#: Most lists and objects in a body: making millions of them would hold every thread up for seconds.
-_MOST_CONTAINERS = 500_000
-
-#: Bodies from this size on are parsed in a thread, their long lists of numbers (bytes of text) one by one.
-_LARGE_BODY = 256 * 1024
-_LONG_LIST = 512
-#: With more ends of lists than this a body is parsed as a whole: looking at each would take longer.
-_MOST_LISTS = 20_000
-
 #: Of ignored keys the response header names the first few.
 _IGNORED_SHOWN = 20
-
-#: Bytes of a text.
-Characters = npt.NDArray[np.uint8]
 
 #: Keys that an object may have, each with the keys of the objects inside; None: any.
 Keys = Mapping[str, "Keys | None"]
@@ -99,6 +69,35 @@ class Exchange:
     ignored: list[str] = field(default_factory=list)
     #: The request once it was let in, its body read.
     admitted: JsonRequest | None = None
+    #: Set while a large body is computed on.
+    turn: Turn | None = None
+
+
+class Turn:
+    """The turn of one large body: one of them at a time is computed on, and the first to come is the first done.
+
+    Of several that come together the interpreter would go from one to the other, and the index, which works beside,
+    would wait until nearly all of them are checked. From `begin` to `end`, which may be called in any thread, and
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._release: Callable[[], object] | None = None
+
+    async def begin(self, state: Any) -> None:
+        """Wait for the turn, on the loop of the application that has `state`."""
+        turns: asyncio.Semaphore | None = getattr(state, "turns", None)
+        if turns is None:
+            turns = state.turns = asyncio.Semaphore(1)
+        await turns.acquire()
+        loop = asyncio.get_running_loop()
+        self._release = functools.partial(loop.call_soon_threadsafe, turns.release)
+
+    def end(self) -> None:
+        """Let the next one begin."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 class JsonRequest(Request):
@@ -108,24 +107,38 @@ class JsonRequest(Request):
         super().__init__(scope, receive, send)
         self._loaded = False
 
-    async def load(self) -> None:
+    async def load(self, vectors: parsing.Place | None = None) -> None:
         """Read and parse the body; later calls of `body` and `json` answer from memory.
 
+        `vectors` says where lists of numbers may become arrays (`parsing.parse`).
+
         Raises `UnsupportedMediaTypeError`, `PayloadTooLargeError`, or `ValidationError` for what is not
-        JSON, is nested deeper than `MAX_DEPTH`, or holds NaN or an infinite number.
+        JSON, is nested deeper than `parsing.MAX_DEPTH`, or holds NaN or an infinite number.
         """
         if self._loaded:
             return
         self._body = await self._read_body()
         if self._body:
             self._refuse_other_types()
-            # What takes longer than a thread's start does not hold up the loop that serves everybody.
-            self._json = (
-                parse(self._body)
-                if len(self._body) < _LARGE_BODY
-                else await run_in_threadpool(parse, self._body)
-            )
+            if len(self._body) < parsing.LARGE_BODY:
+                self._json = parsing.parse(self._body)
+            else:
+                self._json = await self._parse_in_turn(vectors)
         self._loaded = True
+
+    async def _parse_in_turn(self, vectors: parsing.Place | None) -> Any:
+        """Parse a large body. With `vectors` the turn goes on: there is more to compute, and who does ends it."""
+        turn = exchange(self).turn = Turn()
+        await turn.begin(self.app.state)
+        goes_on = False
+        try:
+            # What takes longer than a thread's start does not hold up the loop that serves everybody.
+            value = await run_in_threadpool(parsing.parse, self._body, vectors)
+            goes_on = vectors is not None
+        finally:
+            if not goes_on:
+                turn.end()
+        return value
 
     async def json(self) -> Any:
         """Return the parsed body; an absent one is an empty object."""
@@ -182,8 +195,13 @@ class Route(APIRoute):
         self.gate = gate = Gate(self)
 
         async def checked(request: Request) -> Response:
-            admitted = exchange(request).admitted or await gate.admit(request)
-            response = await handle(admitted)
+            found = exchange(request)
+            try:
+                admitted = found.admitted or await gate.admit(request)
+                response = await handle(admitted)
+            finally:
+                if found.turn is not None:
+                    found.turn.end()
             gate.note_read(admitted)
             return response
 
@@ -197,6 +215,7 @@ class Gate:
         self._permission = _permission(route)
         self._takes_json = route.body_field is not None
         self._known = _known_keys(route)
+        self._vectors = _vectors_at(route)
         method = next(iter(sorted((route.methods or {"GET"}) - {"HEAD"})), "GET")
         self._api_name = limits.api_name(method, route.path_format)
         self._read = audit.read_of(self._permission, route.path_format)
@@ -217,7 +236,7 @@ class Gate:
                 found.principal = await _scoped(request, principal, self._permission)
         admitted = JsonRequest(request.scope, request.receive, request._send)  # noqa: SLF001
         if self._takes_json:
-            await admitted.load()
+            await admitted.load(self._vectors)
             if self._known is not None and isinstance(body := await admitted.json(), dict):
                 note_ignored(admitted, body, self._known)
         found.admitted = admitted
@@ -293,104 +312,6 @@ Asking = Annotated[Principal, Depends(_principal)]
 RawBody = Annotated[Any, Depends(_json_body)]
 
 
-def parse(body: bytes) -> Any:
-    """Parse `body`. Raises `ValidationError` that says where it is not JSON, or that it nests too deep."""
-    if len(body) >= _LARGE_BODY:
-        with contextlib.suppress(_NotApart, ValidationError):  # what is wrong with it, the whole body tells
-            return _parse_apart(body)
-    return _parse_whole(body)
-
-
-def _parse_whole(body: bytes) -> Any:
-    # Counting brackets and looking for long numbers is cheap and settles nearly every body.
-    brackets = body.count(b"[") + body.count(b"{")
-    outline = _outline(body) if brackets > MAX_DEPTH else None
-    if outline is not None and brackets > _MOST_CONTAINERS and _containers(outline) > _MOST_CONTAINERS:
-        message = f"The body has more than {_MOST_CONTAINERS} lists and objects; send it in several requests."
-        raise ValidationError([Problem(("body",), message, "json_too_large")])
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "depth limit" in error.msg or "recursion" in error.msg:
-            raise _too_deep() from None
-        raise ValidationError(
-            [
-                Problem(
-                    ("body",),
-                    f"The body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
-                    "json_invalid",
-                )
-            ]
-        ) from None
-    if outline is not None and _depth(outline) > MAX_DEPTH:
-        raise _too_deep()
-    if _LONG_NUMBER in body.translate(_ZEROS):
-        _refuse_long_integers(_STRING.sub(b"", body))
-    return value
-
-
-class _NotApart(Exception):
-    """The body is to be parsed as a whole: it holds no long lists of numbers, or is odd in some way."""
-
-
-def _parse_apart(body: bytes) -> Any:
-    """Parse `body` with each long list of numbers by itself.
-
-    A thousand vectors parsed in one call hold every other thread up for 20 ms, and one by one they take half of that.
-    Each is cut out and an object put in its place, whose key nobody can know. Where it was not a list at all but part
-    of a string, the key's quotation mark ends that string, and what is left is no JSON.
-    """
-    if body.count(b"]") > _MOST_LISTS:
-        raise _NotApart
-    key = secrets.token_hex(8)
-    lists: list[list[Any]] = []
-    parts: list[bytes] = []
-    position = done = 0
-    while (end := body.find(b"]", position)) >= 0:
-        start = body.rfind(b"[", position, end)
-        if start >= 0 and end - start >= _LONG_LIST:
-            numbers = _numbers(body[start : end + 1])
-            if numbers is not None:
-                parts += body[done:start], b'{"%s":%d}' % (key.encode(), len(lists))
-                lists.append(numbers)
-                done = end + 1
-        position = end + 1
-    if not lists:
-        raise _NotApart
-    parts.append(body[done:])
-    return _filled(_parse_whole(b"".join(parts)), key, lists)
-
-
-def _numbers(text: bytes) -> list[Any] | None:
-    """Parse the text of a list without lists in it; None when it is not one of numbers that fit into 64 bits."""
-    # A string has a quotation mark; true and null have a u, false and null an l; no number has any of these.
-    if b'"' in text or b"{" in text or b"u" in text or b"l" in text:
-        return None
-    try:
-        numbers: list[Any] = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    # A point for each: there is no whole number among them.
-    if text.count(b".") != len(numbers) and _LONG_NUMBER in text.translate(_ZEROS):
-        return None
-    return numbers
-
-
-def _filled(value: Any, key: str, lists: list[list[Any]]) -> Any:
-    """Put the lists where their places are held; at most `MAX_DEPTH` deep."""
-    if isinstance(value, dict):
-        if key in value:
-            return lists[value[key]]
-        for name, inner in value.items():
-            if isinstance(inner, dict | list):
-                value[name] = _filled(inner, key, lists)
-    else:
-        for number, inner in enumerate(value):
-            if isinstance(inner, dict | list):
-                value[number] = _filled(inner, key, lists)
-    return value
-
-
 def _answering(call: Callable[..., Any], model: Any, status: int) -> Callable[..., Any]:
     """Wrap a plain function so that what it returns is turned into JSON in the thread that it runs in.
 
@@ -422,21 +343,6 @@ def _plain(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def _refuse_long_integers(bare: bytes) -> None:
-    """Raise `ValidationError` for an integer over 64 bits: it would silently lose its last digits.
-
-    `bare` is the JSON without its strings.
-    """
-    for match in _LONG_INTEGER.finditer(bare):
-        digits = match[0].decode()
-        # The length first: reading a million digits takes longer than anything else here.
-        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-            message = (
-                f"The number {quote(digits).strip(chr(39))} does not fit into 64 bits; send it as a string."
-            )
-            raise ValidationError([Problem(("body",), message, "number_out_of_range")])
-
-
 def note_ignored(request: Request, body: Mapping[str, Any], known: Keys) -> None:
     """Remember keys of `body` that the route does not know, also inside; the answer names them in a header."""
     exchange(request).ignored.extend(_unknown(body, known, ""))
@@ -450,8 +356,13 @@ def _unknown(value: object, known: Keys, path: str) -> Iterable[str]:
             elif (inside := known[key]) is not None and isinstance(child, dict | list):
                 yield from _unknown(child, inside, f"{path}{key}.")
     elif isinstance(value, list):
+        names = known.keys()
+        flat = all(inside is None for inside in known.values())
         for number, child in enumerate(value):
-            yield from _unknown(child, known, f"{path[:-1]}[{number}].")
+            if not (
+                flat and isinstance(child, dict) and child.keys() <= names
+            ):  # else there is nothing to name
+                yield from _unknown(child, known, f"{path[:-1]}[{number}].")
 
 
 def model_keys(model: type[BaseModel], seen: frozenset[type] = frozenset()) -> Keys | None:
@@ -493,34 +404,6 @@ def ignored_header(ignored: list[str]) -> bytes | None:
     return ", ".join(clean + more).encode()
 
 
-def _outline(body: bytes) -> Characters:
-    """Return the brackets of `body`, which is JSON, without those in its strings."""
-    if b"\\" in body:
-        return np.frombuffer(_STRING.sub(b"", body).translate(None, _NO_BRACKETS), np.uint8)
-    characters = np.frombuffer(body.translate(None, _NO_STRUCTURE), np.uint8)
-    is_quote = characters == ord('"')
-    is_outside = np.cumsum(is_quote, dtype=np.int32) & 1 == 0
-    outline: Characters = characters[is_outside & ~is_quote]
-    return outline
-
-
-def _containers(outline: Characters) -> int:
-    return int(np.count_nonzero(outline & 0xDF == ord("[")))
-
-
-def _depth(outline: Characters) -> int:
-    """Return how deep lists and objects nest, given their brackets."""
-    # The four brackets lie next to each other in pairs: [ and { open, ] and } close; case is one bit.
-    folded = outline & 0xDF
-    steps = (folded == ord("[")).astype(np.int8) - (folded == ord("]"))
-    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
-
-
-def _too_deep() -> ValidationError:
-    message = f"The body nests lists and objects deeper than {MAX_DEPTH} levels."
-    return ValidationError([Problem(("body",), message, "json_too_deep")])
-
-
 def _too_large(limit: int) -> PayloadTooLargeError:
     return PayloadTooLargeError(
         f"The body is larger than {limit} bytes, the limit of this server (setting max_body_bytes). Send large "
@@ -553,6 +436,15 @@ def _flat(dependant: Dependant) -> Iterable[Dependant]:
     for child in dependant.dependencies:
         yield child
         yield from _flat(child)
+
+
+def _vectors_at(route: APIRoute) -> parsing.Place | None:
+    """Return where the model of the route's body says that vectors lie."""
+    for parameter in route.dependant.body_params:
+        place: parsing.Place | None = getattr(parameter.field_info.annotation, "vectors_at", None)
+        if place is not None:
+            return place
+    return None
 
 
 def _known_keys(route: APIRoute) -> Keys | None:

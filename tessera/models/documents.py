@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 
@@ -269,6 +269,9 @@ class UpsertOptions(Model):
 
 class UpsertDocumentsRequest(Model):
     """Documents with ready vectors, at most 1,000. One whose id exists in the collection is replaced as a whole."""
+
+    #: Where lists of numbers come as arrays already, unless something is odd with them.
+    vectors_at: ClassVar[tuple[str, ...]] = ("documents", "[]", "vectors")
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -53,7 +53,9 @@ class TaskType(StrEnum):
 class TaskProgress(Model):
     """How far a task is. Rows are counted, one for each object and collection that reads it."""
 
-    stage: str = Field(description="queued, fetch (URLs), extract, index (made findable), done.")
+    stage: str = Field(
+        description="queued, fetch (URLs), extract, enrich (by taxonomies), index (made findable), done."
+    )
     done: int = Field(description="Rows that have ended, with or without success; never goes back.")
     total: int
     failed: int

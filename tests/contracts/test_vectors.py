@@ -194,6 +194,17 @@ def test_counts_are_exact_whatever_is_repeated_or_missing(log: Log) -> None:
     assert log.mark.document_count == log.vectors.count(log.view) == 450
 
 
+def test_an_artifact_over_documents_that_exist_is_counted_exactly(log: Log, tmp_path: Path) -> None:
+    log.upsert(*(document(n) for n in range(90)))
+    some = [document(n, again=True) for n in (*range(50, 150), 149, 60)]
+    artifact.write(tmp_path / "a.arrow", some, {"text": DIMENSIONS})
+    log(kind="artifact", artifact_path=str(tmp_path / "a.arrow"))
+    assert log.mark.document_count == log.vectors.count(log.view) == 150
+    log(deletes=tuple(document(n).document_id for n in range(100)))
+    log(kind="artifact", artifact_path=str(tmp_path / "a.arrow"))
+    assert log.mark.document_count == log.vectors.count(log.view) == 100
+
+
 def test_an_entry_that_was_applied_is_passed_over(log: Log) -> None:
     log.upsert(document(1, version=1))
     log.upsert(document(1, version=2))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 
 from tests.http.loop import PASSTHROUGH, TEXT, Loop
@@ -185,6 +188,75 @@ def test_ids_are_unique_in_a_namespace_and_extracted_documents_stay(loop: Loop, 
     given = loop.post(f"/collections/{collection}/documents", {"n": 1})["document_id"]
     upsert(loop, collection, [{"document_id": given, "payload": {"n": 2}}])
     assert loop.get(f"/collections/{collection}/documents/{given}")["n"] == 2
+
+
+def test_a_large_request_means_what_a_small_one_means(loop: Loop, collection: str) -> None:
+    """Vectors of large bodies are read in another way: the same documents, errors and repetitions."""
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((60, 384))
+    whole = [*range(383), 2**53]
+    documents = [
+        {"document_id": f"d {n}", "vectors": {NAME: row.tolist()}, "payload": {"numbers": whole, "n": n}}
+        for n, row in enumerate(rows)
+    ]
+    documents[7]["document_id"] = 'a "quoted" \\ id, ü'
+    documents[8]["vectors"] = {NAME: whole}
+    assert len(orjson.dumps(documents)) > 300_000
+    body = {"collection_id": collection, "documents": documents, "options": {"idempotency_key": "large"}}
+    path = f"/namespaces/{loop.namespace_id}/documents/upsert"
+    first = loop.post(path, body)
+    assert first["inserted"] == 60
+    assert first["document_ids"] == [document["document_id"] for document in documents]
+    assert loop.post(path, body) == first
+    assert loop.post(path, {**body, "options": None}) == first, "replaced, and counted once"
+    listed = loop.post(f"/collections/{collection}/documents/list", {"limit": 100})
+    assert listed["pagination"]["total"] == 60
+    assert {item["document_id"] for item in listed["results"]} == set(first["document_ids"])
+    assert all(item["numbers"] == whole for item in listed["results"])
+    by_id = {item["document_id"]: item for item in listed["results"]}
+    assert by_id["d 3"]["n"] == 3
+
+    rows[0, 0] += 1
+    loop.post(
+        path,
+        {**body, "documents": [{**documents[0], "vectors": {NAME: rows[0].tolist()}}, *documents[1:]]},
+        status=409,
+    )
+    documents[1]["vectors"] = {NAME: [*rows[1, 1:].tolist(), 1e39]}
+    documents[2]["vectors"] = {NAME: rows[2, 1:].tolist()}
+    documents[3]["vectors"] = {NAME: [*rows[3, 1:].tolist(), "0.5"]}
+    documents[4]["vectors"] = {NAME: [rows[4].tolist()]}
+    refused = loop.post(path, {**body, "options": None}, status=422)
+    texts = {problem["loc"][2]: problem["msg"] for problem in refused["detail"]}
+    assert sorted(texts) == [1, 2, 3, 4]
+    assert "beyond float32" in texts[1]
+    assert "has 383 numbers; 384 are needed" in texts[2]
+    assert "list of 384 numbers" in texts[3] and "list of 384 numbers" in texts[4]
+
+
+def test_large_requests_at_once_are_all_answered(loop: Loop, collection: str) -> None:
+    """They are computed on in turn, and one that is refused, wherever, lets the next one begin."""
+    path = f"/namespaces/{loop.namespace_id}/documents/upsert"
+
+    def body(number: int, **fields: Any) -> Any:
+        rows = np.random.default_rng(number).standard_normal((40, 384)).tolist()
+        documents = [
+            {"document_id": f"d{number}-{n}", "vectors": {NAME: row}, **fields} for n, row in enumerate(rows)
+        ]
+        return {"collection_id": collection, "documents": documents}
+
+    wrong = [
+        (400, {**body(1), "collection_id": None}),
+        (404, {**body(2), "collection_id": "col_ffffffffffffffff"}),
+        (422, {**body(3), "documents": "x" * 300_000}),
+        (422, body(4, metadata=7)),
+        (422, {**body(5), "deep": [[[0.5] * 300]] * 200 + [json.loads("[" * 70 + "]" * 70)]}),
+        *((200, body(number)) for number in range(6, 12)),
+    ]
+    with ThreadPoolExecutor(len(wrong)) as pool:
+        sent = [pool.submit(loop.post, path, large, status=status) for status, large in wrong]
+        assert all(future.result(timeout=120) for future in sent)
+    assert loop.get(f"/collections/{collection}")["document_count"] == 240
 
 
 def test_an_idempotency_key_holds_for_one_body(loop: Loop, collection: str) -> None:

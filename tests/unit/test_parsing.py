@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
-from tessera.api.routing import parse
+from tessera.api.parsing import EACH, parse
 from tessera.errors import ValidationError
 
 PADDING = "x" * 300_000  # only large bodies are taken apart
@@ -64,6 +65,54 @@ def test_what_is_wrong_with_a_large_body_is_told(spoil: Any, said: str) -> None:
     assert spoiled != text
     with pytest.raises(ValidationError, match=said):
         parse(spoiled)
+
+
+AT = ("documents", EACH, "vectors")
+
+
+def test_only_vectors_become_arrays_and_hold_the_very_numbers() -> None:
+    """Elsewhere a list stays a list, whatever stands beside or above it; whole numbers stay whole there."""
+    whole = list(range(400))
+    body = {
+        "padding": PADDING,
+        "vectors": {"a": numbers()},
+        "documents": [
+            {
+                "vectors": {"a": numbers(), "b": whole, "c": [0.5]},
+                "payload": {"n": whole, "vectors": {"a": numbers()}},
+            },
+            {"vectors": [numbers()], "documents": [{"vectors": {"a": numbers()}}]},
+            {"vectors": {"a": {"a": numbers()}}},
+        ],
+    }
+    read = parse(orjson.dumps(body), AT)
+    vectors = read["documents"][0]["vectors"]
+    for name in ("a", "b"):
+        assert isinstance(vectors[name], np.ndarray)
+        vectors[name] = vectors[name].tolist()
+    assert orjson.dumps(vectors.pop("b")) == orjson.dumps([float(n) for n in whole])
+    del body["documents"][0]["vectors"]["b"]  # type: ignore[index]
+    assert orjson.dumps(read) == orjson.dumps(body)
+
+
+@pytest.mark.parametrize("odd", ["1e39", "-3.5e38", "1e308", str(2**60), str(2**63 - 1)])
+def test_a_vector_with_a_number_that_is_odd_stays_a_list(odd: str) -> None:
+    text = orjson.dumps(documents([0.5] * 200)).replace(b"[0.5,", f"[{odd},".encode())
+    assert parse(text, AT) == orjson.loads(text)
+    assert type(parse(text, AT)["documents"][0]["vectors"]["a"]) is list
+
+
+@pytest.mark.parametrize(
+    "wrong", ["NaN", "01.5", "1.", ".5", "1e999", "18446744073709551615", "-9223372036854775809"]
+)
+def test_what_is_no_number_is_told_of_a_vector_as_of_anything_else(wrong: str) -> None:
+    text = orjson.dumps(documents([0.5] * 200)).replace(b"[0.5,", f"[{wrong},".encode())
+    told = []
+    for vectors in (None, AT):
+        with pytest.raises(ValidationError) as refused:
+            parse(text, vectors)
+        told.append([problem.message for problem in refused.value.problems])
+    assert told[0] == told[1]
 
 
 def test_brackets_in_strings_do_not_count_as_depth() -> None:

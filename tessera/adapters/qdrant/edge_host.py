@@ -266,6 +266,10 @@ class EdgeEngine:
         with _edge_call():
             return len(self._shard.retrieve(list(point_ids), False, False))
 
+    def points(self) -> int:
+        with _edge_call():
+            return self._shard.info().points_count
+
     def create_index(self, path: str, params: Any) -> None:
         with _edge_call():
             self._shard.update(qdrant_edge.UpdateOperation.create_field_index(path, params))

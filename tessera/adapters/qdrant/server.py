@@ -138,7 +138,7 @@ class ServerVectors:
         with self._lock:
             opened = self._views.pop(view.view_id, None)
         if opened is not None:
-            # What another server has dropped meanwhile takes no mark, and keeps none of the others from one.
+            # A collection that another server has dropped meanwhile takes no mark; the others still get theirs.
             with contextlib.suppress(QdrantError, ViewDamaged), opened.writing:
                 opened.engine.write_standing(opened.live.standing)
 
@@ -174,7 +174,7 @@ class ServerVectors:
             views, self._views = list(self._views.values()), {}
             clients, self._clients = list(self._clients.values()), {}
         for opened in views:
-            # What another server has dropped meanwhile takes no mark, and keeps none of the others from one.
+            # A collection that another server has dropped meanwhile takes no mark; the others still get theirs.
             with contextlib.suppress(QdrantError, ViewDamaged), opened.writing:
                 opened.engine.write_standing(opened.live.standing)
         for client in clients:
@@ -399,7 +399,7 @@ class ServerEngine:
             self._client.upsert(
                 self._name,
                 [
-                    self._m.PointStruct(id=p.point_id, vector=dict(p.vectors), payload=p.payload)
+                    self._m.PointStruct(id=p.point_id, vector=_listed(p.vectors), payload=p.payload)
                     for p in points
                 ],
                 wait=True,
@@ -486,6 +486,9 @@ class ServerEngine:
 
     def existing(self, point_ids: Sequence[str]) -> int:
         return len(self.retrieve(point_ids, with_payload=False, with_vectors=False))
+
+    def points(self) -> None:
+        """Say nothing: what a server states of a collection is an estimate."""
 
     # --- payload indexes ---------------------------------------------------------------------------
 
@@ -597,3 +600,7 @@ def _record(record: Any) -> Record:
 
 def _vectors(vector: Any) -> dict[str, Any]:
     return vector if isinstance(vector, dict) else {}
+
+
+def _listed(vectors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: v.tolist() if isinstance(v, memoryview) else v for name, v in vectors.items()}
