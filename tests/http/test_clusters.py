@@ -314,6 +314,42 @@ def test_another_namespace_sees_none_of_it(place: Topics, fitted: dict[str, Any]
     assert other.get("/clusters")["results"] == []
 
 
+def test_webhooks_and_the_audit_log_are_told(place: Topics) -> None:
+    types = ["cluster.created", "cluster.updated", "cluster.deleted"]
+    types += [f"cluster.execution.{what}" for what in ("started", "completed", "failed")]
+    hook = place.post(
+        "/organizations/webhooks",
+        {
+            "webhook_name": "clusters",
+            "event_types": types,
+            "channels": [{"channel": "webhook", "configs": {"url": "http://127.0.0.2:9/none"}}],
+        },
+        status=201,
+    )
+    body = {"collection_ids": [place.texts], "attribute_config": {"attributes": ["metadata.kind"]}}
+    cluster_id = place.post("/clusters", body)["cluster_id"]
+    place.patch(f"/clusters/{cluster_id}", {"description": "told"})
+    run = place.executed(cluster_id)
+    place.delete(f"/clusters/{cluster_id}")
+    told = place.get(f"/organizations/webhooks/{hook['webhook_id']}/deliveries")["results"]
+    mine = {
+        each["event_type"]: each["event"] for each in told if each["event"]["subject"]["id"] == cluster_id
+    }
+    assert sorted(mine) == sorted(set(types) - {"cluster.execution.failed"})
+    done = mine["cluster.execution.completed"]["metadata"]
+    assert (done["run_id"], done["num_clusters"], done["num_documents"]) == (
+        run["run_id"],
+        2,
+        run["num_points"],
+    )
+    place.delete(f"/organizations/webhooks/{hook['webhook_id']}", status=204)
+    events = place.get(f"/organizations/audit/logs?resource_type=cluster&resource_id={cluster_id}")[
+        "results"
+    ]
+    actions = {each["action"] for each in events}
+    assert {"cluster_created", "cluster_updated", "cluster_executed", "cluster_deleted"} <= actions
+
+
 def test_an_erased_document_is_in_no_result(place: Topics) -> None:
     cluster = place.cluster()
     extra = place.note(
