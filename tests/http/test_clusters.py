@@ -343,9 +343,7 @@ def test_webhooks_and_the_audit_log_are_told(place: Topics) -> None:
         run["num_points"],
     )
     place.delete(f"/organizations/webhooks/{hook['webhook_id']}", status=204)
-    events = place.get(f"/organizations/audit/logs?resource_type=cluster&resource_id={cluster_id}")[
-        "results"
-    ]
+    events = place.get(f"/organizations/audit/logs?resource_type=cluster&resource_id={cluster_id}")["results"]
     actions = {each["action"] for each in events}
     assert {"cluster_created", "cluster_updated", "cluster_executed", "cluster_deleted"} <= actions
 
