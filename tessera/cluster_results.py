@@ -139,7 +139,7 @@ def groups(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
     return {
         "cluster_id": cluster["cluster_id"],
         "run_id": run["run_id"],
-        "num_groups": len(found),
+        "total_groups": len(found),
         "total_documents": run["result"]["num_points"],
         "member_counts_stale": bool(run["result"].get("has_erased")),
         "groups": found,

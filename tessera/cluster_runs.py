@@ -189,6 +189,7 @@ class _Run:
             found, result = self._by_attributes(wanted)
         result |= {"num_points": len(found), "source_documents": len(wanted)}
         key = clusters.artifact_key(self.namespace_id, self.claimed.run_id)
+        self._still_ours()  # so that nothing is written for a namespace that is gone
         write(self.wh.blobs.new_path(key), found)
         failpoints.reach("cluster.written")
         if self.definition["enrich_source_collection"]:

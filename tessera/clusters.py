@@ -372,6 +372,7 @@ def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
         "num_documents_clustered": result and result["num_points"],
         "cluster_stats": result
         and {
+            "num_clusters": len(result["centroids"]),
             "noise_points": result["noise"],
             "silhouette_score": (result["metrics"] or {}).get("silhouette_score"),
         },

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,8 +61,8 @@ def topics(client: Any, name: str) -> Topics:
 
 
 @pytest.fixture(scope="module")
-def place(either_server: Server) -> Iterator[Topics]:
-    with either_server.client() as client:
+def place(server: Server) -> Iterator[Topics]:
+    with server.client() as client:
         yield topics(client, "topics")
 
 
@@ -131,6 +133,7 @@ def test_two_topics_are_found_labelled_and_put_on_a_map(place: Topics) -> None:
 
     groups = place.get(f"{path}/groups")
     assert [each["member_count"] for each in groups["groups"]] == [5, 4]
+    assert (groups["total_groups"], groups["total_documents"]) == (2, 9)
     seen = place.get(f"{path}/visualization?max_points=5")
     assert (seen["total_points"], len(seen["centroids"])) == (9, 2)
     assert 0 < len(seen["members"]) <= 5
@@ -142,19 +145,22 @@ def test_two_topics_are_found_labelled_and_put_on_a_map(place: Topics) -> None:
     assert again["run_id"] != run["run_id"]
     assert place.get(f"{path}/visualization?compact=true")["members"] == compact
     stood = place.get(path)
+    assert stood["cluster_stats"]["num_clusters"] == 2
     assert (stood["status"], stood["num_clusters"], stood["last_run_id"]) == ("COMPLETED", 2, again["run_id"])
 
 
 @pytest.mark.parametrize(
     ("method", "params"),
     [
-        ("dbscan", {"eps": 0.9, "min_samples": 2}),
+        pytest.param("dbscan", {"eps": 0.9, "min_samples": 2}, marks=pytest.mark.slow),
         ("hdbscan", {"min_cluster_size": 3}),
         ("agglomerative", {"n_clusters": 2, "linkage": "average", "affinity": "cosine"}),
-        ("spectral", {"n_clusters": 2}),
-        ("gaussian_mixture", {"n_components": 2, "covariance_type": "diag"}),
-        ("mean_shift", {"bandwidth": 0.9}),
-        ("optics", {"min_samples": 2}),
+        pytest.param("spectral", {"n_clusters": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            "gaussian_mixture", {"n_components": 2, "covariance_type": "diag"}, marks=pytest.mark.slow
+        ),
+        pytest.param("mean_shift", {"bandwidth": 0.9}, marks=pytest.mark.slow),
+        pytest.param("optics", {"min_samples": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_every_method_sets_the_topics_apart(place: Topics, method: str, params: dict[str, Any]) -> None:
@@ -277,8 +283,8 @@ def test_an_execution_is_cancelled_or_had_ended(place: Topics) -> None:
     ],
 )
 def test_what_is_wrong_is_said_at_creation(place: Topics, fields: dict[str, Any], says: str) -> None:
-    config = {"feature_uris": [TEXT_URI], "clustering_method": "kmeans", **fields.pop("vector_config", {})}
-    body = {"collection_ids": [place.texts], "vector_config": config, **fields}
+    config = {"feature_uris": [TEXT_URI], "clustering_method": "kmeans", **fields.get("vector_config", {})}
+    body = {"collection_ids": [place.texts], **fields, "vector_config": config}
     answer = place.client.post("/v1/clusters", json=body, headers=place.headers)
     assert answer.status_code in (400, 422), answer.text
     assert says in answer.text
@@ -308,10 +314,42 @@ def test_another_namespace_sees_none_of_it(place: Topics, fitted: dict[str, Any]
     assert other.get("/clusters")["results"] == []
 
 
+def test_webhooks_and_the_audit_log_are_told(place: Topics) -> None:
+    types = ["cluster.created", "cluster.updated", "cluster.deleted"]
+    types += [f"cluster.execution.{what}" for what in ("started", "completed", "failed")]
+    hook = place.post(
+        "/organizations/webhooks",
+        {
+            "webhook_name": "clusters",
+            "event_types": types,
+            "channels": [{"channel": "webhook", "configs": {"url": "http://127.0.0.2:9/none"}}],
+        },
+        status=201,
+    )
+    body = {"collection_ids": [place.texts], "attribute_config": {"attributes": ["metadata.kind"]}}
+    cluster_id = place.post("/clusters", body)["cluster_id"]
+    place.patch(f"/clusters/{cluster_id}", {"description": "told"})
+    run = place.executed(cluster_id)
+    place.delete(f"/clusters/{cluster_id}")
+    told = place.get(f"/organizations/webhooks/{hook['webhook_id']}/deliveries")["results"]
+    mine = {
+        each["event_type"]: each["event"] for each in told if each["event"]["subject"]["id"] == cluster_id
+    }
+    assert sorted(mine) == sorted(set(types) - {"cluster.execution.failed"})
+    done = mine["cluster.execution.completed"]["metadata"]
+    assert (done["run_id"], done["num_clusters"], done["num_documents"]) == (
+        run["run_id"],
+        2,
+        run["num_points"],
+    )
+    place.delete(f"/organizations/webhooks/{hook['webhook_id']}", status=204)
+    events = place.get(f"/organizations/audit/logs?resource_type=cluster&resource_id={cluster_id}")["results"]
+    actions = {each["action"] for each in events}
+    assert {"cluster_created", "cluster_updated", "cluster_executed", "cluster_deleted"} <= actions
+
+
 def test_an_erased_document_is_in_no_result(place: Topics) -> None:
     cluster = place.cluster()
-    run = place.executed(cluster["cluster_id"])
-    path = f"/clusters/{cluster['cluster_id']}/executions/{run['run_id']}"
     extra = place.note(
         place.bucket_id, "The zephyrus tent stands in rain and wind at the camp.", metadata={"kind": "tent"}
     )
@@ -319,9 +357,7 @@ def test_an_erased_document_is_in_no_result(place: Topics) -> None:
     run = place.executed(cluster["cluster_id"])
     path = f"/clusters/{cluster['cluster_id']}/executions/{run['run_id']}"
     gone = next(each for each in place.documents(place.texts) if "zephyrus" in each["text"])
-    task = place.post(
-        f"/namespaces/{place.namespace_id}/erase", {"document_ids": [gone["document_id"]]}, status=202
-    )
+    task = place.post(f"/namespaces/{place.namespace_id}/erase", {"document_ids": [gone["document_id"]]})
     assert place.wait(task["task_id"], 120)["status"] == "COMPLETED"
     data = place.get(f"{path}/data")
     assert data["total_count"] == 9
@@ -329,4 +365,30 @@ def test_an_erased_document_is_in_no_result(place: Topics) -> None:
     after = place.get(path)
     assert after["member_counts_stale"] is True
     assert [each["keywords"] for each in after["centroids"] if each["num_members"] == 6] == [[]]
-    place.delete(f"/buckets/{place.bucket_id}/objects/{extra}")
+    place.delete(f"/buckets/{place.bucket_id}/objects/{extra}", status=204)
+
+
+@pytest.mark.slow
+def test_an_execution_whose_server_was_killed_is_done_by_the_next_one(tmp_path: Path) -> None:
+    server = Server.start(tmp_path / "data", environment={"TESSERA_TEST_FAILPOINT": "cluster.written:1:self"})
+    try:
+        with server.client() as client:
+            place = topics(client, "killed")
+            cluster_id = place.cluster(enrich_source_collection=True)["cluster_id"]
+            task_id = place.post(f"/clusters/{cluster_id}/execute")["task_id"]
+        assert server.wait_until_dead(120)
+        server = Server.start(tmp_path / "data")
+        with server.client() as client:
+            place.client = client
+            assert place.wait(task_id, 120)["status"] == "COMPLETED"
+            runs = place.post(f"/clusters/{cluster_id}/executions/list", {})["results"]
+            assert [(each["status"], each["num_clusters"]) for each in runs] == [("completed", 2)]
+            assert {each["cluster_id"] for each in place.documents(place.texts)} == {"cl_0", "cl_1"}
+            # With its namespace everything of it goes.
+            client.delete(f"/v1/namespaces/{place.namespace_id}")
+            deadline = time.monotonic() + 60
+            while list(server.data.rglob("*.arrow")):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        server.kill(group=True)

@@ -94,6 +94,17 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
             },
         },
     )
+    cluster = loop.post(
+        "/clusters",
+        {
+            "cluster_name": f"{word}-cluster",
+            "description": word,
+            "collection_ids": [collection],
+            "attribute_config": {"attributes": ["document_id"]},
+        },
+    )
+    clustering = loop.post(f"/clusters/{cluster['cluster_id']}/execute", {})
+    assert loop.wait(clustering["task_id"])["status"] == "COMPLETED"
     execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
     return {
         "namespace_id": namespace["namespace_id"],
@@ -113,6 +124,9 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "execution_id": execution["execution_id"],
         "taxonomy_id": taxonomy["taxonomy_id"],
         "taxonomy_name": f"{word}-taxonomy",
+        "cluster_id": cluster["cluster_id"],
+        "cluster_name": f"{word}-cluster",
+        "run_id": clustering["additional_data"]["run_id"],
     }
 
 
@@ -232,6 +246,8 @@ PARAMETERS = {
     "retriever_id": ("retriever_id", "retriever_name"),
     "execution_id": ("execution_id",),
     "taxonomy_identifier": ("taxonomy_id", "taxonomy_name"),
+    "cluster_id": ("cluster_id", "cluster_name"),
+    "run_id": ("run_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -279,6 +295,14 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         ("POST", "/v1/taxonomies/execute/{taxonomy_identifier}"): {
             "source_collection_id": value["collection_id"]
         },
+        ("POST", "/v1/clusters"): {
+            "collection_ids": [value["collection_id"]],
+            "attribute_config": {"attributes": ["note"]},
+        },
+        ("POST", "/v1/clusters/enrich"): {
+            "clustering_ids": [value["cluster_id"]],
+            "source_collection_id": value["collection_id"],
+        },
         ("POST", "/v1/documents/search"): {
             "query": "canary",
             "collection_ids": [value["collection_id"]],
@@ -305,6 +329,10 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         if "documents" in template:
             return {"document_ids": [value["document_id"]]}
         return {"objects": [{"blobs": [{"property": "note", "type": "text", "data": "probe"}]}]}
+    if last == "labels":
+        return {"labels": {"cl_0": "probe"}}
+    if last == "name":
+        return {"run_name": "probe"}
     if last == "apply-taxonomy":
         return {"taxonomy_id": value["taxonomy_id"]}
     if last == "clone" and "taxonomies" in template:
@@ -410,6 +438,7 @@ def test_a_thousand_probes_find_nothing(world: World) -> None:
             ("collections", "collection_id"),
             ("retrievers", "retriever_id"),
             ("taxonomies", "taxonomy_id"),
+            ("clusters", "cluster_id"),
         ):
             assert admin.get(f"/v1/{noun}/{reals[name]}", headers=headers).status_code == 200
         found = admin.get(

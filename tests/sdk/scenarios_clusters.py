@@ -55,14 +55,14 @@ def scenario_clusters() -> None:
     )
     assert error.status == 409
 
-    stood = answered(m.ClusterModel, clusters.get_cluster, made.cluster_id)
-    assert (stood.status, stood.num_clusters, stood.last_run_id) == ("COMPLETED", 2, run.run_id)
+    stood = answered(m.ClusterMetadata, clusters.get_cluster, made.cluster_id)
+    assert (stood.status, stood.num_clusters, stood.last_execution_task_id) == ("COMPLETED", 2, task.task_id)
     found = answered(
         m.ListClustersResponse, clusters.list_clusters, list_clusters_request=m.ListClustersRequest()
     )
     assert [each.cluster_id for each in found.results] == [made.cluster_id]
     renamed = answered(
-        m.ClusterMetadata,
+        m.ClusterModel,
         clusters.patch_cluster,
         made.cluster_id,
         m.PatchClusterRequest.from_dict({"cluster_name": unique("renamed")}),
