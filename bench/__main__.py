@@ -26,6 +26,7 @@ from bench import (
     p13_uniform,
     p14_text_ingest,
     plan,
+    query_sets,
 )
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "hour": hour.main,
     "models": models.main,
     "plan": plan.main,
+    "query_sets": query_sets.main,
 }
 #: The same in a tenth of the size, where the whole takes longer than a few minutes.
 SMALL: dict[str, Callable[[], None]] = {

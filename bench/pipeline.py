@@ -64,6 +64,25 @@ class Pipeline:
         total: int = listed["pagination"]["total"]
         return total
 
+    def retriever(self, name: str, parameters: dict[str, Any]) -> str:
+        """Make a retriever of one feature search with an input ``q`` and return the path that executes it."""
+        made = self._send(
+            "POST",
+            "/v1/retrievers",
+            {
+                "retriever_name": name,
+                "collection_identifiers": [self.collection_id],
+                "stages": [{"stage_id": "feature_search", "parameters": parameters}],
+                "input_schema": {"q": {"type": "text", "required": True}},
+            },
+        )
+        return f"/v1/retrievers/{made['retriever_id']}/execute"
+
+    def first_lines(self, path: str, asked: str) -> list[str]:
+        """Return the first line of each text that a retriever finds, the best first."""
+        answer = self._send("POST", path, {"inputs": {"q": asked}, "limit": 100})
+        return [str(document["text"]).partition("\n")[0] for document in answer["documents"]]
+
     def _send(self, method: str, path: str, body: Any = None) -> Any:
         headers = getattr(self, "_headers", {})
         answer = self._client.request(method, path, json=body, headers=headers)

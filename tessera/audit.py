@@ -73,6 +73,7 @@ _NOUNS = {
     "collections": "collection",
     "buckets": "bucket",
     "retrievers": "retriever",
+    "clusters": "cluster",
     "taxonomies": "taxonomy",
 }
 

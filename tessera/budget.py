@@ -61,16 +61,19 @@ class Budget:
         with self._lock:
             self._tokens += tokens
 
+    def spent(self) -> str | None:
+        """Return which limit is passed, None while there is something left."""
+        if self.max_time_ms is not None and self.elapsed_ms() >= self.max_time_ms:
+            return f"max_time_ms ({self.max_time_ms}) was reached after {self.elapsed_ms():.0f} ms"
+        if self.max_credits is not None and self.credits_used > self.max_credits:
+            return f"max_credits ({self.max_credits:g}) was passed: {self.credits_used:g} credits are used"
+        return None
+
     def check(self) -> None:
         """Raise `BudgetSpent` when a limit is passed."""
-        if self.max_time_ms is not None and self.elapsed_ms() >= self.max_time_ms:
-            raise BudgetSpent(
-                f"max_time_ms ({self.max_time_ms}) was reached after {self.elapsed_ms():.0f} ms"
-            )
-        if self.max_credits is not None and self.credits_used > self.max_credits:
-            raise BudgetSpent(
-                f"max_credits ({self.max_credits:g}) was passed: {self.credits_used:g} credits are used"
-            )
+        message = self.spent()
+        if message is not None:
+            raise BudgetSpent(message)
 
     def check_call(self) -> None:
         """Raise `BudgetSpent` when nothing is left for a call that costs credits."""

@@ -301,7 +301,11 @@ def apply_taxonomy(
         taxonomy_id = taxonomy_definition.find(connection, place["namespace_id"], request.taxonomy_id)[
             "taxonomy_id"
         ]
-        applied = [application["taxonomy_id"] for application in row["taxonomy_applications"] or ()]
+        applied = [
+            application["taxonomy_id"]
+            for application in row["taxonomy_applications"] or ()
+            if application["execution_mode"] != "on_demand"
+        ]
         if taxonomy_id not in applied:
             raise BadRequestError(
                 f"Taxonomy {quote(request.taxonomy_id)} is not applied to collection "
@@ -358,6 +362,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
                 updated_at=now(),
             )
         )
+        enrichment_requests.cancel(connection, collection_id)
         connection.execute(sa.delete(collections).where(collections.c.collection_id == collection_id))
         audit.record(
             connection,
@@ -1045,7 +1050,7 @@ def _application(stored: JsonObject) -> JsonObject:
     """Return an application as answers have it; the clients know no other mode than materialize."""
     if stored["execution_mode"] == "on_demand":
         return {**stored, "execution_mode": None, "is_on_demand": True}
-    return {**stored, "execution_mode": "materialize"}
+    return stored
 
 
 def vector_indexes(

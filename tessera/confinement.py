@@ -1,4 +1,4 @@
-"""Keys that are confined to single buckets, collections, retrievers or taxonomies, and the routes that lead to those.
+"""Keys confined to single buckets, collections, retrievers, taxonomies or clusters, and the routes to those.
 
 A namespace is the unit that services check. A key without a scope on the namespace itself is let into it
 for one request, when the path of that request names a resource that the key is confined to. What lies
@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from tessera import buckets, collections, namespaces, retriever_definition, taxonomy_definition
+from tessera import buckets, clusters, collections, namespaces, retriever_definition, taxonomy_definition
 from tessera.context import Principal, Warehouse
 from tessera.errors import ForbiddenError, NotFoundError
 from tessera.scopes import RANK, matching, strength
@@ -24,6 +24,7 @@ _KINDS = {
     "collections": "collection",
     "retrievers": "retriever",
     "taxonomies": "taxonomy",
+    "clusters": "cluster",
 }
 #: The one route that names its resource last.
 _EXECUTE_TAXONOMY = "/v1/taxonomies/execute/{taxonomy_identifier}"
@@ -89,6 +90,7 @@ def admit(
 def _names(connection: Connection, kind: str, namespace_id: str, identifier: str) -> tuple[str, str]:
     find = {
         "bucket": buckets.find,
+        "cluster": clusters.find,
         "collection": collections.find,
         "retriever": retriever_definition.find,
         "taxonomy": taxonomy_definition.find,

@@ -95,7 +95,8 @@ class Crawl:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fetcher = replace(fetcher, max_bytes=min(fetcher.max_bytes, markup.MAX_HTML_BYTES))
+        largest = min(fetcher.max_bytes, markup.MAX_HTML_BYTES)
+        self._fetcher = replace(fetcher, max_bytes=largest, bound=", the most that is read of a page")
         self._bounds = bounds
         self._seed = parse(seed)
         self._sleep, self._clock = sleep, clock
@@ -144,12 +145,7 @@ class Crawl:
             target = parse(url)
             robots = self._robots_of(target)
             if not robots.allow(target.path):
-                if is_seed:
-                    raise BadSample(
-                        "unsupported",
-                        f"The robots.txt of {target.origin} does not let {PRODUCT} read {shown(url)}.",
-                    )
-                self.report.refused_by_robots += 1
+                self._refused(target, is_seed)
                 return None
             self._asked += 1
             self._wait(robots.delay_s)
@@ -158,7 +154,7 @@ class Crawl:
             if not is_seed and self._leaves(where):
                 return None
             if not self._robots_of(where).allow(where.path):
-                self.report.refused_by_robots += 1
+                self._refused(where, is_seed)
                 return None
             if is_seed:
                 self._seed = where
@@ -176,6 +172,15 @@ class Crawl:
                 raise
             self.report.fail(url, error.message)
         return None
+
+    def _refused(self, target: Target, is_seed: bool) -> None:
+        """Note that robots.txt forbids a page; of the seed that is the end."""
+        if is_seed:
+            raise BadSample(
+                "unsupported",
+                f"The robots.txt of {target.origin} does not let {PRODUCT} read {target.shown}.",
+            )
+        self.report.refused_by_robots += 1
 
     def _fetched(self, url: str, take: Callable[[bytes], object]) -> Fetched:
         """Fetch an address; what may pass is tried again, each time after twice the wait."""

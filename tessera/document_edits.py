@@ -127,6 +127,16 @@ def edit_one(
     return documents.present(wh, namespace_id, made.payloads[document_id])
 
 
+def add_fields(wh: Warehouse, namespace_id: str, collection_id: str, fields: Mapping[str, JsonObject]) -> int:
+    """Give documents that exist the `fields` that the server found out about them; return how many those are.
+
+    Nobody's edit by hand: a field that a user has set stays as it is, and another extraction begins without them.
+    Durable and findable when it returns. Can be repeated: what is so already writes nothing.
+    """
+    made = _edit(wh, None, namespace_id, collection_id, {key: Edit(value) for key, value in fields.items()})
+    return len(made.payloads)
+
+
 def edit_bulk(
     wh: Warehouse, principal: Principal, namespace: str, collection: str, request: BulkUpdateRequest
 ) -> BulkUpdateResponse:
@@ -497,9 +507,16 @@ def forget(connection: Connection, collection_id: str, document_ids: Collection[
 
 
 def _edit(
-    wh: Warehouse, principal: Principal, namespace_id: str, collection_id: str, edits: Mapping[str, Edit]
+    wh: Warehouse,
+    principal: Principal | None,
+    namespace_id: str,
+    collection_id: str,
+    edits: Mapping[str, Edit],
 ) -> _Made:
-    """Log what becomes of the documents that exist, at most an artifact's worth, and make it findable."""
+    """Log what becomes of the documents that exist, at most an artifact's worth, and make it findable.
+
+    Without a `principal` it is the server that adds fields.
+    """
     for _ in range(_TRIES):
         with wh.views.editing(namespace_id):
             read_at = wh.views.apply(namespace_id).seq
@@ -522,7 +539,7 @@ def _edit(
 
 def _log(
     wh: Warehouse,
-    principal: Principal,
+    principal: Principal | None,
     namespace_id: str,
     collection_id: str,
     edits: Mapping[str, Edit],
@@ -534,6 +551,9 @@ def _log(
         collection = collections.find(connection, namespace_id, collection_id)
         extracted = _extracted(connection, collection_id, hits)
         known = of_documents(connection, collection_id, extracted)
+    if principal is None:
+        edits = {key: _but_for(edit, known.get(key, {})) for key, edit in edits.items()}
+        extracted = {}
     largest = wh.settings.max_body_bytes
     made = _made(edits, hits, {i: known.get(i, {}) for i in extracted}, _twins(collection), largest)
     if not made.changed:
@@ -543,7 +563,9 @@ def _log(
 
     def also(connection: Connection) -> None:
         nonlocal has_taxonomies
-        namespaces.resolve(connection, principal, namespace_id)
+        if principal is not None:
+            namespaces.resolve(connection, principal, namespace_id)
+        collections.find(connection, namespace_id, collection_id)
         _note(connection, namespace_id, collection_id, extracted, made.noted)
         has_taxonomies = enrichment_requests.note_written(connection, namespace_id, collection_id)
 
@@ -585,6 +607,17 @@ def log_payloads(
             for key in keys:
                 wh.blobs.path(key).unlink(missing_ok=True)
     return last
+
+
+def _but_for(edit: Edit, by_hand: Changes) -> Edit:
+    """Return an edit without the fields that a user has set."""
+    return Edit(
+        {
+            path: value
+            for path, value in edit.changes.items()
+            if not any(_overlap(path, own) for own in by_hand)
+        }
+    )
 
 
 def _append(

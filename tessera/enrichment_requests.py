@@ -14,10 +14,10 @@ from sqlalchemy.engine import Connection
 
 from tessera import new_tasks
 from tessera.db.engine import now
-from tessera.db.tables import collections, enrichments
+from tessera.db.tables import collections, enrichments, tasks
 from tessera.ids import new_id
 from tessera.models.base import JsonObject
-from tessera.models.tasks import TaskType
+from tessera.models.tasks import TaskStatus, TaskType
 
 
 def request(
@@ -70,6 +70,18 @@ def note_written(connection: Connection, namespace_id: str, collection_id: str) 
     if not any("done" not in targets for targets in waits):
         _add(connection, namespace_id, collection_id, None, {"is_full": False, "filters": None})
     return True
+
+
+def cancel(connection: Connection, collection_id: str) -> None:
+    """End what was asked for a collection that is about to be deleted; its rows go with it."""
+    asked = sa.select(enrichments.c.task_id).where(
+        enrichments.c.collection_id == collection_id, enrichments.c.task_id.is_not(None)
+    )
+    connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.task_id.in_(asked))
+        .values(status=TaskStatus.CANCELED, error="The collection was deleted.", updated_at=now())
+    )
 
 
 def due(connection: Connection) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ from sqlalchemy.engine import Connection
 from tessera import (
     artifact,
     audit,
+    cluster_runs,
     compaction,
     derivation,
     documents,
@@ -632,6 +633,8 @@ def _remove_files(work: _Work) -> str | None:
     if _busy_batches(wh, work.namespace_id):
         return "batches that are at work in this namespace"
     if (waits_for := exports.remove_all(wh, work.namespace_id)) is not None:
+        return waits_for
+    if (waits_for := cluster_runs.erase(wh, work.namespace_id, work.documents)) is not None:
         return waits_for
     asked_at = datetime.fromisoformat(work.created_at).timestamp()
     if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):

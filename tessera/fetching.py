@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, TypeVar
 
 import httpcore
@@ -195,10 +195,6 @@ class Turns:
         self._lock = threading.Lock()
         self._held: dict[str, tuple[threading.Lock, int]] = {}
 
-    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
-        # In another process nobody has a turn yet.
-        return Turns, ()
-
     @contextmanager
     def of(self, key: str) -> Iterator[None]:
         """Wait for the turn of `key` and keep it while the block runs."""
@@ -260,6 +256,20 @@ class Fetcher:
     windows: Windows = field(default_factory=Windows, repr=False)
     #: What a message about the size says of where the bound comes from.
     bound: str = " (setting max_upload_bytes)"
+
+    def __reduce__(self) -> tuple[Callable[[], Fetcher], tuple[()]]:
+        # What travels to another process are the bounds; nobody there has a turn yet, or has sent anything.
+        names = (
+            "max_bytes",
+            "allowed_networks",
+            "ports",
+            "connect_s",
+            "idle_s",
+            "total_s",
+            "resolve",
+            "bound",
+        )
+        return partial(Fetcher, **{name: getattr(self, name) for name in names}), ()
 
     def check(self, url: str, access: S3Access | None = None) -> str:
         """Return `url` as it may be shown, if nothing speaks against fetching it before a connection is tried.

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tessera import descriptor, faces
+from tessera import descriptor, faces, labels
 from tessera.errors import BadSample, InferenceServiceUnavailableError, quote
 
 if TYPE_CHECKING:
@@ -47,7 +47,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
-Role = Literal["text", "picture", "speech", "reading", "face detection", "face identity", "rerank"]
+Role = Literal[
+    "text",
+    "picture",
+    "speech",
+    "reading",
+    "face detection",
+    "face identity",
+    "rerank",
+    "classification",
+]
 
 MINILM = "all-MiniLM-L6-v2"
 CLIP = "clip-ViT-B-32"
@@ -55,6 +64,7 @@ CLASSIC = descriptor.MODEL_ID
 POCKETSPHINX = "pocketsphinx-en-us"
 RAPIDOCR = "rapidocr-pp-ocrv6-small"
 ARCFACE = "arcface-r100"
+SENTIMENT = "distilbert-sst-2"
 RERANKER = "ms-marco-MiniLM-L-6-v2"
 
 #: Texts of one run of the model hold at most this many tokens, padding included: on a CPU larger batches
@@ -62,6 +72,8 @@ RERANKER = "ms-marco-MiniLM-L-6-v2"
 BATCH_TOKENS = 512
 #: Queries whose vector is remembered (1.5 KiB each).
 QUERY_CACHE = 2048
+#: How a licence begins that binds who uses the model: such a one comes only when somebody asks for it by name.
+NOT_FREE = "non-commercial"
 #: After the hub did not answer, it is not asked again for this long.
 HUB_PAUSE_S = 60.0
 
@@ -227,6 +239,18 @@ MODELS: tuple[Model, ...] = (
         folders=(("", "immich-app/antelopev2"),),
         size_bytes=261_000_000,
         files=("recognition/model.onnx",),
+    ),
+    Model(
+        SENTIMENT,
+        "classification",
+        0,
+        "apache-2.0",
+        "English texts: positive or negative; reads the first 512 word pieces.",
+        names=("distilbert-base-uncased-finetuned-sst-2-english",),
+        query_inputs=(),
+        folders=(("", "Xenova/distilbert-base-uncased-finetuned-sst-2-english"),),
+        size_bytes=268_000_000,
+        files=("onnx/model.onnx", "tokenizer.json", "config.json"),
     ),
     *(
         Model(
@@ -451,6 +475,14 @@ class Models:
         loaded: faces.Embedder = self._load(model, self._load_face_embedder)
         return loaded
 
+    def classifier(self, model_id: str = SENTIMENT) -> labels.Classifier:
+        """Return the model that labels texts, loaded. Raises `InferenceServiceUnavailableError`."""
+        model = known(model_id)
+        if model.role != "classification":
+            raise ValueError(f"{model_id} does not label texts")
+        loaded: labels.Classifier = self._load(model, self._load_classifier)
+        return loaded
+
     def _load(self, model: Model, loader: Callable[[Model], Any]) -> Any:
         # One lock for all: loading takes part of a second, and two threads never load the same model.
         loaded = self._loaded.get(model.model_id)
@@ -530,6 +562,10 @@ class Models:
         with _loading(model):
             return faces.Embedder(self._onnx_session(model))
 
+    def _load_classifier(self, model: Model) -> labels.Classifier:
+        with _loading(model):
+            return labels.Classifier(self._onnx_session(model), self.directory / model.model_id)
+
     def _onnx_session(self, model: Model) -> Any:
         """Return a session over the one ONNX file in the model's folder."""
         import onnxruntime
@@ -586,6 +622,11 @@ class Models:
         if model.package and importlib.util.find_spec(model.package) is None:
             raise InferenceServiceUnavailableError(
                 f"Model {model.model_id} is not installed. {_remedy(model)}"
+            )
+        if model.licence.startswith(NOT_FREE):
+            raise InferenceServiceUnavailableError(
+                f"Model {model.model_id} is not installed, and is not fetched unasked: its licence is for "
+                f"{model.licence}. {_remedy(model)}"
             )
         if self.offline:
             raise InferenceServiceUnavailableError(
@@ -1152,6 +1193,19 @@ def _from_hub(model: Model, part: Path) -> None:
             shutil.copyfile(path, target)
             if file.lfs is not None:
                 _verify(target.parent, {target.name: file.lfs.sha256})
+            elif file.blob_id is not None:
+                _verify_blob(target, file.blob_id)
+
+
+def _verify_blob(path: Path, expected: str) -> None:
+    """Compare a small file with the id that Git gives to its content, which is what the hub states for it."""
+    data = path.read_bytes()
+    found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise InferenceServiceUnavailableError(
+            f"{path.name} is damaged: its Git id is {found[:16]}…, expected {expected[:16]}…. `tessera models pull` "
+            "brings it again."
+        )
 
 
 def _verify(folder: Path, checksums: Mapping[str, str]) -> None:

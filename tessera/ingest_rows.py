@@ -17,11 +17,12 @@ from tessera import derivation, filters, tiers
 from tessera.context import Warehouse
 from tessera.db.engine import insert_missing, now
 from tessera.db.tables import batch_rows, namespaces, objects, sources
+from tessera.enrichment import SHOWN
 from tessera.extraction import ChunkJob, ChunkRow, configured
 from tessera.ingest_attempt import Attempt, Stop, Watch, check_attempt
 from tessera.ingest_commit import close_refused, close_unchanged, end_rows
 from tessera.models.batches import Tier
-from tessera.plan import RESERVED_FIELDS
+from tessera.plan import PROTECTED_FIELDS
 from tessera.ports import HIDDEN_FIELDS
 from tessera.registry import Registry
 from tessera.source_content import as_filtered, digest, input_hash, inputs_of, passthrough_of
@@ -243,7 +244,7 @@ def _document_row(payload: Mapping[str, Any], known: Any, position: int) -> Row:
     fields = {
         name: value
         for name, value in payload.items()
-        if name not in HIDDEN_FIELDS and name not in RESERVED_FIELDS
+        if name not in HIDDEN_FIELDS and name not in PROTECTED_FIELDS and name != SHOWN
     }
     return {
         "object_id": known.object_id,

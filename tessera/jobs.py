@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tessera import (
+    cluster_runs,
     compaction,
     enrichment_requests,
     erasure,
@@ -112,6 +113,9 @@ class Jobs:
         self._batch_threads: ThreadPoolExecutor | None = None
         self._purge_threads: ThreadPoolExecutor | None = None
         self._maintenance_threads: ThreadPoolExecutor | None = None
+        #: One execution of a cluster at a time: each may want a worker's memory and a processor.
+        self._cluster_thread: ThreadPoolExecutor | None = None
+        self._clustering: set[str] = set()
         self._next_sweep = 0.0
         self._deliverer: Deliverer | None = None
 
@@ -122,6 +126,7 @@ class Jobs:
             namespaces.end_provisioning(wh)
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._maintenance_threads = ThreadPoolExecutor(1, thread_name_prefix="maintenance")
+        self._cluster_thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
         self._heart = threading.Thread(
@@ -156,7 +161,12 @@ class Jobs:
         self._drop_all()
         if self._deliverer is not None:
             self._deliverer.stop()
-        for threads in (self._batch_threads, self._purge_threads, self._maintenance_threads):
+        for threads in (
+            self._batch_threads,
+            self._purge_threads,
+            self._maintenance_threads,
+            self._cluster_thread,
+        ):
             if threads is not None:
                 threads.shutdown(wait=True, cancel_futures=True)
         self._ended.set()
@@ -233,6 +243,7 @@ class Jobs:
             self._maintain(wh)
         for claim in self._claim_batches(wh, slot, self._slots):
             self._start_batch(wh, claim)
+        self._start_clustering(wh, slot, self._slots)
         _give_up(wh)
 
     def _patience_s(self) -> float:
@@ -372,6 +383,21 @@ class Jobs:
         self._batch_threads.submit(
             self._working, claim.batch_id, partial(self._run_batch, wh, claim, run.stop), ended
         )
+
+    def _start_clustering(self, wh: Warehouse, slot: Slot, slots: Slots) -> None:
+        """Take up an execution of a cluster, unless one runs here or the last one just failed for a reason of ours."""
+        assert self._cluster_thread is not None
+        with self._lock:
+            if self._clustering or self._park.is_set() or "clustering" in self._resting():
+                return
+        claimed = cluster_runs.claim(wh, slot.token, slots.alive())
+        if claimed is None:
+            return
+        with self._lock:
+            self._clustering.add(claimed.run_id)
+        work = partial(cluster_runs.run, wh, claimed, self._park)
+        ended = partial(self._clustering.discard, claimed.run_id)
+        self._cluster_thread.submit(self._working, "clustering", work, ended)
 
     def _start_purge(self, job_id: str, work: Callable[[], object]) -> None:
         assert self._purge_threads is not None

@@ -26,7 +26,7 @@ from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import collections, enrichments, tasks
 from tessera.enrichment import KEPT, Verdict, enriched, nodes_of, undone
-from tessera.errors import NotFoundError, TesseraError
+from tessera.errors import BadRequestError, NotFoundError, TesseraError
 from tessera.filters import And, Condition, Filter, matches, parse
 from tessera.models.tasks import TaskStatus
 from tessera.models.taxonomies import EnrichmentStyle
@@ -188,7 +188,11 @@ def _applied(connection: Connection, namespace_id: str, row: Mapping[Any, Any]) 
     found: list[_Application] = []
     told: list[Any] = []
     for application in asked:
-        taxonomy = ready(connection, place, find(connection, namespace_id, application["taxonomy_id"]))
+        try:
+            known = find(connection, namespace_id, application["taxonomy_id"])
+        except NotFoundError as error:
+            raise BadRequestError(f"{error.message} PATCH the collection's taxonomy_applications.") from None
+        taxonomy = ready(connection, place, known)
         style = EnrichmentStyle(application["hierarchical_enrichment_style"])
         filters = application["scroll_filters"]
         top_k, least = application["top_k"], application["min_confidence"]
@@ -348,7 +352,7 @@ def _save(wh: Warehouse, request: Mapping[Any, Any], targets: dict[str, Any], pr
             .where(enrichments.c.enrichment_id == request["enrichment_id"])
             .values(targets=targets, due_at=now())
         )
-        _tell(connection, request, TaskStatus.IN_PROGRESS, targets, "extract", None)
+        _tell(connection, request, TaskStatus.IN_PROGRESS, targets, "enrich", None)
 
 
 def _end(

@@ -18,7 +18,7 @@ import orjson
 from tessera import documents, links, taxonomy_execution
 from tessera.budget import BudgetSpent
 from tessera.context import Principal, Warehouse
-from tessera.errors import TesseraError
+from tessera.errors import TesseraError, quote
 from tessera.execution_note import Note, budget_told, statistics_of
 from tessera.ids import point_id
 from tessera.models.retrievers import (
@@ -299,7 +299,6 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
         params = stage_params(stage, spec, {"INPUT": asked.inputs, "STAGE": results, "CONTEXT": {}}, index)
         count_in = passed
         work = Work()
-        stopped = None
         within = stage.narrow(params, context) if hits is None else None
         try:
             if within is not None:
@@ -308,13 +307,10 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
             else:
                 hits = stage.run(hits, params, replace(context, work=work))
                 passed = len(hits)
-            if index + 1 < len(plan.stages):
-                budget.check()
+            spent = budget.spent() if index + 1 < len(plan.stages) else None
         except BudgetSpent as error:
-            stopped = (
-                f"The budget of this execution is spent: {error.message}. It ended in stage {name!r}, "
-                f"{index + 1} of {len(plan.stages)}; raise budget_limits, or let earlier stages leave less."
-            )
+            spent, passed = error.message, 0
+        stopped = _stopped(spent, name, f"{index + 1} of {len(plan.stages)}") if spent else None
         is_repeatable &= work.is_repeatable
         results[name] = {"count": passed}
         statistics[name] = statistics_of(count_in, passed, before, work, stopped)
@@ -324,6 +320,13 @@ def _steps(wh: Warehouse, plan: Plan, asked: Asked) -> Generator[Step, None, Ran
             return Ranked([], 0, 0, asked.cut.limit, False, statistics, stopped, budget.credits_used)
     ranked = _page_of(hits, passed, asked.cut, context, namespace_id, statistics)
     return replace(ranked, credits=budget.credits_used, is_repeatable=is_repeatable)
+
+
+def _stopped(spent: str, name: str, place: str) -> str:
+    return (
+        f"The budget of this execution is spent: {spent}. It ended in stage {quote(name)}, {place}; raise "
+        "budget_limits, or let earlier stages leave less."
+    )
 
 
 def _page_of(

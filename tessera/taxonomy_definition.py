@@ -385,11 +385,7 @@ def read_applications(
     for number, raw in enumerate(given):
         location: Location = ("body", "taxonomy_applications", number)
         try:
-            application = TaxonomyApplication.model_validate(
-                {key: value for key, value in raw.items() if value is not None}
-                if isinstance(raw, Mapping)
-                else raw
-            )
+            application = TaxonomyApplication.model_validate(raw)
         except pydantic.ValidationError as error:
             problems += schema_problems(error, location)
             continue

@@ -78,18 +78,14 @@ def run_stage(
                 f"{error.message} POST /v1/taxonomies/list lists those of this namespace."
             ) from None
         taxonomy = ready(connection, place, row)
-    full = with_vectors(wh, place["namespace_id"], taxonomy, hits)
-    out: list[Verdict | TesseraError] = []
-    for start in range(0, len(full), BATCH):
-        out += compare(
-            wh,
-            taxonomy,
-            full[start : start + BATCH],
-            top_k=wanted.top_k,
-            min_confidence=wanted.min_confidence,
-            style=wanted.style,
-        )
-    return out
+    return compare(
+        wh,
+        taxonomy,
+        with_vectors(wh, place["namespace_id"], taxonomy, hits),
+        top_k=wanted.top_k,
+        min_confidence=wanted.min_confidence,
+        style=wanted.style,
+    )
 
 
 def with_vectors(wh: Warehouse, namespace_id: str, taxonomy: Taxonomy, hits: Sequence[Hit]) -> Sequence[Hit]:

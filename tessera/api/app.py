@@ -51,6 +51,7 @@ NOUNS = (
     "failures",
     "buckets",
     "collections",
+    "clusters",
     "tasks",
     "uploads",
     "blobs",

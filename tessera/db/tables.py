@@ -579,6 +579,47 @@ executions = Table(
     ForeignKeyConstraint(["retriever_id"], ["retrievers.retriever_id"], ondelete="CASCADE"),
 )
 
+#: What clusters documents, and how; what came of it is in `cluster_runs`.
+clusters = Table(
+    "clusters",
+    metadata,
+    Column("cluster_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("cluster_name", String, nullable=False),
+    #: {collection_ids, cluster_type, vector_config, attribute_config, filters, metadata, description, …}
+    Column("definition", JSON, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("namespace_id", "cluster_name"),
+    _in_namespace(),
+)
+
+#: Executions of clusters. Which document belongs where is in ``<namespace_id>/clusters/<run_id>.arrow``.
+cluster_runs = Table(
+    "cluster_runs",
+    metadata,
+    Column("run_id", String, primary_key=True),
+    Column("cluster_id", String, nullable=False),
+    Column("namespace_id", String, nullable=False),
+    Column("task_id", String, nullable=False),
+    #: pending, processing, completed or failed
+    Column("status", String, nullable=False),
+    #: The token of the server that runs it, and how many servers in a row ended under it.
+    Column("holder", String),
+    Column("crashes", Integer, nullable=False, default=0),
+    #: {filters, sample_size}: what this execution has of its own
+    Column("request", JSON, nullable=False),
+    #: {centroids, metrics, num_points, noise, source_documents, label_overrides, …}
+    Column("result", JSON),
+    Column("error", String),
+    Column("created_at", String, nullable=False),
+    Column("completed_at", String),
+    Index("ix_cluster_runs_list", "cluster_id", "created_at"),
+    Index("ix_cluster_runs_due", "status", "created_at"),
+    Index("ix_cluster_runs_namespace", "namespace_id"),
+    ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], ondelete="CASCADE"),
+)
+
 #: Namespaces that are being removed: what is still to be wiped, so that a kill in the middle is resumed.
 purges = Table(
     "purges",

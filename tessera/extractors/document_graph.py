@@ -210,7 +210,7 @@ class DocumentGraphExtractor(Extractor):
         if sheets is not None and sheets.path is not None:
             read = True
             yield from _numbered("excel", office.parts(sheets.path), params)
-        data = None if text is None else _markup(text)
+        data = None if text is None else _markup(text, is_needed=not read)
         if data is not None and (not read or markup.looks_like_html(data)):
             yield from _numbered("html", _page(data).parts, params)
         elif not read:
@@ -346,11 +346,13 @@ def _numbered(name: str, found: Iterable[Part], params: DocumentGraphParams) -> 
         )
 
 
-def _markup(source: Input) -> bytes | None:
-    """Return the bytes of an input that may be HTML, None where there is nothing."""
+def _markup(source: Input, *, is_needed: bool) -> bytes | None:
+    """Return the bytes of an input that may be HTML, None where there is nothing, or too much that nobody needs."""
     if source.path is None:
         return source.text.encode("utf-8", "replace") if source.text is not None else None
     if source.path.stat().st_size > markup.MAX_HTML_BYTES:
+        if not is_needed:
+            return None
         raise BadSample("too_large", f"The page is larger than {markup.MAX_HTML_BYTES >> 20} MiB.")
     return source.path.read_bytes()
 

@@ -47,12 +47,15 @@ class TaskType(StrEnum):
     TAXONOMIES_MATERIALIZE = "api_taxonomies_materialize"
     #: One tier of a batch that has several.
     FEATURE_EXTRACTOR_RUN = "engine_feature_extractor_run"
+    CLUSTER_BUILD = "engine_cluster_build"
 
 
 class TaskProgress(Model):
     """How far a task is. Rows are counted, one for each object and collection that reads it."""
 
-    stage: str = Field(description="queued, fetch (URLs), extract, index (made findable), done.")
+    stage: str = Field(
+        description="queued, fetch (URLs), extract, enrich (by taxonomies), index (made findable), done."
+    )
     done: int = Field(description="Rows that have ended, with or without success; never goes back.")
     total: int
     failed: int

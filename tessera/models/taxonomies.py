@@ -333,12 +333,9 @@ class JoinResponse(Model):
 class TaxonomyApplication(Model):
     """A taxonomy at work on a collection: its documents get what it says of them, as they are written."""
 
-    model_config = ConfigDict(extra="ignore")
-
     taxonomy_id: str = Field(min_length=1, max_length=255)
-    execution_mode: Literal["materialize", "on_demand"] | None = Field(
-        None,
-        description="`materialize` (the default) writes into documents; `on_demand` leaves that to stages.",
+    execution_mode: Literal["materialize", "on_demand"] = Field(
+        "materialize", description="`materialize` writes into documents; `on_demand` leaves that to stages."
     )
     target_collection_id: str | None = Field(
         None, description="Not available: documents are enriched in place."
@@ -351,6 +348,17 @@ class TaxonomyApplication(Model):
     min_confidence: float = Field(
         0.5, ge=0, le=1, validation_alias=AliasChoices("min_confidence", "min_score")
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_read(cls, given: Any) -> Any:
+        """Read an answer that is sent back: null is no value, and the mode that clients do not know has its own key."""
+        if not isinstance(given, Mapping):
+            return given
+        stated = {key: value for key, value in given.items() if value is not None}
+        if stated.get("is_on_demand") is True:
+            stated.setdefault("execution_mode", "on_demand")
+        return stated
 
 
 class ApplyTaxonomyRequest(Model):

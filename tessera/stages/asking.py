@@ -259,21 +259,21 @@ def room_for(context: StageContext) -> int:
 def shown_text(payload: Payload, field: str | None, limit: int = MAX_DOCUMENT_CHARS) -> str:
     """Return the text at `field`, at most `limit` characters of it.
 
-    All texts that the document shows without one, and for ``content`` (the API's default) where there is no such
-    field.
+    All texts that the document shows without one. For ``content``, the API's default, where there is no such field: the
+    text at ``text``, which extractors write, else all texts.
     """
-    text = text_of(payload, [field]) if field else ""
-    if not text and field in (None, "content"):
-        text = text_of(payload, [])
+    text = text_of(payload, [field]) if field else text_of(payload, [])
+    if not text and field == "content":
+        text = text_of(payload, ["text"]) or text_of(payload, [])
     return text[:limit]
 
 
 def field_value(payload: Payload, path: str) -> Any:
-    """Return what a document shows at `path`; the text that it shows for ``content`` where there is no such field."""
+    """Return what a document shows at `path`; its text for ``content`` where there is no such field."""
     if path.partition(".")[0] in HIDDEN_FIELDS:
         return None
     value = tree_at(payload, path)
-    return shown_text(payload, None) if value is None and path in ("content", "text") else value
+    return shown_text(payload, "content") if value is None and path == "content" else value
 
 
 def _by_id(value: Any) -> dict[int, Any]:

@@ -41,6 +41,10 @@ ORIGIN_FIELDS = frozenset(
 )
 
 
+#: What a place says of itself, and what stages say of hits: no text of the document.
+ADDED_FIELDS = frozenset({"locator", "merged", "llm_filter", "query_expand"})
+
+
 def _readable(path: str) -> str:
     if not is_path(path):
         raise ValueError(

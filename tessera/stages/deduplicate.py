@@ -12,7 +12,15 @@ from pydantic import AliasChoices, Field, model_validator
 
 from tessera.filters import values_at
 from tessera.ports import HIDDEN_FIELDS, Hit
-from tessera.stages.base import ORIGIN_FIELDS, FieldPaths, Stage, StageContext, StageParams, collected
+from tessera.stages.base import (
+    ADDED_FIELDS,
+    ORIGIN_FIELDS,
+    FieldPaths,
+    Stage,
+    StageContext,
+    StageParams,
+    collected,
+)
 from tessera.stages.group_by import group_key
 
 #: Texts are compared by their runs of this many words.
@@ -114,12 +122,16 @@ def _shingles(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def text_of(payload: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """Return the texts at `fields`, or without any all texts that a document shows, by the names of their fields."""
+    """Return the texts at `fields`, or without any all texts that a document shows, by the names of their fields.
+
+    What stages before have said of it, also under names that begin with ``_``, is none of them.
+    """
     if fields:
         return "\n".join(value for path in fields for value in values_at(payload, path) if type(value) is str)
     return "\n".join(
         text
-        for name in sorted(payload.keys() - HIDDEN_FIELDS - ORIGIN_FIELDS)
+        for name in sorted(payload.keys() - HIDDEN_FIELDS - ORIGIN_FIELDS - ADDED_FIELDS)
+        if not name.startswith("_")
         for text in _texts(payload[name])
     )
 

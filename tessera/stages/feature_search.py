@@ -400,7 +400,7 @@ def _scaled(ranking: Sequence[Hit], method: str, rrf_k: int) -> list[float]:
         low, high = min(raw), max(raw)
     if high <= low:
         return [1.0 for _ in raw]
-    return [min(1.0, max(0.0, (value - low) / (high - low))) for value in raw]
+    return [(value - low) / (high - low) for value in raw]
 
 
 def _query_vectors(

@@ -32,8 +32,8 @@ _QUERY = "{{INPUT.query}}"
 class RerankParams(StageParams):
     """The `model` by its id (`tessera models` lists them), the query, and the field whose text is read.
 
-    Without an id the first installed model of its kind runs. `document_field` is as the other stages read it: all
-    texts of a document for ``content`` where there is no such field.
+    Without an id the first installed model of its kind runs. For the `document_field` ``content``, where there is no
+    such field, the document's `text` is read, else all its texts.
     """
 
     model: str | None = Field(

@@ -24,6 +24,9 @@ from tessera.stages.base import (
     filter_problems,
 )
 
+#: Documents that are compared between two looks at the budget.
+_BATCH = 200
+
 
 def _as_fields(value: Any) -> Any:
     if not isinstance(value, list):
@@ -98,7 +101,11 @@ class TaxonomyEnrich(Stage):
         asked = Wanted(
             params.top_k, params.min_confidence, params.version, params.hierarchical_enrichment_style
         )
-        verdicts = context.taxonomy(params.taxonomy_id, [found[number] for number in numbers], asked)
+        verdicts: list[Verdict | TesseraError] = []
+        for start in range(0, len(numbers), _BATCH):
+            context.budget.check()
+            some = [found[number] for number in numbers[start : start + _BATCH]]
+            verdicts += context.taxonomy(params.taxonomy_id, some, asked)
         out = list(found)
         failed: list[TesseraError] = []
         count = 0

@@ -12,10 +12,12 @@ import pytest
 
 from tessera import sample_media, sample_pages, testing
 from tessera.extractors.base import Extractor, Input, Sample
+from tessera.inference import SENTIMENT
 from tessera.registry import Registry
 from tests import office
 from tests.faces import write_models
 from tests.media import SPEECH, photograph, sound_as
+from tests.sentiment import write_classifier
 from tests.website import Site, fetcher_of_tests, serving
 
 REGISTRY = Registry.load(Path("no-models-here"), offline=True)
@@ -25,7 +27,9 @@ IMPLEMENTATIONS = sorted({REGISTRY.extractor(name, version).name for name, versi
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    made = Registry.load(write_models(tmp_path_factory.mktemp("models")), offline=True)
+    folder = write_models(tmp_path_factory.mktemp("models"))
+    write_classifier(folder / SENTIMENT)
+    made = Registry.load(folder, offline=True)
     made.extractor("web_scraper", "v1").fetcher = fetcher_of_tests()
     return made
 
@@ -167,6 +171,8 @@ def test_catalogue_entry_is_complete(name: str, version: str, registry: Registry
     for item in entry["required_vector_indexes"]:
         assert len(item["description"]) >= 10
         assert len(item["index"]["description"]) >= 10
+        # The clients' classes know these; another one and they read no catalogue at all.
+        assert item["index"]["purpose"] in {"text", "code", "image", "multimodal", "video", "audio", "sparse"}
         assert item["index"]["type"] == "sparse" or item["index"]["dimensions"] >= 1
         found = registry.resolve_feature(item["feature_uri"])
         for output in (item["name"], item["index"]["name"], item["index"]["inference_name"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,21 @@ def nothing(*_: Any) -> Any:
 
 
 def context() -> StageContext:
-    return StageContext(
-        within=And(()),
-        indexes={},
-        inputs={},
-        search=nothing,
-        page=lambda _: PageResult(()),
-        embed=nothing,
-        words=nothing,
-        text_features=list,
-        collection=lambda identifier: Condition("collection_id", "eq", identifier, True),
-        vectors=lambda *_: {},
-    )
+    given: dict[str, Any] = {
+        "within": And(()),
+        "indexes": {},
+        "inputs": {},
+        "search": nothing,
+        "page": lambda _: PageResult(()),
+        "embed": nothing,
+        "words": nothing,
+        "text_features": list,
+        "collection": lambda identifier: Condition("collection_id", "eq", identifier, True),
+        "vectors": lambda *_: {},
+    }
+    # What only some stages ask has nothing to say of no hits.
+    more = {each.name: lambda *_: [] for each in fields(StageContext) if "Callable" in str(each.type)}
+    return StageContext(**{**more, **given})
 
 
 def parameters(stage: Stage) -> dict[str, Any]:

@@ -360,6 +360,7 @@ def test_credits_end_an_execution_between_calls(notes: Notes) -> None:
     assert len(notes.endpoint.calls) == 1
     assert [*answer["stage_statistics"]["stages"]] == ["sort_attribute", "llm_filter"]
     assert statistics(answer)["error"] == answer["error"]
+    assert (statistics(answer)["input_count"], statistics(answer)["output_count"]) == (4, 0)
     assert answer["budget"]["credits_limit"] == 0.01
     assert answer["budget"]["credits_used"] > 0.01
     assert answer["budget"]["credits_remaining"] == 0

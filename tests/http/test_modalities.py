@@ -34,9 +34,11 @@ class Place(Loop):
         return list(self.get(path)["results"])
 
 
-@pytest.fixture
-def place(client: httpx.Client, namespace: Callable[..., dict[str, Any]]) -> Place:
-    return Place(client, namespace(feature_extractors=[PAGES, SCRAPER, FACES]))
+@pytest.fixture(scope="module")
+def place(server: Server) -> Iterator[Place]:
+    with server.client() as client:
+        body = {"namespace_name": "modalities", "feature_extractors": [PAGES, SCRAPER, FACES]}
+        yield Place(client, client.post("/v1/namespaces", json=body).raise_for_status().json())
 
 
 # --- faces --------------------------------------------------------------------------------------------

@@ -694,3 +694,43 @@ def test_a_key_for_one_taxonomy_compares_what_it_brings(place: Place, either_ser
         for path in (f"/taxonomies/{other['taxonomy_id']}", "/taxonomies", f"/collections/{place.topics}"):
             narrow.refused(404, "GET", path)
         narrow.refused(404, "POST", f"/taxonomies/execute/{other['taxonomy_id']}", sent)
+
+
+def test_what_was_read_may_be_sent_back_and_a_clone_has_it(place: Place) -> None:
+    """Sent back as it was read it changes nothing, on demand stays on demand, and a clone carries the same."""
+    made, quiet = taxonomy(place), taxonomy(place)
+    applications = [
+        {"taxonomy_id": made["taxonomy_id"], "min_confidence": 0.2},
+        {"taxonomy_id": quiet["taxonomy_id"], "execution_mode": "on_demand"},
+    ]
+    _, _, collection = notes(place, taxonomy_applications=applications)
+    path = f"/collections/{collection}"
+    shown = place.get(path)
+    assert place.patch(path, {"taxonomy_applications": shown["taxonomy_applications"]}) == shown
+    copy = place.post(f"{path}/clone", {"collection_name": "with-taxonomies"}, status=201)["collection"]
+    assert copy["taxonomy_applications"] == shown["taxonomy_applications"]
+    body = {"taxonomy_id": quiet["taxonomy_id"]}
+    assert "is not applied" in place.refused(400, "POST", f"{path}/apply-taxonomy", body)
+    # What waits for a collection that is deleted ends with it.
+    task = place.post(f"{path}/apply-taxonomy", {"taxonomy_id": made["taxonomy_id"]})
+    place.delete(path)
+    assert place.wait(task["task_id"])["status"] in ("CANCELED", "COMPLETED")
+
+
+def test_the_next_tier_reads_what_taxonomies_said(place: Place) -> None:
+    """Enrichment is part of a tier: collections fed by it find the fields, and not what the server keeps of them."""
+    made = taxonomy(place)
+    application = {"taxonomy_id": made["taxonomy_id"], "min_confidence": 0.2, "top_k": 1}
+    bucket, ids, first = notes(place, taxonomy_applications=[application])
+    second = place.post(
+        "/collections",
+        {
+            "collection_name": "after-taxonomies",
+            "source": {"type": "collection", "collection_ids": [first]},
+            "feature_extractor": {**PASSTHROUGH, "include_all_source_fields": True},
+        },
+    )["collection_id"]
+    assert place.run(bucket, ids)["status"] == "COMPLETED"
+    found = place.documents(second)
+    assert {d["about"]: d["metadata"]["topic"] for d in found} == {topic: topic for topic in NOTES}
+    assert not [d for d in found if "_taxonomies" in d]

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tessera import sample_pages
+from tests import office
 from tests.http.processes import Server
 from tests.media import BLUE, GREEN, RED, picture, video
 
@@ -58,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: a video of three colours, two seconds each (``clip.mp4``), ``red.png``, and ``note.pdf``."""
+    """A folder: a video of three colours, two seconds each (``clip.mp4``), a picture, a PDF and a workbook."""
     folder = tmp_path_factory.mktemp("media")
     (folder / "red.png").write_bytes(picture(RED))
     (folder / "clip.mp4").write_bytes(video([(2, RED), (2, GREEN), (2, BLUE)]))
@@ -66,6 +67,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     note.text(30, 40, "The spare valve is number XK-4471-B.", 10)
     note.text(30, 90, "The pump is oiled on the first of every month.", 10)
     (folder / "note.pdf").write_bytes(sample_pages.pdf([note]))
+    (folder / "parts.xlsx").write_bytes(office.xlsx_file())
     return folder
 
 

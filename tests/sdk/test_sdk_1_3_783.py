@@ -16,6 +16,7 @@ SCENARIOS = (
     "scenarios_documents.py",
     "scenarios_search.py",
     "scenarios_webhooks.py",
+    "scenarios_clusters.py",
     "scenarios_retrievers.py",
     "scenarios_taxonomies.py",
     "scenarios_high_level.py",

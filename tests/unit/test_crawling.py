@@ -121,6 +121,8 @@ def test_robots_are_obeyed(site: Site) -> None:
         crawled(site, site.url("/private/x"))
     assert caught.value.kind == "unsupported"
     assert "/private/x" not in asked(site)
+    with pytest.raises(BadSample, match=r"robots\.txt"):
+        crawled(site, site.redirect("/moved", site.url("/private/x")))
 
 
 def test_a_site_whose_robots_cannot_be_read_now_is_left_alone(site: Site) -> None:

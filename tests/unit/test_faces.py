@@ -246,6 +246,14 @@ def test_a_query_is_the_largest_face_of_its_picture(red_models: Path, tmp_path: 
         extractor.embed_query(vector, "image", none.path)
 
 
+def test_weights_that_bind_their_user_are_never_fetched_unasked(tmp_path: Path) -> None:
+    """Also where the hub may be asked."""
+    with pytest.raises(InferenceServiceUnavailableError, match="non-commercial research") as caught:
+        Models(tmp_path, offline=False).face_embedder()
+    assert "tessera models pull arcface-r100" in caught.value.message
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_not_installed_says_which_command_brings_it(tmp_path: Path) -> None:
     source = saved(red_square((640, 480), (160, 160, 176, 176)), tmp_path / "p.png")
     with pytest.raises(BadSample, match=r"tessera models pull scrfd-2\.5g") as caught:

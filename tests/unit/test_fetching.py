@@ -8,6 +8,7 @@ import gzip
 import ipaddress
 import json
 import os
+import pickle
 import re
 import socket
 import ssl
@@ -17,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,24 @@ def test_a_setting_opens_one_network_and_no_other() -> None:
 
 
 # --- bounds -------------------------------------------------------------------------------------------
+
+
+def test_its_bounds_travel_to_another_process() -> None:
+    """Everything that bounds it, and a lock of nobody."""
+    fetcher = Fetcher(
+        max_bytes=5,
+        allowed_networks=(ipaddress.ip_network("10.1.0.0/16"),),
+        ports=frozenset({80}),
+        connect_s=1,
+        idle_s=2,
+        total_s=3,
+        bound=" (here)",
+    )
+    with fetcher.turns.of("x"):
+        there = pickle.loads(pickle.dumps(fetcher))
+    with there.turns.of("x"):
+        assert replace(there, turns=fetcher.turns, windows=fetcher.windows) == fetcher
+    assert there.tls is None
 
 
 def test_what_is_fetched(site: Site) -> None:

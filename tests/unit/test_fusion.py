@@ -49,6 +49,12 @@ def test_dbsf_scales_by_three_deviations() -> None:
     assert fused("dbsf", ranking(**scores)) == [(name, pytest.approx(score)) for name, score in expected]
 
 
+def test_dbsf_lets_a_score_stand_out() -> None:
+    """A name that one text alone has was worth no more than the best of a search that found nothing in particular."""
+    found = dict(fused("dbsf", ranking(rare=30.0, **{f"d{n}": 1.0 + n / 1000 for n in range(40)})))
+    assert found["rare"] > 1.0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_order_payload_and_ties(method: str) -> None:
     hits = fuse([ranking(b=0.5, a=0.5), [], ranking(a=0.5, b=0.5)], [1, 1, 1], method)

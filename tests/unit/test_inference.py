@@ -237,7 +237,7 @@ class _Hub:
         from types import SimpleNamespace as Bag
 
         siblings = [
-            Bag(rfilename=name, lfs=None if checksum is None else Bag(sha256=checksum))
+            Bag(rfilename=name, blob_id=None, lfs=None if checksum is None else Bag(sha256=checksum))
             for name, (_data, checksum) in self.files.items()
         ]
         return Bag(sha="0123abcd", siblings=siblings)

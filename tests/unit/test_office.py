@@ -269,6 +269,12 @@ def test_texts_beside_a_file_are_left_alone_unless_they_are_html(tmp_path: Path)
     alone = extracted({"pdf": file}, tmp_path)
     assert len(extracted({"pdf": file, "html": Input(text="A caption.")}, tmp_path)) == len(alone)
     assert len(extracted({"pdf": file, "html": Input(text=HTML)}, tmp_path)) > len(alone)
+    with (tmp_path / "large.txt").open("wb") as large:
+        large.truncate(17 * 2**20)
+    large_text = Input(path=tmp_path / "large.txt")
+    assert len(extracted({"pdf": file, "html": large_text}, tmp_path)) == len(alone)
+    with pytest.raises(BadSample, match="larger than"):
+        extracted({"html": large_text}, tmp_path)
     with pytest.raises(BadSample, match="text_extractor") as caught:
         extracted({"html": Input(text="A caption.")}, tmp_path)
     assert caught.value.kind == "unsupported"

@@ -607,3 +607,12 @@ def test_a_context_keeps_to_its_budget() -> None:
         assert "[1] Rain fell.\n\n[2] Schnee für alle".startswith(text)
         assert found.payload["truncated"] is (budget < 9)
     assert "max_tokens" in refused(RagPrepare, max_tokens=0)
+
+
+def test_what_stages_say_of_a_hit_is_none_of_its_texts() -> None:
+    said = hit(
+        "a", text="Brass.", locator={"kind": "text"}, query_expand={"matched_variations": ["glass"]},
+        llm_filter={"explanation": "glass"}, _group={"key": "glass"}, title="Lamp",
+    )  # fmt: skip
+    (found,) = run(RagPrepare, [said])
+    assert found.payload["context"] == "[1] Brass.\nLamp"

@@ -1,0 +1,528 @@
+"""Executions of clusters: taken up from the table, fitted in a process of their own, written as one artifact.
+
+Vectors and texts are read in slices into files below ``blobs/.incoming``, which every start empties; the fit
+(`clustering.py`) runs in a child process that ends with the server. A kill anywhere leaves the row as it was
+begun: the next server does the whole execution again, and the same documents give the same result. What
+was found is committed in one transaction, and refused when the row is another server's by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from tessera import cluster_enrichment, clustering, clusters, events, failpoints
+from tessera.context import Warehouse
+from tessera.db.engine import now
+from tessera.db.tables import cluster_runs
+from tessera.db.tables import clusters as cluster_rows
+from tessera.db.tables import tasks as task_rows
+from tessera.errors import BadRequestError, TesseraError
+from tessera.filters import values_at
+from tessera.models.base import JsonObject
+from tessera.models.tasks import TaskStatus
+from tessera.models.webhooks import EventType
+from tessera.plan import RESERVED_FIELDS
+from tessera.ports import Page
+
+#: Documents read at once.
+_SLICE = 500
+#: Characters of a document's texts that labels are made of.
+_TEXT_CHARS = 4_000
+#: How often it is asked whether a fit still is to go on.
+_POLL_S = 0.5
+#: So many servers in a row may end under an execution before it fails.
+MAX_CRASHES = 3
+
+
+class Stopped(Exception):
+    """The execution is not ours any more, or this server ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An execution as a server took it up."""
+
+    run_id: str
+    holder: str
+
+
+# --- taking up -----------------------------------------------------------------------------------------
+
+
+def claim(wh: Warehouse, holder: str, alive: Collection[str]) -> Claim | None:
+    """Take up the oldest execution that no live server holds; None when there is none.
+
+    One under which too many servers ended fails instead.
+    """
+    c = cluster_runs.c
+    free = sa.or_(
+        c.status == "pending",
+        sa.and_(
+            c.status == "processing",
+            sa.or_(c.holder.is_(None), c.holder == holder, c.holder.not_in(list(alive))),
+        ),
+    )
+    oldest = (
+        sa.select(c.run_id, c.status, c.holder, c.crashes)
+        .where(free)
+        .order_by(c.created_at, c.run_id)
+        .limit(1)
+    )
+    with wh.db.read() as connection:
+        if connection.execute(oldest).one_or_none() is None:
+            return None
+    with wh.db.write() as connection:
+        row = connection.execute(oldest).one_or_none()
+        if row is None:
+            return None
+        crashes = row.crashes + (row.status == "processing" and row.holder is not None)
+        if crashes >= MAX_CRASHES:
+            end(
+                connection,
+                row.run_id,
+                f"{crashes} times in a row the server ended while it ran. Its log may say why.",
+            )
+            return None
+        same_holder = c.holder.is_(None) if row.holder is None else c.holder == row.holder
+        taken = connection.execute(
+            sa.update(cluster_runs)
+            .where(c.run_id == row.run_id, c.status == row.status, same_holder)
+            .values(status="processing", holder=holder, crashes=crashes)
+        ).rowcount
+        if not taken:
+            return None
+        run = _row(connection, row.run_id)
+        _tell_task(connection, run, TaskStatus.IN_PROGRESS, stage="reading")
+        if row.status == "pending":
+            _emit(connection, EventType.CLUSTER_EXECUTION_STARTED, run)
+    return Claim(row.run_id, holder)
+
+
+def run(wh: Warehouse, claimed: Claim, park: threading.Event) -> None:
+    """Do one execution; what is wrong with it becomes its error. Ends early, and is to be done anew, on `park`."""
+    folder = wh.blobs.root / ".incoming" / f"clustering-{claimed.run_id}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        _Run(wh, claimed, park, folder).do()
+    except Stopped:
+        _release(wh, claimed)
+    except TesseraError as error:
+        if error.retryable:
+            _release(wh, claimed)
+            raise
+        with wh.db.write() as connection:
+            end(connection, claimed.run_id, error.message, holder=claimed.holder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(
+    connection: Connection,
+    run_id: str,
+    error: str,
+    *,
+    holder: str | None = None,
+    status: TaskStatus = TaskStatus.FAILED,
+) -> bool:
+    """Let an execution fail that has not ended (and is `holder`'s, if named); say whether it did."""
+    c = cluster_runs.c
+    this = sa.and_(c.run_id == run_id, c.status.in_(["pending", "processing"]))
+    if holder is not None:
+        this &= c.holder == holder
+    values = {"status": "failed", "error": error, "holder": None, "completed_at": now()}
+    if not connection.execute(sa.update(cluster_runs).where(this).values(**values)).rowcount:
+        return False
+    row = _row(connection, run_id)
+    _tell_task(connection, row, status, stage="done", error=error)
+    _emit(connection, EventType.CLUSTER_EXECUTION_FAILED, row)
+    return True
+
+
+def _release(wh: Warehouse, claimed: Claim) -> None:
+    with wh.db.write() as connection:
+        connection.execute(
+            sa.update(cluster_runs)
+            .where(
+                cluster_runs.c.run_id == claimed.run_id,
+                cluster_runs.c.holder == claimed.holder,
+                cluster_runs.c.status == "processing",
+            )
+            .values(holder=None)
+        )
+
+
+# --- doing ---------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """One execution: reads documents, fits, writes."""
+
+    def __init__(self, wh: Warehouse, claimed: Claim, park: threading.Event, folder: Path) -> None:
+        self.wh, self.claimed, self.park, self.folder = wh, claimed, park, folder
+        self.began = time.monotonic()
+        with wh.db.read() as connection:
+            self.row = _row(connection, claimed.run_id)
+        self.definition, self.own = self.row["definition"], self.row["request"]
+        self.namespace_id = self.row["namespace_id"]
+
+    def do(self) -> None:
+        wanted = self._chosen()
+        if self.definition["vector_config"]:
+            found, result = self._by_vectors(wanted)
+        else:
+            found, result = self._by_attributes(wanted)
+        result |= {"num_points": len(found), "source_documents": len(wanted)}
+        key = clusters.artifact_key(self.namespace_id, self.claimed.run_id)
+        write(self.wh.blobs.new_path(key), found)
+        failpoints.reach("cluster.written")
+        if self.definition["enrich_source_collection"]:
+            self._still_ours()
+            cluster_enrichment.enrich_all(self.wh, self.row, result, found)
+        result["seconds"] = round(time.monotonic() - self.began, 3)
+        with self.wh.db.write() as connection:
+            done = connection.execute(
+                sa.update(cluster_runs)
+                .where(
+                    cluster_runs.c.run_id == self.claimed.run_id,
+                    cluster_runs.c.holder == self.claimed.holder,
+                    cluster_runs.c.status == "processing",
+                )
+                .values(status="completed", holder=None, result=result, completed_at=now(), crashes=0)
+            ).rowcount
+            if done:
+                row = _row(connection, self.claimed.run_id)
+                count = len(found)
+                _tell_task(connection, row, TaskStatus.COMPLETED, stage="done", total=count, done=count)
+                _emit(connection, EventType.CLUSTER_EXECUTION_COMPLETED, row)
+        if not done:
+            with self.wh.db.read() as connection:
+                state = connection.execute(
+                    sa.select(cluster_runs.c.status).where(cluster_runs.c.run_id == self.claimed.run_id)
+                ).scalar()
+            if state in (None, "failed"):  # cancelled; another server would write the same file again
+                self.wh.blobs.remove(key)
+
+    def _still_ours(self) -> None:
+        with self.wh.db.read() as connection:
+            state = connection.execute(
+                sa.select(cluster_runs.c.status, cluster_runs.c.holder).where(
+                    cluster_runs.c.run_id == self.claimed.run_id
+                )
+            ).one_or_none()
+        if self.park.is_set() or state is None or tuple(state) != ("processing", self.claimed.holder):
+            raise Stopped
+
+    def _chosen(self) -> list[str]:
+        """Return the ids of the documents to cluster, in order; of more than the sample a sample by seed."""
+        within = clusters.within(self.definition, self.own)
+        clusters.check_size(self.definition, self.own, self.wh.views.count(self.namespace_id, within))
+        found: list[str] = []
+        after = None
+        while True:
+            page = Page(limit=_SLICE, filter=within, after=after, fields=("document_id",))
+            result = self.wh.views.page(self.namespace_id, page)
+            found += [hit.document_id for hit in result.hits]
+            after = result.next_after
+            self._still_ours()
+            if after is None:
+                break
+        found.sort()
+        size = clusters.sample_size(self.definition, self.own)
+        if size is not None and size < len(found):
+            chosen = np.random.default_rng(clustering.SEED).choice(len(found), size, replace=False)
+            found = [found[index] for index in np.sort(chosen)]
+        return found
+
+    def _slices(self, wanted: Sequence[str], *, with_vectors: bool) -> Iterator[list[Any]]:
+        for start in range(0, len(wanted), _SLICE):
+            self._still_ours()
+            hits = self.wh.views.get(self.namespace_id, wanted[start : start + _SLICE], with_vectors)
+            yield sorted(hits, key=lambda hit: str(hit.document_id))
+
+    def _by_vectors(self, wanted: Sequence[str]) -> tuple[Found, JsonObject]:
+        features = self.definition["features"]
+        config = self.definition["vector_config"]
+        ids: list[str] = []
+        collection_ids: list[str] = []
+        with (
+            (self.folder / "vectors.f32").open("wb") as vectors,
+            (self.folder / "texts.jsonl").open("wb") as texts,
+        ):
+            for hits in self._slices(wanted, with_vectors=True):
+                for hit in hits:
+                    parts = [hit.vectors.get(feature["name"]) for feature in features]
+                    if any(part is None for part in parts):
+                        continue
+                    ids.append(hit.document_id)
+                    collection_ids.append(str(hit.payload["collection_id"]))
+                    vectors.write(
+                        np.concatenate([np.asarray(p, np.float32).ravel() for p in parts]).tobytes()
+                    )
+                    texts.write(orjson.dumps(text_of(hit.payload), option=orjson.OPT_APPEND_NEWLINE))
+        if not ids:
+            raise BadRequestError(
+                "None of the documents has all of the features; each needs "
+                + ", ".join(config["feature_uris"])
+                + "."
+            )
+        spec = {
+            "method": config["clustering_method"],
+            "params": config["algorithm_params"],
+            "blocks": features,
+            "normalize": config["normalize_features"],
+            "center": config["effective_feature_method"],
+            "memory_mib": self.wh.settings.worker_memory_mib,
+        }
+        (self.folder / "spec.json").write_bytes(orjson.dumps(spec))
+        self._fit()
+        with np.load(self.folder / "labels.npz") as fitted:
+            found = Found(
+                ids,
+                collection_ids,
+                fitted["labels"].tolist(),
+                fitted["distances"].tolist(),
+                fitted["points"].tolist(),
+            )
+        return found, json.loads((self.folder / "result.json").read_text())
+
+    def _fit(self) -> None:
+        """Run the fit in a process of its own, and end that when the execution is not to go on."""
+        with (self.folder / "output.txt").open("wb") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "tessera.clustering", str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                while True:
+                    try:
+                        code = child.wait(_POLL_S)
+                        break
+                    except subprocess.TimeoutExpired:
+                        self._still_ours()
+            finally:
+                child.kill()
+                child.wait()
+                _close(child.stdin)
+        if code == 0:
+            return
+        said = self.folder / "error.txt"
+        if said.exists():
+            raise BadRequestError(said.read_text())
+        raise BadRequestError(
+            f"The process that fitted the clusters ended with {code}; it may have run out of memory. Cluster fewer "
+            "documents (sample_size), or choose kmeans."
+        )
+
+    def _by_attributes(self, wanted: Sequence[str]) -> tuple[Found, JsonObject]:
+        paths = self.definition["attribute_config"]["attributes"]
+        ids: list[str] = []
+        collection_ids: list[str] = []
+        keys: list[str | None] = []
+        for hits in self._slices(wanted, with_vectors=False):
+            for hit in hits:
+                values = [values_at(hit.payload, path) for path in paths]
+                ids.append(hit.document_id)
+                collection_ids.append(str(hit.payload["collection_id"]))
+                keys.append(", ".join(_shown(each) for each in values) if all(values) else None)
+        names = {
+            key: number for number, key in enumerate(dict.fromkeys(key for key in keys if key is not None))
+        }
+        labels = clustering.numbered(
+            np.array([names.get(key, -1) if key else -1 for key in keys], np.int32)
+        ).tolist()
+        told = {label: key for label, key in zip(labels, keys, strict=True) if key is not None}
+        centroids = [
+            {"cluster_id": f"cl_{n}", "num_members": labels.count(n), "label": told[n], "keywords": []}
+            for n in sorted(told)
+        ]
+        nothing = [None] * len(ids)
+        found = Found(ids, collection_ids, labels, nothing, [(None, None)] * len(ids))
+        return found, {"centroids": centroids, "metrics": None, "noise": labels.count(-1)}
+
+
+def _shown(values: Sequence[Any]) -> str:
+    return " and ".join(value if isinstance(value, str) else orjson.dumps(value).decode() for value in values)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        stream.close()
+
+
+def text_of(payload: Mapping[str, Any]) -> str:
+    """Return the texts of a document, its own fields and those one level below, cut to what labels need."""
+    texts: list[str] = []
+    for name, value in payload.items():
+        if name in RESERVED_FIELDS or name in ("cluster_label", "cluster_id"):
+            continue
+        inside = value.values() if isinstance(value, dict) else (value,)
+        texts += [
+            each for each in inside if isinstance(each, str) and " " in each.strip() and "://" not in each
+        ]
+    return "\n".join(texts)[:_TEXT_CHARS]
+
+
+# --- what was found ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which cluster each document belongs to (-1: none), how far from its centre, and where on the map."""
+
+    document_ids: Sequence[str]
+    collection_ids: Sequence[str]
+    labels: Sequence[int]
+    distances: Sequence[float | None]
+    points: Sequence[Sequence[float | None]]
+
+    def __len__(self) -> int:
+        return len(self.document_ids)
+
+
+def write(path: Path, found: Found) -> None:
+    """Write an artifact, whole or not at all."""
+    import pyarrow as pa
+
+    table = pa.table(
+        {
+            "document_id": pa.array(found.document_ids, pa.string()),
+            "collection_id": pa.array(found.collection_ids, pa.string()),
+            "label": pa.array(found.labels, pa.int32()),
+            "distance": pa.array(found.distances, pa.float32(), from_pandas=True),
+            "x": pa.array([point[0] for point in found.points], pa.float32()),
+            "y": pa.array([point[1] for point in found.points], pa.float32()),
+        }
+    )
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=10_000)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read(path: Path) -> Found:
+    """Read an artifact. Raises `FileNotFoundError` where there is none."""
+    import pyarrow as pa
+
+    with path.open("rb") as file, pa.ipc.open_file(file) as reader:
+        columns = reader.read_all().to_pydict()
+    return Found(
+        columns["document_id"],
+        columns["collection_id"],
+        columns["label"],
+        columns["distance"],
+        list(zip(columns["x"], columns["y"], strict=True)),
+    )
+
+
+# --- erasing -------------------------------------------------------------------------------------------
+
+
+def erase(wh: Warehouse, namespace_id: str, document_ids: Collection[str]) -> str | None:
+    """Take documents out of every result, and what was said of their clusters' words; say what has to be waited for."""
+    mine = cluster_runs.c.namespace_id == namespace_id
+    with wh.db.read() as connection:
+        rows = connection.execute(sa.select(cluster_runs.c.run_id, cluster_runs.c.status).where(mine)).all()
+    if any(row.status == "processing" for row in rows):
+        return "an execution of a cluster"
+    for row in rows:
+        path = wh.blobs.path(clusters.artifact_key(namespace_id, row.run_id))
+        part = path.with_name(f"{path.name}.part")
+        part.unlink(missing_ok=True)
+        if not path.exists():
+            continue
+        found = read(path)
+        kept = [index for index, each in enumerate(found.document_ids) if each not in document_ids]
+        if len(kept) == len(found):
+            continue
+        gone = {found.labels[index] for index in set(range(len(found))).difference(kept)}
+        with wh.db.write() as connection:
+            _forget_words(connection, row.run_id, gone)
+        left = Found(*([column[index] for index in kept] for column in _columns(found)))
+        write(path, left)
+    return None
+
+
+def _columns(found: Found) -> tuple[Sequence[Any], ...]:
+    return found.document_ids, found.collection_ids, found.labels, found.distances, found.points
+
+
+def _forget_words(connection: Connection, run_id: str, labels: Collection[int]) -> None:
+    """Replace label and keywords of clusters that lost a member: they may be made of its words."""
+    this = cluster_runs.c.run_id == run_id
+    result = connection.execute(sa.select(cluster_runs.c.result).where(this)).scalar()
+    if not result:
+        return
+    ids = {f"cl_{label}" for label in labels}
+    centroids = [
+        {**each, "label": f"Cluster {each['cluster_id'][3:]}", "keywords": []}
+        if each["cluster_id"] in ids
+        else each
+        for each in result["centroids"]
+    ]
+    connection.execute(
+        sa.update(cluster_runs)
+        .where(this)
+        .values(result={**result, "centroids": centroids, "has_erased": True})
+    )
+
+
+# --- rows ----------------------------------------------------------------------------------------------
+
+
+def _row(connection: Connection, run_id: str) -> JsonObject:
+    """Return an execution with its cluster's name and definition."""
+    joined = sa.select(cluster_runs, cluster_rows.c.cluster_name, cluster_rows.c.definition).join(
+        cluster_rows, cluster_rows.c.cluster_id == cluster_runs.c.cluster_id
+    )
+    found = connection.execute(joined.where(cluster_runs.c.run_id == run_id)).mappings().one_or_none()
+    if found is None:
+        raise Stopped
+    return dict(found)
+
+
+def _tell_task(connection: Connection, row: Mapping[str, Any], status: TaskStatus, **more: Any) -> None:
+    error = more.pop("error", None)
+    connection.execute(
+        sa.update(task_rows)
+        .where(task_rows.c.task_id == row["task_id"])
+        .values(
+            status=status,
+            outputs=[row["run_id"]] if status == TaskStatus.COMPLETED else [],
+            additional_data={"cluster_id": row["cluster_id"], "run_id": row["run_id"], **more},
+            error=error,
+            updated_at=now(),
+        )
+    )
+
+
+def _emit(connection: Connection, event_type: EventType, row: Mapping[str, Any]) -> None:
+    result = row["result"] or {}
+    metadata = {
+        "cluster_name": row["cluster_name"],
+        "run_id": row["run_id"],
+        "task_id": row["task_id"],
+        "num_clusters": len(result.get("centroids", ())),
+        "num_documents": result.get("num_points", 0),
+    }
+    events.emit(connection, row["namespace_id"], event_type, row["cluster_id"], metadata)

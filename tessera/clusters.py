@@ -1,0 +1,588 @@
+"""Clusters: defined, read, listed, renamed, deleted and asked to run; `cluster_runs.py` runs them.
+
+Everything about a cluster that can be wrong without looking at documents is found when it is created, how many
+documents there are when it is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from tessera import (
+    audit,
+    clustering,
+    collections,
+    events,
+    listing,
+    names,
+    namespaces,
+    new_tasks,
+    retriever_features,
+    tasks,
+)
+from tessera.context import Principal, Warehouse
+from tessera.db.engine import now
+from tessera.db.tables import cluster_runs, clusters
+from tessera.db.tables import tasks as task_rows
+from tessera.errors import (
+    AlreadyExistsError,
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    Problem,
+    quote,
+    raise_problems,
+)
+from tessera.filters import And, Condition, Filter, Or, is_path, parse
+from tessera.ids import new_id
+from tessera.models.base import JsonObject
+from tessera.models.clusters import (
+    PARAMS,
+    ClusteringMethod,
+    ClusterType,
+    CreateClusterRequest,
+    ExecuteClusterRequest,
+    ListClustersRequest,
+    LlmLabeling,
+    PatchClusterRequest,
+    VectorConfig,
+)
+from tessera.models.tasks import TaskResponse, TaskType
+from tessera.models.webhooks import EventType
+from tessera.pagination import PageRequest
+from tessera.plan import RESERVED_FIELDS
+from tessera.validation import schema_problems
+
+#: What a run's state is called where a cluster tells of it.
+TASK_STATUS = {
+    "pending": "PENDING",
+    "processing": "IN_PROGRESS",
+    "completed": "COMPLETED",
+    "failed": "FAILED",
+}
+_PARAMS_OF = {
+    ClusteringMethod.KMEANS: "kmeans_parameters",
+    ClusteringMethod.DBSCAN: "dbscan_parameters",
+    ClusteringMethod.HDBSCAN: "hdbscan_parameters",
+}
+#: Executions of one cluster that wait or run at a time; the next has to wait for its predecessor's end.
+_OPEN = ("pending", "processing")
+
+
+def create(wh: Warehouse, principal: Principal, namespace: str, request: CreateClusterRequest) -> JsonObject:
+    """Store a cluster. Raises with everything that is wrong at once; a taken name is a 409."""
+    at, cluster_id = now(), new_id("clust")
+    name = names.clean(request.cluster_name) if request.cluster_name else cluster_id
+    with wh.db.write() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        namespace_id = place["namespace_id"]
+        definition, problems = _definition(wh, connection, place, request)
+        problems += _name_problems(name)
+        if not problems:
+            problems += _taken(connection, namespace_id, name)
+        raise_problems(problems)
+        row = {
+            "cluster_id": cluster_id,
+            "namespace_id": namespace_id,
+            "cluster_name": name,
+            "definition": definition,
+            "created_at": at,
+            "updated_at": at,
+        }
+        connection.execute(clusters.insert().values(**row))
+        audit.record(connection, principal, "cluster_created", "cluster", cluster_id, {"name": name})
+        _tell(connection, EventType.CLUSTER_CREATED, row)
+        return answer(connection, row)
+
+
+def get(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> JsonObject:
+    """Return a cluster by id or name, with what its last execution found."""
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        return answer(connection, find(connection, place["namespace_id"], identifier))
+
+
+def list_(
+    wh: Warehouse, principal: Principal, namespace: str, page: PageRequest, request: ListClustersRequest
+) -> JsonObject:
+    """List clusters, the newest first unless sorted otherwise; `search` finds a part of id, name or description."""
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        rows = connection.execute(
+            sa.select(clusters)
+            .where(clusters.c.namespace_id == place["namespace_id"])
+            .order_by(clusters.c.created_at.desc(), clusters.c.cluster_id)
+        ).mappings()
+        answers = [answer(connection, row) for row in rows.all()]
+    chosen = listing.choose(
+        answers,
+        filters=request.filters,
+        search=request.search,
+        search_in=("cluster_id", "cluster_name", "description"),
+        sort=(request.sort.field, request.sort.direction) if request.sort else None,
+        id_field="cluster_id",
+    )
+    shown, stand = listing.cut(wh, page, chosen)
+    found = sum(each["num_clusters"] or 0 for each in chosen)
+    documents = sum(each["num_documents_clustered"] or 0 for each in chosen)
+    states = [each["status"] for each in chosen]
+    return {
+        "results": shown,
+        "pagination": stand,
+        "total_count": len(chosen),
+        "total": len(chosen),
+        "stats": {
+            "total_clusters": len(chosen),
+            "total_documents": documents,
+            "avg_documents_per_cluster": documents / found if found else 0.0,
+            "clusters_by_status": {state: states.count(state) for state in sorted(set(states))},
+        },
+    }
+
+
+def patch(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: PatchClusterRequest
+) -> JsonObject:
+    """Change name, description or metadata; absent fields stay. What is clustered, and how, is fixed."""
+    given = request.model_dump(exclude_unset=True)
+    with wh.db.write() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = dict(find(connection, place["namespace_id"], identifier))
+        if not given:
+            return answer(connection, row)
+        name = names.clean(given.pop("cluster_name", None) or row["cluster_name"])
+        if name != row["cluster_name"]:
+            raise_problems(_name_problems(name) or _taken(connection, place["namespace_id"], name))
+        row |= {"cluster_name": name, "definition": {**row["definition"], **given}, "updated_at": now()}
+        connection.execute(
+            sa.update(clusters)
+            .where(clusters.c.cluster_id == row["cluster_id"])
+            .values(cluster_name=name, definition=row["definition"], updated_at=row["updated_at"])
+        )
+        changed = {"fields": sorted(request.model_fields_set)}
+        audit.record(connection, principal, "cluster_updated", "cluster", row["cluster_id"], changed)
+        _tell(connection, EventType.CLUSTER_UPDATED, row)
+        return answer(connection, row)
+
+
+def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> str:
+    """Delete a cluster with its executions, and return its id. What documents were enriched with stays.
+
+    Raises `ConflictError` while an execution waits or runs.
+    """
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+        cluster_id = row["cluster_id"]
+        runs = connection.execute(
+            sa.select(cluster_runs.c.run_id).where(cluster_runs.c.cluster_id == cluster_id)
+        ).scalars()
+        keys = [artifact_key(place["namespace_id"], run_id) for run_id in runs.all()]
+        _refuse_open(connection, cluster_id, "deleted")
+    for key in keys:
+        # Files first: rows without a file say so, a file without a row would never be found again.
+        if not wh.blobs.remove(key):
+            raise ConflictError(
+                "A backup is being made of this server's files; delete the cluster when it has ended."
+            )
+    with wh.db.write() as connection:
+        namespaces.resolve(connection, principal, namespace)
+        _refuse_open(connection, cluster_id, "deleted")
+        connection.execute(sa.delete(clusters).where(clusters.c.cluster_id == cluster_id))
+        audit.record(
+            connection, principal, "cluster_deleted", "cluster", cluster_id, {"name": row["cluster_name"]}
+        )
+        _tell(connection, EventType.CLUSTER_DELETED, row)
+    return str(cluster_id)
+
+
+def execute(
+    wh: Warehouse, principal: Principal, namespace: str, identifier: str, request: ExecuteClusterRequest
+) -> TaskResponse:
+    """Ask for an execution and return its task: accepted and durable. COMPLETED means that its results can be read.
+
+    Raises `BadRequestError` where there are more documents than the method takes, `ConflictError` while another
+    execution of this cluster is under way.
+    """
+    if request.mode != "full":
+        raise BadRequestError(
+            f"mode {quote(request.mode)} is not available: every execution clusters all documents anew. Leave it out, "
+            'or send "full".'
+        )
+    _refuse_language_model(request.llm_labeling)
+    parse(request.filters)
+    with wh.db.read() as connection:
+        place = namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], identifier)
+        _refuse_open(connection, row["cluster_id"], "executed again")
+    own = request.model_dump(include={"filters", "sample_size"}, exclude_none=True)
+    if row["definition"]["cluster_type"] == ClusterType.VECTOR and not clustering.is_installed():
+        raise BadRequestError(clustering.MISSING)
+    check_size(row["definition"], own, wh.views.count(place["namespace_id"], within(row["definition"], own)))
+    with wh.db.write() as connection:
+        namespaces.resolve(connection, principal, namespace)
+        row = find(connection, place["namespace_id"], row["cluster_id"])
+        _refuse_open(connection, row["cluster_id"], "executed again")
+        task_id = begin(connection, place["organization_id"], row, own)
+        audit.record(
+            connection, principal, "cluster_executed", "cluster", row["cluster_id"], {"task_id": task_id}
+        )
+        task = connection.execute(sa.select(task_rows).where(task_rows.c.task_id == task_id)).mappings().one()
+        shown = tasks.answer(connection, task)
+    wh.jobs.wake()
+    return shown
+
+
+def begin(connection: Connection, organization_id: str, row: Mapping[Any, Any], own: JsonObject) -> str:
+    """Add an execution and its task, in the transaction of `connection`, and return the task's id."""
+    at, run_id = now(), new_id("run")
+    about = {"cluster_id": row["cluster_id"], "run_id": run_id, "stage": "queued"}
+    task_id = new_tasks.add(
+        connection,
+        organization_id,
+        row["namespace_id"],
+        TaskType.CLUSTER_BUILD,
+        [row["cluster_id"]],
+        about,
+        at,
+    )
+    connection.execute(
+        cluster_runs.insert().values(
+            run_id=run_id,
+            cluster_id=row["cluster_id"],
+            namespace_id=row["namespace_id"],
+            task_id=task_id,
+            status="pending",
+            crashes=0,
+            request=own,
+            created_at=at,
+        )
+    )
+    return task_id
+
+
+def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+    """Return the row of a cluster by id, else by name. Raises `NotFoundError`."""
+    c = clusters.c
+    found = (
+        connection.execute(
+            sa.select(clusters).where(
+                c.namespace_id == namespace_id,
+                sa.or_(c.cluster_id == identifier, c.cluster_name == names.clean(identifier)),
+            )
+        )
+        .mappings()
+        .all()
+    )
+    if not found:
+        raise NotFoundError("cluster", identifier)
+    return next((row for row in found if row["cluster_id"] == identifier), found[0])
+
+
+def last_run(connection: Connection, cluster_id: str, *states: str) -> RowMapping | None:
+    """Return the newest execution of a cluster, of those in `states` if any are named."""
+    chosen = cluster_runs.c.cluster_id == cluster_id
+    if states:
+        chosen &= cluster_runs.c.status.in_(states)
+    newest = (
+        sa.select(cluster_runs)
+        .where(chosen)
+        .order_by(cluster_runs.c.created_at.desc(), cluster_runs.c.run_id)
+    )
+    return connection.execute(newest.limit(1)).mappings().one_or_none()
+
+
+def artifact_key(namespace_id: str, run_id: str) -> str:
+    """Return where it is written which document belongs to which cluster."""
+    return f"{namespace_id}/clusters/{run_id}.arrow"
+
+
+def within(definition: Mapping[str, Any], own: Mapping[str, Any]) -> Filter:
+    """Return the filter of the documents that an execution takes."""
+    of_collections = [Condition("collection_id", "eq", each, True) for each in definition["collection_ids"]]
+    mine: Filter = of_collections[0] if len(of_collections) == 1 else Or(tuple(of_collections))
+    asked = parse(own.get("filters") or definition["filters"])
+    return mine if asked is None else And((mine, asked))
+
+
+def sample_size(definition: Mapping[str, Any], own: Mapping[str, Any]) -> int | None:
+    """Return how many documents an execution takes at most; None for all."""
+    found = own.get("sample_size") or (definition["vector_config"] or {}).get("sample_size")
+    return int(found) if found else None
+
+
+def check_size(definition: Mapping[str, Any], own: Mapping[str, Any], count: int) -> None:
+    """Raise `BadRequestError` where an execution over `count` documents would take none, or too many."""
+    if count == 0:
+        raise BadRequestError(
+            "There is no document to cluster: the collections are empty, or the filters let none through."
+        )
+    count = min(count, sample_size(definition, own) or count)
+    method = definition["vector_config"]["clustering_method"] if definition["vector_config"] else None
+    most = clustering.MAX_DOCUMENTS[method] if method else clustering.MAX_DOCUMENTS["kmeans"]
+    width = sum(block["dimensions"] for block in definition.get("features") or ()) or 1
+    most = min(most, clustering.MAX_NUMBERS // width)
+    if count > most:
+        raise BadRequestError(
+            f"These are {count:,} documents; {method or 'attribute clustering'} takes at most {most:,}. Send filters "
+            "that let fewer through, a sample_size, or use kmeans, which takes most.",
+            details={"documents": count, "max_documents": most, "clustering_method": method},
+        )
+
+
+def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
+    """Return a cluster as the API shows it: what both clients read, the one at creation and the other later."""
+    definition = row["definition"]
+    vector, attribute = definition["vector_config"], definition["attribute_config"]
+    latest = last_run(connection, row["cluster_id"])
+    done = latest if latest is not None and latest["status"] == "completed" else None
+    if done is None and latest is not None:
+        done = last_run(connection, row["cluster_id"], "completed")
+    result = done["result"] if done is not None else None
+    return {
+        "cluster_id": row["cluster_id"],
+        "cluster_name": row["cluster_name"],
+        "description": definition.get("description"),
+        "namespace_id": row["namespace_id"],
+        "collection_ids": definition["collection_ids"],
+        "input_collections": definition["collection_ids"],
+        "cluster_type": definition["cluster_type"],
+        "vector_config": vector,
+        "attribute_config": attribute,
+        "filters": definition["filters"],
+        "feature_uris": vector and vector["feature_uris"],
+        "multi_feature_strategy": vector and vector["multi_feature_strategy"],
+        "effective_feature_method": vector and vector["effective_feature_method"],
+        "clustered_attributes": attribute and attribute["attributes"],
+        "algorithm": vector["clustering_method"] if vector else "attribute_based",
+        "algorithm_params": vector and vector["algorithm_params"],
+        "output_collection_ids": [],
+        "output_collection_names": [],
+        "enrich_source": definition["enrich_source_collection"],
+        "enrich_source_collection": definition["enrich_source_collection"],
+        "source_enrichment_config": definition["source_enrichment_config"],
+        "llm_labeling": None,
+        "hierarchy_detected": False,
+        "num_clusters": result and len(result["centroids"]),
+        "num_documents_clustered": result and result["num_points"],
+        "cluster_stats": result
+        and {
+            "noise_points": result["noise"],
+            "silhouette_score": (result["metrics"] or {}).get("silhouette_score"),
+        },
+        "execution_time_seconds": result and result["seconds"],
+        "status": TASK_STATUS[latest["status"]] if latest is not None else "PENDING",
+        "task_id": latest and latest["task_id"],
+        "last_execution_task_id": latest and latest["task_id"],
+        "last_run_id": done and done["run_id"],
+        "last_executed_at": latest and latest["created_at"],
+        "completed_at": done and done["completed_at"],
+        "metadata": definition.get("metadata"),
+        "created_at": row["created_at"],
+        "updated_at": row["updated_at"],
+    }
+
+
+# --- what can be wrong ---------------------------------------------------------------------------------
+
+
+def _definition(
+    wh: Warehouse, connection: Connection, place: RowMapping, request: CreateClusterRequest
+) -> tuple[JsonObject, list[Problem]]:
+    """Return what is stored of a request, and what is wrong with it."""
+    _refuse_language_model(request.llm_labeling)
+    problems: list[Problem] = []
+    rows = []
+    for number, identifier in enumerate(request.collection_ids):
+        try:
+            rows.append(collections.find(connection, place["namespace_id"], identifier))
+        except NotFoundError as error:
+            problems.append(_problem(("collection_ids", number), error.message))
+    parse(request.filters)
+    kind = request.cluster_type or (ClusterType.ATTRIBUTE if request.attribute_config else ClusterType.VECTOR)
+    config = request.vector_config if kind is ClusterType.VECTOR else request.attribute_config
+    if config is None:
+        problems.append(
+            _problem((f"{kind}_config",), f"A cluster of type {kind} needs {kind}_config.", "missing")
+        )
+    vector, features = None, None
+    if kind is ClusterType.VECTOR and request.vector_config is not None:
+        vector, features, found = _vector_config(wh, place, rows, request.vector_config)
+        problems += found
+    attribute = request.attribute_config if kind is ClusterType.ATTRIBUTE else None
+    if attribute is not None:
+        problems += _attribute_problems(attribute.attributes, hierarchical=attribute.hierarchical_grouping)
+    mapped = request.source_enrichment_config
+    for number, mapping in enumerate((mapped.field_mappings if mapped else None) or ()):
+        field = mapping.target_field
+        if field.partition(".")[0] in RESERVED_FIELDS or not is_path(field):
+            problems.append(
+                _problem(
+                    ("source_enrichment_config", "field_mappings", number, "target_field"),
+                    f"{quote(field)} belongs to the system, or is no path. Choose another field.",
+                )
+            )
+    return {
+        "collection_ids": list(dict.fromkeys(row["collection_id"] for row in rows)),
+        "cluster_type": kind,
+        "vector_config": vector,
+        "features": features,
+        "attribute_config": attribute.model_dump() if attribute else None,
+        "filters": request.filters,
+        "description": request.description,
+        "metadata": request.metadata,
+        "enrich_source_collection": request.enrich_source_collection
+        or bool(request.vector_config and request.vector_config.enrich_source),
+        "source_enrichment_config": mapped.model_dump() if mapped else None,
+    }, problems
+
+
+def _vector_config(
+    wh: Warehouse, place: RowMapping, rows: list[RowMapping], config: VectorConfig
+) -> tuple[JsonObject, list[JsonObject], list[Problem]]:
+    """Return a vector_config as it is stored, its features ({name, dimensions, weight}), and what is wrong."""
+    problems: list[Problem] = []
+    uris = list(dict.fromkeys(config.feature_uris or ([config.feature_uri] if config.feature_uri else [])))
+    if not uris:
+        problems.append(
+            _problem(
+                ("vector_config", "feature_uris"),
+                "vector_config needs feature_uris, a list of features.",
+                "missing",
+            )
+        )
+    if config.multi_feature_strategy == "independent" or config.output_strategy == "per_feature":
+        problems.append(
+            _problem(
+                ("vector_config", "multi_feature_strategy"),
+                "Features are clustered together, into one result. For each by itself, create a cluster for each.",
+            )
+        )
+    weights = config.feature_weights or {}
+    if config.multi_feature_strategy == "weighted" and not weights:
+        problems.append(
+            _problem(
+                ("vector_config", "feature_weights"),
+                "Weights are not learned: send feature_weights, a number from 0 to 1 for each feature URI.",
+            )
+        )
+    features: list[JsonObject] = []
+    for number, uri in enumerate(uris):
+        weight = weights.get(uri, 1.0)
+        if not 0 <= weight <= 1:
+            problems.append(
+                _problem(("vector_config", "feature_weights", uri), "A weight is a number from 0 to 1.")
+            )
+        try:
+            vector, _ = retriever_features.vector_of(wh, place, uri)
+        except BadRequestError as error:
+            problems.append(_problem(("vector_config", "feature_uris", number), error.message))
+            continue
+        reason = _unfit(wh, place, rows, vector.name)
+        if reason is not None:
+            problems.append(_problem(("vector_config", "feature_uris", number), f"{quote(uri)} {reason}"))
+            continue
+        features.append({"name": vector.name, "dimensions": vector.dimensions, "weight": weight})
+    given = {
+        **(getattr(config, _PARAMS_OF.get(config.clustering_method, ""), None) or {}),
+        **(config.algorithm_params or {}),
+    }
+    if config.clustering_method is ClusteringMethod.GAUSSIAN_MIXTURE and "n_clusters" in given:
+        given.setdefault("n_components", given["n_clusters"])
+    params: JsonObject = {}
+    try:
+        params = PARAMS[config.clustering_method].model_validate(given).model_dump()
+    except pydantic.ValidationError as error:
+        problems += schema_problems(error, ("body", "vector_config", "algorithm_params"))
+    if params.get("linkage") == "ward" and params["metric"] != "euclidean":
+        problems.append(
+            _problem(
+                ("vector_config", "algorithm_params", "linkage"),
+                f"linkage ward takes euclidean distances only, not {params['metric']}. Choose average, complete or "
+                "single.",
+            )
+        )
+    stored = config.model_dump(exclude={"feature_uri", *_PARAMS_OF.values()})
+    return {**stored, "feature_uris": uris, "algorithm_params": params}, features, problems
+
+
+def _unfit(wh: Warehouse, place: RowMapping, rows: list[RowMapping], name: str) -> str | None:
+    """Say why the documents of these collections cannot be clustered by a vector, or None."""
+    for row in rows:
+        kept = collections.vector_indexes(wh.registry, place, row["feature_extractor"])
+        index = next((index for index in kept if index.name == name), None)
+        if index is None:
+            return f"is not written by collection {row['collection_id']}; each collection must have it."
+        if index.index.dimensions is None:
+            return "holds words, not a vector of fixed length. Choose a dense feature."
+    return None
+
+
+def _attribute_problems(attributes: list[str], *, hierarchical: bool) -> list[Problem]:
+    problems = [
+        _problem(("attribute_config", "attributes", number), f"{quote(path)} is not a field or path.")
+        for number, path in enumerate(attributes)
+        if not is_path(path)
+    ]
+    if hierarchical:
+        problems.append(
+            _problem(
+                ("attribute_config", "hierarchical_grouping"),
+                "Clusters of clusters are not available. Leave it out: one cluster for each combination of values.",
+            )
+        )
+    return problems
+
+
+def _refuse_language_model(asked: LlmLabeling | None) -> None:
+    if asked is not None and asked.enabled:
+        raise BadRequestError(
+            "Labels by a language model are not available. Leave llm_labeling out: labels are the terms that set a "
+            "cluster's texts apart, and an execution's labels can be changed."
+        )
+
+
+def _refuse_open(connection: Connection, cluster_id: str, verb: str) -> None:
+    latest = last_run(connection, cluster_id, *_OPEN)
+    if latest is not None:
+        raise ConflictError(
+            f"Cluster {cluster_id} has an execution under way ({latest['run_id']}), and cannot be {verb} before it has "
+            f"ended. Wait for task {latest['task_id']}, or cancel it (POST /v1/clusters/{cluster_id}/executions/"
+            f"{latest['run_id']}/cancel).",
+            details={"run_id": latest["run_id"], "task_id": latest["task_id"]},
+        )
+
+
+def _problem(path: tuple[str | int, ...], message: str, kind: str = "value_error") -> Problem:
+    return Problem(("body", *path), message, kind, BadRequestError.status)
+
+
+def _name_problems(name: str) -> list[Problem]:
+    if name.strip():
+        return []
+    return [_problem(("cluster_name",), "cluster_name is empty; name the cluster, or leave it out.")]
+
+
+def _taken(connection: Connection, namespace_id: str, name: str) -> list[Problem]:
+    taken = connection.execute(
+        sa.select(clusters.c.cluster_id).where(
+            clusters.c.namespace_id == namespace_id, clusters.c.cluster_name == name
+        )
+    ).scalar()
+    if taken:
+        raise AlreadyExistsError(
+            f"A cluster named {quote(name)} exists in this namespace ({taken}). Choose another name, or delete "
+            "that one.",
+            details={"resource": "cluster", "id": taken},
+        )
+    return []
+
+
+def _tell(connection: Connection, event_type: EventType, row: Mapping[Any, Any]) -> None:
+    metadata = {"cluster_name": row["cluster_name"]}
+    events.emit(connection, row["namespace_id"], event_type, row["cluster_id"], metadata)
