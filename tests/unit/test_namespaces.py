@@ -560,9 +560,10 @@ def test_lists_add_up_what_they_show(wh: Warehouse, me: Principal, five: list[st
 
 def test_creating_and_listing_cost_the_same_after_a_thousand(wh: Warehouse, me: Principal) -> None:
     def timed(call: Callable[[], Any]) -> float:
-        begun = time.perf_counter()
+        # Of the processor: what others do meanwhile is not counted.
+        begun = time.thread_time()
         call()
-        return time.perf_counter() - begun
+        return time.thread_time() - begun
 
     def made(numbers: range) -> list[float]:
         return [timed(functools.partial(namespaces.create, wh, me, body(f"n{n}"))) for n in numbers]
