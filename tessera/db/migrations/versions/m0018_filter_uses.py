@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0020_v0.5.0"
-down_revision = "0016_v0.5.0"
+revision = "0018_v0.5.0"
+down_revision = "0017_v0.5.0"
 branch_labels = None
 depends_on = None
 
