@@ -60,7 +60,7 @@ async def namespace_if_named(
         Header(
             alias="X-Namespace",
             description="Namespace by id or name (in UTF-8); may be left out.",
-            max_length=512,
+            max_length=LONGEST_NAMESPACE,
             examples=["spotify_playlists_dev"],
         ),
     ] = None,
