@@ -119,21 +119,16 @@ def ask_once(
     **named: Any,
 ) -> Any:
     """Return what the model replies, noting calls and tokens. Raises `LanguageError` and `BudgetSpent`."""
-    model = language_of(context)
-    work = context.work
-    work.llm_calls, work.tokens_used = work.llm_calls or 0, work.tokens_used or 0
-    work.metadata["model"] = model.which(params.model_name)
+    model, work = _begin(params, context), context.work
     try:
         reply = model.ask(
             Prompt(task, data, schema, model=params.model_name, api_key=_key(params, context), **named),
             context.budget,
         )
     except LanguageError as error:
-        work.llm_calls += error.calls
-        work.tokens_used += error.tokens
+        work.count(error.calls, error.tokens)
         raise
-    work.llm_calls += reply.calls
-    work.tokens_used += reply.tokens
+    work.count(reply.calls, reply.tokens)
     return reply.value
 
 
@@ -188,28 +183,11 @@ def ask_about(
     `item` is the JSON schema of one answer, which stands under ``answer``. A batch whose reply cannot be read at all
     is asked again document by document. Raises `BudgetSpent`; calls and tokens are noted in the context's `work`.
     """
-    model = language_of(context)
-    schema = {
-        "type": "object",
-        "properties": {
-            "results": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "properties": {"id": {"type": "integer"}, "answer": dict(item)},
-                    "required": ["id", "answer"],
-                    "additionalProperties": False,
-                },
-            }
-        },
-        "required": ["results"],
-        "additionalProperties": False,
-    }
+    model = _begin(params, context)
+    schema = _results_of(item)
     task = f"{task}\n\nReply with one result for each document of `data`, under its `id`."
     answers = Answers({}, {})
     work, lock = context.work, threading.Lock()
-    work.llm_calls, work.tokens_used = work.llm_calls or 0, work.tokens_used or 0
-    work.metadata["model"] = model.which(params.model_name)
     key = _key(params, context)
 
     def ask(numbers: Sequence[int]) -> None:
@@ -218,7 +196,8 @@ def ask_about(
             prompt = Prompt(task, data, schema, model=params.model_name, api_key=key, **named)
             reply = model.ask(prompt, context.budget)
         except LanguageError as error:
-            _count(context, error.calls, error.tokens, lock)
+            with lock:
+                work.count(error.calls, error.tokens)
             if error.kind == "unreadable" and len(numbers) > 1:
                 for number in numbers:
                     ask([number])
@@ -226,7 +205,8 @@ def ask_about(
             for number in numbers:
                 answers.errors[number] = error
             return
-        _count(context, reply.calls, reply.tokens, lock)
+        with lock:
+            work.count(reply.calls, reply.tokens)
         found = _by_id(reply.value)
         for number in numbers:
             value = found.get(number + 1)
@@ -287,10 +267,28 @@ def _by_id(value: Any) -> dict[int, Any]:
     }
 
 
-def _count(context: StageContext, calls: int, tokens: int, lock: threading.Lock) -> None:
-    with lock:
-        context.work.llm_calls = (context.work.llm_calls or 0) + calls
-        context.work.tokens_used = (context.work.tokens_used or 0) + tokens
+def _begin(params: LanguageParams, context: StageContext) -> LanguageModel:
+    """Return the model, with the stage's statistics saying which one it is and that no call was made yet."""
+    model = language_of(context)
+    context.work.count(0, 0)
+    context.work.metadata["model"] = model.which(params.model_name)
+    return model
+
+
+def _results_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the JSON schema of a reply that holds an answer, of schema `item`, for each document."""
+    result = {
+        "type": "object",
+        "properties": {"id": {"type": "integer"}, "answer": dict(item)},
+        "required": ["id", "answer"],
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {"results": {"type": "array", "items": result}},
+        "required": ["results"],
+        "additionalProperties": False,
+    }
 
 
 def _batches(documents: Sequence[Payload], batch_size: int, max_chars: int) -> Iterator[list[int]]:

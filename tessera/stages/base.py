@@ -104,6 +104,11 @@ class Work:
     #: Whether the same documents and inputs will give the same hits again.
     is_repeatable: bool = True
 
+    def count(self, calls: int, tokens: int) -> None:
+        """Add calls of the language model and their tokens; 0 says that the stage has one."""
+        self.llm_calls = (self.llm_calls or 0) + calls
+        self.tokens_used = (self.tokens_used or 0) + tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
