@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tessera.errors import BadSample
 from tessera.fetching import Fetcher
-from tessera.inference import Models
+from tessera.inference import Model, Models
 from tessera.locators import Locator
 from tessera.models import PayloadIndex
 
@@ -96,6 +96,21 @@ def words_of(*fields: str) -> SparseOutput:
     )
 
 
+def text_vector(
+    name: str, model: Model, meaning: str, aliases: tuple[str, ...] = ("embedding", "text_embedding", "text")
+) -> VectorOutput:
+    """Return the vector that every built-in extractor of texts has, under its own `name`: the `meaning` of what."""
+    return VectorOutput(
+        name=name,
+        dimensions=model.dimensions,
+        inference_name="multilingual_e5_large_instruct_v1",
+        model_id=model.model_id,
+        description=f"{meaning}, by {model.model_id}. {model.description}",
+        query_inputs=model.query_inputs,
+        aliases=aliases,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class FieldOutput:
     """A payload field that an extractor writes; `type` is a bucket schema type."""
@@ -166,6 +181,8 @@ class Extractor(ABC):
     positions: ClassVar[tuple[str, ...]] = ()
     max_inputs: ClassVar[Mapping[str, int]] = {}
     cost_tier: ClassVar[int] = 1
+    #: The vector whose model the parameter `model` chooses, where there is one.
+    vector_name: ClassVar[str | None] = None
     #: Whether a source stays the same while what it names elsewhere changes: it is extracted anew by every batch.
     reads_elsewhere: ClassVar[bool] = False
     Params: ClassVar[type[Params]] = Params
@@ -189,7 +206,9 @@ class Extractor(ABC):
         A namespace chooses its models when it is made; what is installed later must not mix a second
         vector space into it.
         """
-        return params
+        if self.vector_name is None or "model" not in type(params).model_fields:
+            return params
+        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
 
     @abstractmethod
     def extract(self, samples: Sequence[Sample], params: Any) -> Iterator[Iterable[Feature] | BadSample]:

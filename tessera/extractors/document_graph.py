@@ -26,6 +26,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    text_vector,
     words_of,
 )
 from tessera.media import layout, markup, office
@@ -124,17 +125,7 @@ class DocumentGraphExtractor(Extractor):
         vectors: tuple[VectorOutput, ...] = ()
         if params.run_text_embedding:
             model = self.models.choose("text", params.model)
-            vectors = (
-                VectorOutput(
-                    name=self.vector_name,
-                    dimensions=model.dimensions,
-                    inference_name="multilingual_e5_large_instruct_v1",
-                    model_id=model.model_id,
-                    description=f"Meaning of the block, by {model.model_id}. {model.description}",
-                    query_inputs=model.query_inputs,
-                    aliases=("embedding", "text_embedding", "text"),
-                ),
-            )
+            vectors = (text_vector(self.vector_name, model, "Meaning of the block"),)
         indexes = (
             PayloadIndex(
                 field_name="page_number",
@@ -150,10 +141,6 @@ class DocumentGraphExtractor(Extractor):
             ),
         )
         return Outputs(vectors, _fields(params), indexes, sparse=(words_of("text"),))
-
-    def pinned(self, params: DocumentGraphParams, running: Mapping[str, str]) -> DocumentGraphParams:
-        """Return `params` with the model that the namespace chose."""
-        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
 
     def extract(
         self, samples: Sequence[Sample], params: DocumentGraphParams

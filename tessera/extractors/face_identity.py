@@ -179,10 +179,6 @@ class FaceIdentityExtractor(Extractor):
         )
         return Outputs((vector,), _face_fields(params), _indexes())
 
-    def pinned(self, params: FaceIdentityParams, running: Mapping[str, str]) -> FaceIdentityParams:
-        """Return `params` with the model that the namespace chose."""
-        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
-
     def extract(
         self, samples: Sequence[Sample], params: FaceIdentityParams
     ) -> Iterator[Iterable[Feature] | BadSample]:

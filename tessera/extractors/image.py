@@ -81,10 +81,6 @@ class ImageExtractor(Extractor):
             fields["thumbnail_url"] = FieldOutput("string", "A JPEG of at most 480 pixels a side.")
         return Outputs((vector,), fields)
 
-    def pinned(self, params: ImageParams, running: Mapping[str, str]) -> ImageParams:
-        """Return `params` with the model that the namespace chose."""
-        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
-
     def extract(
         self, samples: Sequence[Sample], params: ImageParams
     ) -> Iterator[Iterable[Feature] | BadSample]:

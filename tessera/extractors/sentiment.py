@@ -21,6 +21,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    text_vector,
 )
 from tessera.extractors.text import read_text
 from tessera.inference import SENTIMENT
@@ -80,21 +81,7 @@ class SentimentClassifier(Extractor):
         if not params.embed:
             return ()
         model = self.models.choose("text", params.model)
-        return (
-            VectorOutput(
-                name=self.vector_name,
-                dimensions=model.dimensions,
-                inference_name="multilingual_e5_large_instruct_v1",
-                model_id=model.model_id,
-                description=f"Meaning of the text, by {model.model_id}. {model.description}",
-                query_inputs=model.query_inputs,
-                aliases=("embedding", "text_embedding", "text"),
-            ),
-        )
-
-    def pinned(self, params: SentimentParams, running: Mapping[str, str]) -> SentimentParams:
-        """Return `params` with the text model that the namespace chose."""
-        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
+        return (text_vector(self.vector_name, model, "Meaning of the text"),)
 
     def extract(
         self, samples: Sequence[Sample], params: SentimentParams

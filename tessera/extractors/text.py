@@ -25,6 +25,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    text_vector,
     words_of,
 )
 
@@ -122,20 +123,8 @@ class TextExtractor(Extractor):
                 "start_char": FieldOutput("integer", "First character of the piece in its source, from 0."),
                 "end_char": FieldOutput("integer", "Character behind the piece's last one."),
             }
-        vector = VectorOutput(
-            name=self.vector_name,
-            dimensions=model.dimensions,
-            inference_name="multilingual_e5_large_instruct_v1",
-            model_id=model.model_id,
-            description=f"Meaning of the text, by {model.model_id}. {model.description}",
-            query_inputs=model.query_inputs,
-            aliases=("embedding", "text_embedding", "text"),
-        )
+        vector = text_vector(self.vector_name, model, "Meaning of the text")
         return Outputs((vector,), fields, sparse=(words_of("text"),))
-
-    def pinned(self, params: TextParams, running: Mapping[str, str]) -> TextParams:
-        """Return `params` with the model that the namespace chose."""
-        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
 
     def extract(
         self, samples: Sequence[Sample], params: TextParams

@@ -25,6 +25,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    text_vector,
     words_of,
 )
 from tessera.extractors.image import Vector, embed_picture_query, first, picture_feature
@@ -215,14 +216,11 @@ class VideoExtractor(Extractor):
         )
 
     def _said_output(self, model: Model) -> VectorOutput:
-        return VectorOutput(
-            name=self.said_name,
-            dimensions=model.dimensions,
-            inference_name="multilingual_e5_large_instruct_v1",
-            model_id=model.model_id,
-            description=f"What is said, or written in the picture, by {model.model_id}. {model.description}",
-            query_inputs=model.query_inputs,
-            aliases=("text_embedding", "transcription", "embedding"),
+        return text_vector(
+            self.said_name,
+            model,
+            "What is said, or written in the picture",
+            ("text_embedding", "transcription", "embedding"),
         )
 
     def pinned(self, params: VideoParams, running: Mapping[str, str]) -> VideoParams:

@@ -24,6 +24,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    text_vector,
     words_of,
 )
 from tessera.extractors.text import read_text, split
@@ -146,22 +147,8 @@ class WebScraperExtractor(Extractor):
         vectors: tuple[VectorOutput, ...] = ()
         if params.generate_text_embeddings:
             model = self.models.choose("text", params.model)
-            vectors = (
-                VectorOutput(
-                    name=self.vector_name,
-                    dimensions=model.dimensions,
-                    inference_name="multilingual_e5_large_instruct_v1",
-                    model_id=model.model_id,
-                    description=f"Meaning of the page's text, by {model.model_id}. {model.description}",
-                    query_inputs=model.query_inputs,
-                    aliases=("embedding", "text_embedding", "text"),
-                ),
-            )
+            vectors = (text_vector(self.vector_name, model, "Meaning of the page's text"),)
         return Outputs(vectors, _FIELDS, sparse=(words_of("title", "text"),))
-
-    def pinned(self, params: WebScraperParams, running: Mapping[str, str]) -> WebScraperParams:
-        """Return `params` with the model that the namespace chose."""
-        return params.model_copy(update={"model": running.get(self.vector_name, params.model)})
 
     def extract(
         self, samples: Sequence[Sample], params: WebScraperParams

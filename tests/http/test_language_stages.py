@@ -295,9 +295,18 @@ def test_a_summary_that_does_not_come_ends_the_execution(notes: Notes) -> None:
 # --- keys, caches, budgets -----------------------------------------------------------------------------
 
 
+@pytest.fixture
+def language_key(notes: Notes) -> Iterator[str]:
+    """The name of a secret that the organization has for one test."""
+    path, name = "/v1/organizations/secrets", "language-key"
+    own = {"secret_name": name, "secret_value": "sk-of-somebody-else"}
+    notes.client.post(path, json=own).raise_for_status()
+    yield name
+    notes.client.delete(f"{path}/{name}").raise_for_status()
+
+
+@pytest.mark.usefixtures("language_key")
 def test_a_key_of_ones_own_is_a_secret_of_the_organization(notes: Notes, server: Server) -> None:
-    own = {"secret_name": "language-key", "secret_value": "sk-of-somebody-else"}
-    notes.client.post("/v1/organizations/secrets", json=own).raise_for_status()
     filtered = stage("llm_filter", criteria='"rain"', api_key="{{secrets.language-key}}")
     retriever = notes.post("/retrievers", {"retriever_name": "own-key", "stages": [ALL, filtered]})
     assert "sk-of-somebody-else" not in json.dumps(retriever)
