@@ -98,6 +98,12 @@ KINDS: dict[str, Kind] = {
 PERMANENT = frozenset(name for name, kind in KINDS.items() if not kind.may_pass)
 
 
+def of_fetch(kind: str, *, may_pass: bool) -> str:
+    """Return the kind of failure for a `FetchError` of `kind`, of which the answer may say that it will pass."""
+    name = f"fetch_{kind}"
+    return "fetch_unavailable" if may_pass and name in PERMANENT else name
+
+
 def known(kind: str | None) -> Kind:
     """Return what is known of a kind; of one that nobody here knows, what is known of ``ours``."""
     return KINDS.get(kind or "ours", KINDS["ours"])

@@ -182,9 +182,13 @@ class Crawl:
             )
         self.report.refused_by_robots += 1
 
-    def _fetched(self, url: str, take: Callable[[bytes], object]) -> Fetched:
-        """Fetch an address; what may pass is tried again, each time after twice the wait."""
+    def _fetched(self, url: str, data: bytearray, take: Callable[[bytes], object]) -> Fetched:
+        """Fetch an address; what may pass is tried again, each time after twice the wait.
+
+        `take` adds to `data`, of which nothing is left when another attempt begins.
+        """
         for attempt in range(self._bounds.max_retries + 1):
+            data.clear()
             left_s = max(0.1, self._deadline - self._clock())
             fetcher = replace(self._fetcher, total_s=min(self._fetcher.total_s, left_s))
             try:
@@ -206,8 +210,8 @@ class Crawl:
                 raise _NoPage(f"it begins as {kind}")
             data.extend(piece)
 
-        came = self._fetched(url, take)
-        return came, bytes(data[len(data) - came.size_bytes :])
+        came = self._fetched(url, data, take)
+        return came, bytes(data)
 
     def _wait(self, asked_s: float) -> None:
         """Leave the site alone for as long as it, or whoever crawls, asks."""
@@ -240,7 +244,7 @@ class Crawl:
                 raise _Enough
 
         try:
-            self._fetched(f"{target.origin}/robots.txt", take)
+            self._fetched(f"{target.origin}/robots.txt", data, take)
         except _Enough:
             pass
         except FetchError as error:

@@ -223,12 +223,13 @@ def plan_batch(
             for collection_id in (stages[0].collection_ids if stages else ())
         }
     loads = []
+    problems: list[Problem] = []
     measuring = _Measuring(wh)
     for tier in stages:
         for collection_id in tier.collection_ids:
             collection = by_id[collection_id]
             config = collection["feature_extractor"]
-            load = _load(wh, place, config, ("body",), [])
+            load = _load(wh, place, config, ("body", "collection_ids", collection_id), problems)
             if load is None:
                 continue
             load.label["collection_id"] = collection_id
@@ -237,6 +238,8 @@ def plan_batch(
             else:
                 load.fed_by = tuple(reads.get(collection_id, ()))
             loads.append(load)
+    if problems:
+        raise ValidationError(problems)
     workers, where = _workers(wh, place)
     size = sum(item["size_bytes"] for item in found)
     return _answer(wh, loads, workers, where, source_bytes=size, side_by_side=False)

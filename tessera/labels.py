@@ -49,19 +49,15 @@ class Classifier:
 
         They add up to 1, but for a model of which several labels may hold at once.
         """
+        from tessera.inference import batches_by_length
+
         limit = min(max_tokens, self._longest)
         self._tokenizer.enable_truncation(limit)
         # A word piece has hardly more than a few letters: what lies far behind the limit is not tokenized in vain.
         tokens = [encoding.ids for encoding in self._tokenizer.encode_batch([t[: limit * 80] for t in texts])]
         found = np.empty((len(texts), len(self.labels)), np.float32)
-        order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
-        while order:
-            longest = max(1, len(tokens[order[0]]))
-            batch: list[int] = []
-            while order and (not batch or (len(batch) + 1) * len(tokens[order[0]]) <= _BATCH_TOKENS):
-                batch.append(order.pop(0))
-                longest = max(longest, len(tokens[batch[-1]]))
-            found[batch] = self._run([tokens[index] for index in batch], longest)
+        for batch in batches_by_length([len(ids) for ids in tokens], _BATCH_TOKENS):
+            found[batch] = self._run([tokens[index] for index in batch], max(1, len(tokens[batch[-1]])))
         return found
 
     def _run(self, tokens: Sequence[Sequence[int]], longest: int) -> npt.NDArray[np.float32]:

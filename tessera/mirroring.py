@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import RowMapping
 
 from tessera import content, drafts, objects
-from tessera.causes import PERMANENT
+from tessera.causes import of_fetch
 from tessera.context import Warehouse
 from tessera.db.tables import batch_rows, fetches, namespaces, secrets
 from tessera.db.tables import objects as object_rows
@@ -112,9 +112,8 @@ def _mirror(wh: Warehouse, object_id: str, stop: threading.Event) -> Failure | N
             try:
                 _mirror_one(wh, row, blob, url, access, stop)
             except FetchError as error:
-                passes = error.may_pass and f"fetch_{error.kind}" in PERMANENT
-                kind = "unavailable" if passes else error.kind
-                return Failure(object_id, f"fetch_{kind}", f"{name}: {error.message}")
+                kind = of_fetch(error.kind, may_pass=error.may_pass)
+                return Failure(object_id, kind, f"{name}: {error.message}")
             except BadSample as error:
                 return Failure(object_id, error.kind, f"{name}: {error.message}")
     return None

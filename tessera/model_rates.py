@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,17 @@ def measure(models: Models, model: Model, sound: Path | None = None) -> ModelRat
     Raises `InferenceServiceUnavailableError` for one that cannot be loaded.
     """
     before = models.loading_s
+    words = [words for _, words in sample_media.TEXTS]
     if model.role == "text":
         text = models.text(model.model_id)
-        words = [words for _, words in sample_media.TEXTS]
         return _both(models, model, before, text.embed, words, "texts/s")
+    if model.role == "rerank":
+        compared = partial(models.reranker(model.model_id).scores, words[0])
+        return _both(models, model, before, compared, words, "texts/s")
+    if model.role == "classification":
+        label = models.classifier(model.model_id)
+        read = partial(label.scores, max_tokens=512)
+        return _both(models, model, before, read, words, "texts/s")
     if model.role == "speech":
         recogniser = models.recogniser(model.model_id)
         load_s = models.loading_s - before

@@ -13,7 +13,7 @@ import inspect
 import logging
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -126,10 +126,12 @@ class Registry:
 
     # --- extractors -----------------------------------------------------------------------------------
 
-    @property
-    def generation(self) -> int:
-        """A number that is another one whenever a file of extractors is."""
-        return self._files.generation
+    def generation(self, names: Iterable[str]) -> int:
+        """Return a number that is another one whenever a file of extractors is; 0 where all `names` are installed.
+
+        Nobody waits for files that are looked at, or tried, on account of somebody else's extractor.
+        """
+        return 0 if self._installed.keys() >= set(names) else self._files.generation
 
     def extractor_names(self) -> list[str]:
         """Return every registered name, sorted."""

@@ -51,7 +51,7 @@ def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], .
         orjson.dumps(place["feature_extractors"]),
         orjson.dumps(place["vector_inference_map"]),
         frozenset(index.name for index in SparseText.all_of(place["sparse_vectors"])),
-        wh.registry.generation,
+        wh.registry.generation(entry["feature_extractor_name"] for entry in place["feature_extractors"]),
     )
 
 

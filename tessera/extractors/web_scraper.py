@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator, model_validator
 
-from tessera.causes import PERMANENT
+from tessera.causes import of_fetch
 from tessera.crawling import Bounds, Crawl, Report, WebPage, visits
 from tessera.errors import InferenceServiceUnavailableError
 from tessera.extractors.base import (
@@ -160,8 +160,7 @@ class WebScraperExtractor(Extractor):
             except BadSample as error:
                 yield error
             except FetchError as error:
-                passes = error.may_pass and f"fetch_{error.kind}" in PERMANENT
-                yield BadSample(f"fetch_{'unavailable' if passes else error.kind}", error.message)
+                yield BadSample(of_fetch(error.kind, may_pass=error.may_pass), error.message)
             except InferenceServiceUnavailableError as error:
                 yield BadSample("model_missing", error.message)
 

@@ -18,6 +18,7 @@ from tessera.extractors.base import Input, Sample
 from tessera.inference import MINILM, open_models
 from tessera.registry import Registry
 from tests.hub import Hub
+from tests.sentiment import write_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 WHISPER = "Systran/faster-whisper-tiny"
@@ -103,6 +104,16 @@ def test_bench_prints_the_rates_of_what_is_installed(tmp_path: Path) -> None:
     assert rate["together"] > 0
     missing = models(tmp_path, "bench", "faster-whisper-tiny")
     assert (missing.returncode, "tessera models pull faster-whisper-tiny" in missing.stderr) == (1, True)
+
+
+def test_bench_measures_a_classifier_by_what_it_labels(tmp_path: Path) -> None:
+    """The rates of rerankers and classifiers were those of the reader of words in pictures."""
+    write_classifier(tmp_path / "models" / "distilbert-sst-2")
+    done = models(tmp_path, "bench", "distilbert-sst-2", "--json")
+    assert done.returncode == 0, done.stderr
+    (rate,) = json.loads(done.stdout)
+    assert (rate["model_id"], rate["unit"]) == ("distilbert-sst-2", "texts/s")
+    assert rate["together"] > 0
 
 
 def test_a_worker_has_one_instance_and_gives_it_all_rows_at_once(
