@@ -206,6 +206,28 @@ def test_what_cannot_be_read_on_the_way_is_noted_and_no_more(site: Site) -> None
         crawled(site, site.url("/gone"))
 
 
+def test_a_robots_txt_that_broke_off_is_read_anew(site: Site) -> None:
+    """Joined to the half of the first attempt, its first line was none, and everything was allowed."""
+    rules = b"User-agent: *\nDisallow: /secret\n"
+    answers = [(rules[:7], len(rules)), (rules, len(rules))]
+
+    def breaking(request: Any) -> None:
+        sent, promised = answers.pop(0)
+        request.send_response(200)
+        request.send_header("Content-Length", str(promised))
+        request.end_headers()
+        request.wfile.write(sent)
+
+    site.pages["/robots.txt"] = breaking
+    seed = html(site, "/", "/secret")
+    html(site, "/secret")
+    slept: list[float] = []
+    pages, crawl = crawled(site, seed, slept, max_retries=1)
+    assert (answers, len(slept)) == ([], 1)
+    assert paths(site, pages) == ["/"]
+    assert crawl.report.refused_by_robots == 1
+
+
 def test_links_into_private_networks_are_refused_and_nothing_connects(site: Site) -> None:
     """From a page and by a redirect, also when the crawl may leave the site."""
     with socket.create_server(("127.0.0.1", 0)) as private:
