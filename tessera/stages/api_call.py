@@ -37,7 +37,7 @@ from tessera.stages.base import (
 )
 from tessera.stages.outside import ON_ERROR, OnError, output_path, settle, unfit
 
-#: Most requests of one execution, and most bytes of all their answers together.
+#: Most requests of one stage in one execution, and most bytes of all their answers together.
 MAX_CALLS = 500
 MAX_ANSWER_BYTES = 10 * 2**20
 #: What a secret is replaced by in an answer.
@@ -231,7 +231,7 @@ class ApiCall(Stage):
 
 
 class _Caller:
-    """Makes the requests of one execution."""
+    """Makes the requests of one run of the stage."""
 
     def __init__(self, params: ApiCallParams, context: StageContext) -> None:
         self._params, self._context = params, context
@@ -319,7 +319,10 @@ class _Caller:
         if auth.type == "api_key" and auth.location == "query":
             bare, mark, fragment = url.partition("#")
             joint = "&" if "?" in bare else "?"
-            return f"{bare}{joint}{urllib.parse.urlencode({key: secret})}{mark}{fragment}", headers
+            return (
+                f"{bare}{joint}{urllib.parse.urlencode({key: secret}, quote_via=urllib.parse.quote)}{mark}{fragment}",
+                headers,
+            )
         if auth.type == "bearer":
             return url, {**headers, "Authorization": f"Bearer {secret}"}
         if auth.type == "basic":
@@ -361,7 +364,9 @@ class _Caller:
         with self._lock:
             room = min(self._params.max_response_size, self._left_bytes)
         if room <= 0:
-            raise ProcessingError(f"The answers of one execution hold more than {MAX_ANSWER_BYTES} bytes.")
+            raise ProcessingError(
+                f"The answers of one stage hold more than {MAX_ANSWER_BYTES} bytes; ask about fewer hits, or for less."
+            )
         try:
             called = fetcher.call(
                 self._params.method, url, sent, headers, timeout_s=timeout_s, max_bytes=room
@@ -450,7 +455,7 @@ def _encoded(value: Any) -> str:
 
 
 def _not_allowed(host: str) -> str:
-    return f"{quote(host)} is not one of allowed_domains of this stage."
+    return f"{quote(host)} is not one of allowed_domains of this stage; add it there, or change url."
 
 
 def _shown(hit: Hit) -> dict[str, Any]:
