@@ -50,28 +50,35 @@ def _make_due(wh: Warehouse, namespace_id: str) -> None:
             sa.select(filter_uses.c.field_name, filter_uses.c.index_type)
             .where(
                 filter_uses.c.namespace_id == namespace_id,
-                filter_uses.c.state == COUNTING,
+                # One that was made may be gone since: a user took it over, or turned all off for a while.
+                filter_uses.c.state.in_((COUNTING, MADE)),
                 filter_uses.c.uses >= wh.settings.auto_index_uses,
             )
             .order_by(filter_uses.c.uses.desc())
         ).all()
-    if place is None or not place.auto_create_indexes or not due:
+    if place is None or not place.auto_create_indexes:
+        return
+    indexed = (*stored_indexes(place.user_indexes), *stored_indexes(place.added_indexes))
+    taken = {index.field_name for index in indexed} | PROTECTED_FIELDS
+    due = [use for use in due if use.field_name not in taken and can_be_indexed(use.field_name)]
+    if not due or sum(index.is_auto for index in indexed) >= MOST:
         return
     if wh.views.count(namespace_id) < wh.settings.auto_index_documents:
         return
     for field_name, kind in due:
-        if field_name in PROTECTED_FIELDS or not can_be_indexed(field_name):
-            continue
+        if field_name in taken:
+            continue  # it has one of another type by now
         schema = INDEX_PARAMS[IndexType(kind)].model_validate({"type": kind}).model_dump(mode="json")
         index = PayloadIndex(field_name=field_name, type=IndexType(kind), field_schema=schema, is_auto=True)
         if not _change(wh, namespace_id, index, "added"):
             continue
         points, documents = _held(wh, namespace_id, field_name)
         if 0 < documents <= points:
+            taken.add(field_name)
             _decided(wh, index, namespace_id, MADE)
             logger.info("%s has an index on %s by itself: %d documents", namespace_id, field_name, points)
         else:
-            _change(wh, namespace_id, index, "dropped", f"{points} of {documents} documents in it")
+            _change(wh, namespace_id, field_name, "dropped", f"{points} of {documents} documents in it")
             _decided(wh, index, namespace_id, REFUSED)
 
 
@@ -138,13 +145,11 @@ def _change(
 def _changed(
     user: Sequence[PayloadIndex], before: Sequence[PayloadIndex], what: PayloadIndex | str
 ) -> tuple[PayloadIndex, ...]:
-    if isinstance(what, PayloadIndex) and not any(
-        index.field_name == what.field_name for index in (*user, *before)
-    ):
-        is_full = sum(index.is_auto for index in before) >= MOST
-        return tuple(before) if is_full else (*before, what)
-    name = what if isinstance(what, str) else what.field_name
-    return tuple(index for index in before if not (index.is_auto and index.field_name == name))
+    if isinstance(what, str):
+        return tuple(index for index in before if not (index.is_auto and index.field_name == what))
+    is_taken = any(index.field_name == what.field_name for index in (*user, *before))
+    is_full = sum(index.is_auto for index in before) >= MOST
+    return tuple(before) if is_taken or is_full else (*before, what)
 
 
 def _decided(wh: Warehouse, index: PayloadIndex, namespace_id: str, state: str) -> None:

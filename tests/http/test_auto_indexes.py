@@ -161,6 +161,33 @@ def test_a_user_takes_an_index_over_and_turning_it_off_drops_the_others(garden: 
     assert "auto_create_indexes" not in warning
 
 
+def test_two_types_for_one_field_that_fall_due_at_once_make_one_index(garden: Garden) -> None:
+    """The second one took the first one's index away, and the audit log called that an addition."""
+    for _ in range(3):
+        low = {"field": "height", "operator": "gte", "value": 1}
+        high = {"field": "height", "operator": "lte", "value": 1.5}
+        garden.ask(low, high)
+    wait_until(lambda: "height" in garden.indexes())
+    garden.ask(eq("rare", 1))
+    garden.ask(eq("rare", 1))
+    garden.ask(eq("rare", 1))
+    wait_until(lambda: "rare" in garden.indexes())  # a turn later
+    assert garden.indexes()["height"]["is_auto"] is True
+    assert {event["changes"]["auto_index"]["action"] for event in garden.events()} == {"added"}
+
+
+def test_an_index_comes_back_after_the_flag_was_off(garden: Garden) -> None:
+    path = f"/namespaces/{garden.namespace_id}"
+    for flag in (True, False, True):
+        garden.patch(path, {"auto_create_indexes": flag})
+        if flag:
+            for _ in range(3):
+                garden.ask(eq("rare", 5))
+            wait_until(lambda: "rare" in garden.indexes())
+        else:
+            assert "rare" not in garden.indexes()
+
+
 def test_the_command_of_explain_taken_as_it_stands(garden: Garden) -> None:
     garden.patch(f"/namespaces/{garden.namespace_id}", {"auto_create_indexes": False})
     before = garden.told(eq("height", 1))
