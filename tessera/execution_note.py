@@ -16,7 +16,7 @@ from tessera.ids import new_id
 from tessera.models.retrievers import BudgetLimits
 from tessera.retriever_pages import Ranked
 from tessera.retriever_plan import Plan
-from tessera.stages.base import Work
+from tessera.stages.base import FIRST, Work
 
 
 class Note:
@@ -110,6 +110,6 @@ def _without_documents(statistics: Mapping[str, Any]) -> dict[str, Any]:
     for name, told in statistics["stages"].items():
         kept = {key: value for key, value in told.items() if key != "metadata"}
         if kept["error"]:
-            kept["error"] = kept["error"].partition("; the first: ")[0]
+            kept["error"] = kept["error"].partition(FIRST)[0]
         stages[name] = kept
     return {**statistics, "stages": stages}

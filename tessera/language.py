@@ -232,8 +232,7 @@ class LanguageModel:
                         raise httpx.ReadTimeout("trickles")
                 return response.status_code, response.headers, answer
         except httpx.TimeoutException:
-            if budget.left_s() > 0:
-                budget.check()
+            budget.check()
             raise LanguageError(
                 "unreachable",
                 f"The language model did not answer within {limit_s:.3g} s (setting llm_timeout_s).",

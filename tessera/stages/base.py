@@ -89,6 +89,10 @@ class QueryVector:
     text: str | None = None
 
 
+#: In an error of several documents, what follows tells of one of them; the execution log keeps what stands before.
+FIRST = "; the first: "
+
+
 @dataclass(slots=True)
 class Work:
     """What a stage notes of its work beside the hits; it stands in the stage's statistics.

@@ -244,6 +244,7 @@ class _References:
             _plain(element): number for number, (element, _) in reversed([*enumerate(self._elements)])
         }
         self._trigrams = [_trigrams(_plain(element)) for element, _ in self._elements]
+        self._looks: dict[str, _Match] = {}
 
     def matches(self, hit: Hit) -> Iterator[tuple[str, _Match]]:
         """Yield each element of a hit with what was found for it."""
@@ -263,7 +264,10 @@ class _References:
             return self._fuzzy(_plain(element))
         if tier == "semantic":
             return self._semantic(element)
-        return self._visual(hit)
+        # What a document looks like is the same for each of its elements.
+        if hit.document_id not in self._looks:
+            self._looks[hit.document_id] = self._visual(hit)
+        return self._looks[hit.document_id]
 
     def _fuzzy(self, element: str) -> _Match:
         mine = _trigrams(element)

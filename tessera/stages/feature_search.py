@@ -196,7 +196,7 @@ class FeatureSearch(Stage):
             within = And((within, Condition("document_id", "in", [hit.document_id for hit in hits], True)))
         searches, asked = _searches(params, within, context)
         if params.facets:
-            filters = [search.filter for search in searches if search.filter is not None] or [within]
+            filters = [search.filter for search in searches if search.filter is not None]
             among = filters[0] if len(set(map(id, filters))) == 1 else Or(tuple(filters))
             context.work.facets = count_facets(params.facets, among, context)
         found = _ranked(searches, asked, params, context)

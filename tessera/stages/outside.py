@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tessera.errors import TesseraError, quote
 from tessera.ports import Hit
-from tessera.stages.base import ORIGIN_FIELDS, StageContext
+from tessera.stages.base import FIRST, ORIGIN_FIELDS, StageContext
 
 #: What happens to a document for which nothing usable came.
 OnError = Literal["skip", "remove", "raise"]
@@ -75,7 +75,7 @@ def settle(
         error = errors[first]
         error.message = f"Document {quote(hits[first].document_id)}: {error.message}"
         raise error
-    context.work.error = f"{len(errors)} of {len(hits)} documents failed; the first: {errors[first].message}"
+    context.work.error = f"{len(errors)} of {len(hits)} documents failed{FIRST}{errors[first].message}"
     context.work.metadata["failed"] = len(errors)
     context.work.metadata["errors"] = [
         {"document_id": hits[number].document_id, "message": errors[number].message}

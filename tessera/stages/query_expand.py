@@ -16,11 +16,10 @@ from pydantic import AliasChoices, Field, field_validator
 
 from tessera import templates
 from tessera.errors import BadRequestError, Problem
-from tessera.filters import And
 from tessera.language import NOT_SET, LanguageError
 from tessera.ports import Hit, Page
 from tessera.stages.asking import LanguageParams, ask_once, document_problems, key_problems
-from tessera.stages.base import Equipment, Stage, StageContext
+from tessera.stages.base import Equipment, Stage, StageContext, Work
 from tessera.stages.deduplicate import text_of
 from tessera.stages.feature_search import FeatureSearch, FeatureSearchParams, fuse, text_of_query, with_text
 
@@ -137,7 +136,7 @@ class QueryExpand(Stage):
         rankings = [
             first
             if form == query
-            else search.run(hits, with_text(narrow, query, form), replace(context, work=type(context.work)()))
+            else search.run(hits, with_text(narrow, query, form), replace(context, work=Work()))
             for form in asked
         ]
         weight = params.expansion_weight
@@ -225,7 +224,7 @@ def _with_feedback(
     query: str, first: Sequence[Hit], params: QueryExpandParams, context: StageContext
 ) -> list[str]:
     relevant = [text_of(hit.payload, []) for hit in first[: params.feedback_documents]]
-    background = context.page(Page(limit=BACKGROUND_DOCUMENTS, filter=And((context.within,)))).hits
+    background = context.page(Page(limit=BACKGROUND_DOCUMENTS, filter=context.within)).hits
     terms = telling_terms(
         relevant, [text_of(hit.payload, []) for hit in background], query, params.feedback_terms
     )

@@ -23,6 +23,7 @@ from tessera.stages.base import (
     collected,
     filter_problems,
 )
+from tessera.stages.outside import settle
 
 #: Documents that are compared between two looks at the budget.
 _BATCH = 200
@@ -107,20 +108,17 @@ class TaxonomyEnrich(Stage):
             some = [found[number] for number in numbers[start : start + _BATCH]]
             verdicts += context.taxonomy(params.taxonomy_id, some, asked)
         out = list(found)
-        failed: list[TesseraError] = []
+        failed: dict[int, TesseraError] = {}
         count = 0
-        for number, verdict in zip(numbers, verdicts, strict=True):
+        for place, (number, verdict) in enumerate(zip(numbers, verdicts, strict=True)):
             if isinstance(verdict, TesseraError):
-                failed.append(verdict)
+                failed[place] = verdict
             elif verdict.assignments:
                 count += 1
                 out[number] = replace(
                     found[number], payload=_with(found[number].payload, _limited(verdict, params.fields))
                 )
-        if failed:
-            context.work.error = (
-                f"{len(failed)} document(s) could not be compared. The first: {failed[0].message}"
-            )
+        settle([found[number] for number in numbers], failed, "skip", context)
         context.work.metadata |= {"assigned": count, "compared": len(numbers)}
         return out
 

@@ -162,6 +162,13 @@ def test_a_budget_ends_calls_before_they_are_made(endpoint: Endpoint) -> None:
     assert len(endpoint.calls) == 1
 
 
+def test_a_call_that_the_budget_cuts_short_says_so(endpoint: Endpoint) -> None:
+    """It named the setting of the server, which had nothing to do with it."""
+    endpoint.delay_s = 1
+    with pytest.raises(BudgetSpent, match="max_time_ms"):
+        model(endpoint).ask(prompt(), Budget(max_time_ms=100))
+
+
 def test_calls_under_way_are_bounded(endpoint: Endpoint) -> None:
     endpoint.delay_s = 0.05
     asked = model(endpoint, concurrency=2)
