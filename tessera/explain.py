@@ -98,6 +98,8 @@ class _Reading:
         asked: list[tuple[str, Filter]] = []
         if index == 0 and self._requested is not None:
             asked.append(("the request's filters", self._requested))
+        if params is not None and not isinstance(params, dict):
+            notes += stage.notes(params, self._context)
         narrowed = stage.narrow(params, self._context) if params is not None and not self._is_read else None
         if narrowed is not None:
             asked.append(("its conditions", narrowed))

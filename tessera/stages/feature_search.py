@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -21,14 +20,13 @@ from tessera.stages.base import (
     Stage,
     StageContext,
     StageParams,
+    Work,
     filter_problems,
     first_value,
 )
 from tessera.stages.facets import Facet, count_facets
+from tessera.stages.fusion import SCALED, Fusion, LearningConfig, fuse, scaled, weights_for, weights_told
 from tessera.stages.group_by import group_key
-
-#: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
-RRF_K = 60
 
 #: How an input of the API is spelled, and what kind of query it is.
 _INPUT_KINDS = {
@@ -56,7 +54,14 @@ _SEARCH_KEYS = (
     "query_input",
 )
 #: What it says of the stage.
-_STAGE_KEYS = ("fusion", "merge_adjacent_ms", "facets", "group_by", "collection_identifiers")
+_STAGE_KEYS = (
+    "fusion",
+    "learning_config",
+    "merge_adjacent_ms",
+    "facets",
+    "group_by",
+    "collection_identifiers",
+)
 #: The name of the keyword index among `signals`.
 WORDS = "bm25"
 #: Deepest ranking in which groups are looked for.
@@ -110,7 +115,10 @@ class FeatureSearchParams(StageParams):
 
     searches: list[SearchParams] = Field(min_length=1, max_length=16)
     final_top_k: int = Field(25, ge=1, le=10_000)
-    fusion: Literal["rrf", "dbsf", "weighted", "max"] = "rrf"
+    fusion: Fusion = "rrf"
+    learning_config: LearningConfig | None = Field(
+        None, description="With fusion `learned`: from which interactions, and from how many."
+    )
     merge_adjacent_ms: int | None = Field(
         None,
         ge=0,
@@ -204,6 +212,9 @@ class FeatureSearch(Stage):
                 return []
             within = And((within, Condition("document_id", "in", [hit.document_id for hit in hits], True)))
         searches, asked = _searches(params, within, context)
+        names, stated = [each.name for each in asked], [each.weight for each in asked]
+        weights = weights_for(params.fusion, params.learning_config, names, stated, context)
+        asked = [replace(each, weight=weight) for each, weight in zip(asked, weights, strict=True)]
         if params.facets:
             filters = [search.filter for search in searches if search.filter is not None]
             among = filters[0] if len(set(map(id, filters))) == 1 else Or(tuple(filters))
@@ -212,6 +223,22 @@ class FeatureSearch(Stage):
         if params.group_by is not None:
             found = _grouped(searches, asked, params, params.group_by, found, context)
         return found if params.merge_adjacent_ms is None else merge_adjacent(found, params.merge_adjacent_ms)
+
+    def notes(self, params: FeatureSearchParams, context: StageContext) -> list[str]:
+        """Return which weights a fusion with learned ones would use, and where they come from."""
+        names: list[str] = []
+        stated: list[float] = []
+        for number, wanted in enumerate(params.searches):
+            if _is_empty(wanted.query) and wanted.on_empty == "skip":
+                continue
+            for uri in _features(wanted, context):
+                names.append(_named(uri, number, names))
+                stated.append(wanted.weight)
+        if params.fusion != "learned" or len(names) < 2:
+            return []
+        work = Work()
+        weights_for("learned", params.learning_config, names, stated, replace(context, work=work))
+        return [weights_told(work.metadata["fusion"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +273,18 @@ def _searches(
             searches.append(
                 Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter, text=vector.text)
             )
-            name = uri if all(each.name != uri for each in asked) else f"{uri}#{number}"
+            name = _named(uri, number, [each.name for each in asked])
             asked.append(_Asked(name, wanted.weight, wanted.min_score))
     if not searches:
         raise BadRequestError(
             "Every search of feature_search is empty and says on_empty skip: give one of them a query."
         )
     return searches, asked
+
+
+def _named(uri: str, number: int, before: Sequence[str]) -> str:
+    """Return the name in `signals` of a search: its feature, with its number where that has one already."""
+    return f"{uri}#{number}" if uri in before else uri
 
 
 def _ranked(
@@ -266,19 +298,27 @@ def _ranked(
         else [hit for hit in ranking if (hit.score or 0.0) >= each.min_score]
         for ranking, each in zip(context.search(searches), asked, strict=True)
     ]
+    method = "weighted" if params.fusion == "learned" else params.fusion
     # Of the hundreds of hits that are fused only those are touched that are handed on.
     found = (
-        kept[0][:most]
-        if len(kept) == 1
-        else fuse(kept, [each.weight for each in asked], params.fusion, most=most)
+        kept[0][:most] if len(kept) == 1 else fuse(kept, [each.weight for each in asked], method, most=most)
     )
-    places = [{hit.document_id: (rank, hit.score) for rank, hit in enumerate(ranking, 1)} for ranking in kept]
-    nowhere = (None, None)
+    told = ("rank", "score", SCALED) if params.fusion == "learned" and len(kept) > 1 else ("rank", "score")
+    places = [
+        {
+            hit.document_id: (rank, hit.score, share)
+            for rank, (hit, share) in enumerate(zip(ranking, scaled(ranking, method), strict=True), 1)
+        }
+        if SCALED in told
+        else {hit.document_id: (rank, hit.score) for rank, hit in enumerate(ranking, 1)}
+        for ranking in kept
+    ]
+    nowhere = (None,) * len(told)
     return [
         replace(
             hit,
             signals={
-                each.name: dict(zip(("rank", "score"), place.get(hit.document_id, nowhere), strict=True))
+                each.name: dict(zip(told, place.get(hit.document_id, nowhere), strict=True))
                 for each, place in zip(asked, places, strict=True)
             },
         )
@@ -324,34 +364,6 @@ def _grouped(
 
 def _group_told(hit: Hit, index: int, members: Sequence[Hit], field: str) -> dict[str, Any]:
     return {"key": first_value(hit.payload, field), "index": index, "size": len(members)}
-
-
-def fuse(
-    rankings: Sequence[Sequence[Hit]],
-    weights: Sequence[float],
-    method: str,
-    rrf_k: int = RRF_K,
-    *,
-    most: int | None = None,
-) -> list[Hit]:
-    """Merge rankings into one, best first; ties go to the smaller document id. With `most` the first so many.
-
-    ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
-    ``max`` takes the best of those; ``dbsf`` adds scores scaled by mean ± 3 standard deviations
-    (distribution-based score fusion).
-    """
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for value, hit in zip(_scaled(ranking, method, rrf_k), ranking, strict=True):
-            hits.setdefault(hit.document_id, hit)
-            before = scores.get(hit.document_id)
-            if method == "max":
-                scores[hit.document_id] = weight * value if before is None else max(before, weight * value)
-            else:
-                scores[hit.document_id] = (before or 0.0) + weight * value
-    ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    return [replace(hits[document_id], score=score) for document_id, score in ordered[:most]]
 
 
 def merge_adjacent(hits: Sequence[Hit], gap_ms: int) -> list[Hit]:
@@ -405,35 +417,25 @@ def _covering(best: Hit, members: Sequence[tuple[Hit, locators.Locator | None]])
     return replace(best, payload={**best.payload, locators.FIELD: covered.to_json(), "merged": listed})
 
 
-def _scaled(ranking: Sequence[Hit], method: str, rrf_k: int) -> list[float]:
-    if method == "rrf":
-        return [1.0 / (rrf_k + rank) for rank in range(1, len(ranking) + 1)]
-    raw = [hit.score or 0.0 for hit in ranking]
-    if not raw:
-        return []
-    if method == "dbsf":
-        mean, spread = statistics.fmean(raw), statistics.pstdev(raw)
-        low, high = mean - 3 * spread, mean + 3 * spread
-    else:
-        low, high = min(raw), max(raw)
-    if high <= low:
-        return [1.0 for _ in raw]
-    return [(value - low) / (high - low) for value in raw]
-
-
 def _query_vectors(
     wanted: SearchParams, query: QueryInput, context: StageContext
 ) -> list[tuple[str, QueryVector]]:
     """Return what one search looks for: by words, by its feature, or by every vector that takes a text."""
     if wanted.lexical:
         return [(WORDS, context.words(query))]
-    uris = [wanted.feature_uri] if wanted.feature_uri else context.text_features()
+    uris = _features(wanted, context)
     if not uris:
         raise BadRequestError(
             "feature_search names no feature_uri and this namespace has no feature that takes a text query. "
             "List the features with GET /v1/collections/{id}/features and name one."
         )
     return [(uri, context.embed(uri, query)) for uri in uris]
+
+
+def _features(wanted: SearchParams, context: StageContext) -> list[str]:
+    if wanted.lexical:
+        return [WORDS]
+    return [wanted.feature_uri] if wanted.feature_uri else context.text_features()
 
 
 def _query_input(

@@ -9,7 +9,8 @@ import pytest
 
 from tessera.locators import Locator
 from tessera.ports import Hit
-from tessera.stages.feature_search import RRF_K, fuse, merge_adjacent
+from tessera.stages.feature_search import merge_adjacent
+from tessera.stages.fusion import RRF_K, fuse
 
 METHODS = ("rrf", "dbsf", "weighted", "max")
 
