@@ -21,7 +21,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import compaction, erasure, exports, ingest, namespaces, uploads
+from tessera import compaction, erasure, evaluations, exports, ingest, namespaces, uploads
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import batches, erasures, purges
@@ -93,6 +93,9 @@ class Jobs:
         #: Set when this server ends, or when others took it for dead and may go on with what it maintains.
         self._maintenance_stop = threading.Event()
         self._next_maintenance = 0.0
+        #: The evaluation that runs, one at a time, and what stops it as `_maintenance_stop` does the others.
+        self._evaluating: set[str] = set()
+        self._evaluation_stop = threading.Event()
         self._rests: dict[str, _Rest] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -103,6 +106,7 @@ class Jobs:
         self._batch_threads: ThreadPoolExecutor | None = None
         self._purge_threads: ThreadPoolExecutor | None = None
         self._maintenance_threads: ThreadPoolExecutor | None = None
+        self._evaluation_threads: ThreadPoolExecutor | None = None
         self._next_sweep = 0.0
         self._deliverer: Deliverer | None = None
 
@@ -113,6 +117,7 @@ class Jobs:
             namespaces.end_provisioning(wh)
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._maintenance_threads = ThreadPoolExecutor(1, thread_name_prefix="maintenance")
+        self._evaluation_threads = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
         self._heart = threading.Thread(
@@ -138,6 +143,7 @@ class Jobs:
         """
         self._park.set()
         self._maintenance_stop.set()
+        self._evaluation_stop.set()
         self._wake.set()
         deadline = time.monotonic() + timeout_s
         if self._dispatcher is not None:
@@ -147,7 +153,12 @@ class Jobs:
         self._drop_all()
         if self._deliverer is not None:
             self._deliverer.stop()
-        for threads in (self._batch_threads, self._purge_threads, self._maintenance_threads):
+        for threads in (
+            self._batch_threads,
+            self._purge_threads,
+            self._maintenance_threads,
+            self._evaluation_threads,
+        ):
             if threads is not None:
                 threads.shutdown(wait=True, cancel_futures=True)
         self._ended.set()
@@ -181,6 +192,7 @@ class Jobs:
             logger.warning("slot %d went to another server while this one stood still", slot.number)
             self._slot = None
             self._maintenance_stop.set()
+            self._evaluation_stop.set()
             self._drop_all()
             self._wake.set()
 
@@ -222,6 +234,7 @@ class Jobs:
                 self._deliverer.wake()
         if self._slots.leads(slot):
             self._maintain(wh)
+            self._evaluate(wh)
         for claim in self._claim_batches(wh, slot, self._slots):
             self._start_batch(wh, claim)
         _give_up(wh)
@@ -317,6 +330,24 @@ class Jobs:
                 ended = partial(self._maintaining.discard, namespace_id)
                 self._maintenance_threads.submit(self._working, namespace_id, work, ended)
                 return
+
+    def _evaluate(self, wh: Warehouse) -> None:
+        """Start the oldest evaluation that does not rest, if none runs; as with maintenance, on one server only."""
+        assert self._evaluation_threads is not None
+        with self._lock:
+            if self._evaluating or self._park.is_set() or self._slot is None:
+                return
+            stop = self._evaluation_stop = threading.Event()
+            resting = self._resting()
+        with wh.db.read() as connection:
+            due = [found for found in evaluations.due(connection) if found not in resting]
+        if due:
+            with self._lock:
+                self._evaluating.add(due[0])
+            work = partial(evaluations.run, wh, due[0], stop)
+            self._evaluation_threads.submit(
+                self._working, due[0], work, partial(self._evaluating.discard, due[0])
+            )
 
     def _claim_batches(self, wh: Warehouse, slot: Slot, slots: Slots) -> list[Claim]:
         """Take up the batches to start now; of namespaces that wait, the one with the fewest under way is next."""

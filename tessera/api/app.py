@@ -53,6 +53,7 @@ NOUNS = (
     "uploads",
     "blobs",
     "exports",
+    "evaluations",
     "catalogue",
     "organizations",
     "organization_secrets",

@@ -45,6 +45,7 @@ class TaskType(StrEnum):
     BUCKETS_UPLOADS_BATCH_CONFIRM = "api_buckets_uploads_batch_confirm"
     #: One tier of a batch that has several.
     FEATURE_EXTRACTOR_RUN = "engine_feature_extractor_run"
+    EVALUATIONS_RUN = "api_evaluations_run"
 
 
 class TaskProgress(Model):
