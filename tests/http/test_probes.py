@@ -119,7 +119,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         {"dataset_name": dataset["dataset_name"]},
         status=202,
     )
-    loop.wait(evaluation["task_id"])
+    assert loop.wait(evaluation["task_id"])["status"] == "COMPLETED"
     return {
         "namespace_id": namespace["namespace_id"],
         "namespace_name": name,
@@ -141,6 +141,9 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "cluster_id": cluster["cluster_id"],
         "cluster_name": f"{word}-cluster",
         "run_id": clustering["additional_data"]["run_id"],
+        "dataset_id": dataset["dataset_id"],
+        "dataset_name": f"{word}-dataset",
+        "evaluation_id": evaluation["evaluation_id"],
     }
 
 
@@ -262,6 +265,8 @@ PARAMETERS = {
     "taxonomy_identifier": ("taxonomy_id", "taxonomy_name"),
     "cluster_id": ("cluster_id", "cluster_name"),
     "run_id": ("run_id",),
+    "dataset_identifier": ("dataset_id", "dataset_name"),
+    "evaluation_id": ("evaluation_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -316,6 +321,11 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         ("POST", "/v1/clusters/enrich"): {
             "clustering_ids": [value["cluster_id"]],
             "source_collection_id": value["collection_id"],
+        },
+        ("POST", "/v1/retrievers/{retriever_id}/evaluations"): {"dataset_name": value["dataset_name"]},
+        ("POST", "/v1/retrievers/evaluations/compare"): {
+            "baseline_evaluation_id": value["evaluation_id"],
+            "candidate_evaluation_id": value["evaluation_id"],
         },
         ("POST", "/v1/documents/search"): {
             "query": "canary",
