@@ -21,10 +21,10 @@ from pydantic import Field, field_validator, model_validator
 from tessera import fetching, templates
 from tessera.errors import BadRequestError, Problem, ProcessingError, TesseraError, quote
 from tessera.fetching import FetchError, Windows
-from tessera.filters import matches, parse
 from tessera.ports import HIDDEN_FIELDS, Hit
 from tessera.stages.asking import Secrets, document_problems
 from tessera.stages.base import (
+    Equipment,
     FieldPath,
     FieldPaths,
     Stage,
@@ -32,6 +32,7 @@ from tessera.stages.base import (
     StageParams,
     collected,
     filter_problems,
+    let_through,
     tree_at,
     with_tree_at,
 )
@@ -202,11 +203,14 @@ class ApiCall(Stage):
                 problems.append(Problem((*location, "url"), _not_allowed(host), "not_allowed"))
         return problems
 
+    def asks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return the server at the URL."""
+        return "another server"
+
     def run(self, hits: list[Hit] | None, params: ApiCallParams, context: StageContext) -> list[Hit]:
         """Return the hits in their order, each with what was answered at `output_field`; ids and scores stay."""
         found = collected(hits, context)
-        when = parse(params.when, inputs=context.inputs, location=("when",)) if params.when else None
-        chosen = [n for n, hit in enumerate(found) if when is None or matches(when, hit.payload)]
+        chosen = let_through(params.when, found, context)
         calls = 1 if params.mode == "batch" else len(chosen)
         if calls > MAX_CALLS:
             raise BadRequestError(

@@ -206,6 +206,39 @@ def test_every_hit_gets_what_is_made_of_it(notes: Notes) -> None:
         assert "for Ann" in prompt["task"]
 
 
+def test_when_reads_words_as_the_namespaces_text_index_does(notes: Notes) -> None:
+    """The index keeps capitals: what a search with this condition finds, the stage asks about."""
+    path, when = (
+        f"/namespaces/{notes.namespace_id}",
+        {"field": "content", "operator": "text", "value": "rain"},
+    )
+    schema = {"type": "text", "tokenizer": "word", "lowercase": False}
+    text = {"field_name": "content", "type": "text", "field_schema": schema}
+    notes.patch(path, {"payload_indexes": [text]})
+    found = ids(notes.execute(filters=when))
+    answer = notes.execute(stage("llm_enrich", output_field="made", when=when))
+    assert [d["document_id"] for d in answer["documents"] if "made" in d] == found == ["n1", "n4"]
+    notes.patch(path, {"payload_indexes": None})
+
+
+def test_explain_says_that_a_model_is_asked_and_then_what_it_took(notes: Notes) -> None:
+    body = {"retriever_name": "asking", "stages": [ALL, stage("llm_filter", criteria='"rain"')]}
+    path = f"/retrievers/{notes.post('/retrievers', body)['retriever_id']}"
+    plan = notes.post(f"{path}/execute/explain", {})
+    sort, asking = plan["execution_plan"]
+    assert (sort["estimate_basis"], asking["estimate_basis"]) == ("rule", "unknown")
+    assert asking["warnings"][0].startswith("unknown: asks a language model")
+    assert plan["bottleneck_stages"] == ["llm_filter"]
+    told = statistics(notes.post(f"{path}/execute", {}))
+    plan = notes.post(f"{path}/execute/explain", {})
+    asking = plan["execution_plan"][1]
+    assert (asking["estimate_basis"], asking["warnings"]) == ("measured", [])
+    assert asking["estimated_cost_credits"] == pytest.approx(told["tokens_used"] / 1000)
+    assert asking["estimated_duration_ms"] == pytest.approx(told["duration_ms"])
+    assert plan["estimated_cost"]["total_credits"] == asking["estimated_cost_credits"]
+    notes.delete(path)
+
+
 def test_facts_come_as_json_of_a_schema(notes: Notes) -> None:
     schema = {"type": "object", "properties": {"words": {"type": "integer"}}, "required": ["words"]}
     answer = notes.execute(stage("llm_enrich", prompt="Count words.", output_field="facts", schema=schema))
