@@ -11,7 +11,6 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -36,7 +35,7 @@ from tessera.stages.base import (
     tree_at,
     with_tree_at,
 )
-from tessera.stages.outside import ON_ERROR, OnError, output_path, settle, unfit
+from tessera.stages.outside import ON_ERROR, OnError, at_once, output_path, settle, unfit
 
 #: Most requests of one stage in one execution, and most bytes of all their answers together.
 MAX_CALLS = 500
@@ -264,14 +263,7 @@ class _Caller:
             except (FetchError, ProcessingError) as error:
                 errors[number] = error
 
-        with ThreadPoolExecutor(min(self._params.max_concurrency, len(hits))) as pool:
-            futures = [pool.submit(ask, number) for number in range(len(hits))]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+        at_once(ask, range(len(hits)), self._params.max_concurrency)
         return values, errors
 
     def _one(self, hit: Hit) -> Any:

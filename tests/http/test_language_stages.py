@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -296,6 +297,22 @@ def test_each_group_has_its_text(notes: Notes) -> None:
     answer = notes.execute(stage("summarize", group_by="kind", document_template="{{DOC.name}}."))
     found = [(item["group"]["kind"], item["summary"]) for item in answer["documents"]]
     assert found == [("camping", "n1 | n2"), ("clothes", "n3"), ("odd", "n4")]
+
+
+def test_groups_are_asked_about_side_by_side(notes: Notes) -> None:
+    """Each call is answered only when a second one is there; an error ends what has not begun."""
+    pairs = threading.Barrier(2)
+
+    def spoil(_: Any, text: str) -> str:
+        pairs.wait(60)
+        return text
+
+    notes.endpoint.spoil = spoil
+    answer = notes.execute(stage("summarize", mode="per_document", document_template="{{DOC.name}}."))
+    assert [item["summary"] for item in answer["documents"]] == list(NOTES)
+    told = statistics(answer)
+    assert (told["llm_calls"], told["error"]) == (4, None)
+    assert told["tokens_used"] / 1000 == answer["budget"]["credits_used"]
 
 
 @pytest.mark.parametrize(
