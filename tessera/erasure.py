@@ -62,7 +62,6 @@ from tessera.db.tables import (
     fetches,
     idempotency,
     log_entries,
-    sources,
     uploads,
 )
 from tessera.db.tables import namespaces as namespace_rows
@@ -223,10 +222,7 @@ def _take_objects(connection: Connection, namespace_id: str, object_ids: Sequenc
             hashes = {blob["details"]["hash"] for blob in row["blobs"]} - {None}
             taken.object_ids.add(row["object_id"])
             taken.blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
-        of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
-        for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
-            taken.document_ids.update(known)
-        connection.execute(sa.delete(sources).where(of_objects))
+        taken.document_ids.update(derivation.forget_sources(connection, namespace_id, ids))
         connection.execute(
             sa.update(batch_rows)
             .where(
