@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from tessera.cli.connection import connected
 from tessera.cli.options import add_data
-from tessera.cli.terminal import EXIT_FAILED, EXIT_OK, EXIT_USAGE, CommandError, note, print_table
+from tessera.cli.terminal import EXIT_FAILED, EXIT_OK, EXIT_USAGE, CommandError, counted, note, print_table
 from tessera.cli.watch import follow
 
 
@@ -47,8 +47,8 @@ def _erase(options: argparse.Namespace) -> int:
     unknown = report["documents_unknown" if options.document else "objects_unknown"]
     if unknown:
         note(
-            f"Of {unknown} of the ids namespace {options.namespace} has nothing, nor had it before. `tessera search "
-            f"TEXT -n {options.namespace} --json` and the API's lists show ids."
+            f"Namespace {options.namespace} knows nothing of {counted(unknown, 'id')} of these, now or before. "
+            f"`tessera search WORDS -n {options.namespace} --json` and the API's lists show ids."
         )
     if not report["documents"] and not report["objects"]:
         raise CommandError("nothing was erased.")
