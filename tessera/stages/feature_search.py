@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -162,6 +162,12 @@ class FeatureSearch(Stage):
             search["top_k"] = limit
             out["final_top_k"] = limit
         return out | {name: parameters[name] for name in _STAGE_KEYS if name in parameters}
+
+    def searches_in(
+        self, parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+        """Yield the parameters themselves."""
+        yield (), parameters
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return what is wrong with the searches' filters, and a problem for each that has no query."""
