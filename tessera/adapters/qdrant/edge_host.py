@@ -232,7 +232,7 @@ class EdgeEngine:
         return list(map(_record, found)), None if following is None else str(following)
 
     def query_batch(self, queries: Sequence[Query]) -> list[list[Record]]:
-        order = _by_filter(queries)
+        order = brought_together(queries)
         if order is not None:
             found = self.query_batch([queries[place] for place in order])
             return [records for _, records in sorted(zip(order, found, strict=True), key=itemgetter(0))]
@@ -320,7 +320,7 @@ class EdgeEngine:
             self._shard.close()
 
 
-def _by_filter(queries: Sequence[Query]) -> list[int] | None:
+def brought_together(queries: Sequence[Query]) -> list[int] | None:
     """Return the order that brings queries with one filter together; None when they lie together already.
 
     Neighbours in a batch that ask alike are searched in one pass: the filter is evaluated once, and every vector that
