@@ -33,6 +33,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -231,6 +232,10 @@ class EdgeEngine:
         return list(map(_record, found)), None if following is None else str(following)
 
     def query_batch(self, queries: Sequence[Query]) -> list[list[Record]]:
+        order = brought_together(queries)
+        if order is not None:
+            found = self.query_batch([queries[place] for place in order])
+            return [records for _, records in sorted(zip(order, found, strict=True), key=itemgetter(0))]
         with _edge_call():
             answers = self._shard.query_batch(
                 qdrant_edge.QueryBatchRequest(
@@ -313,6 +318,20 @@ class EdgeEngine:
     def close(self) -> None:
         with _edge_call():
             self._shard.close()
+
+
+def brought_together(queries: Sequence[Query]) -> list[int] | None:
+    """Return the order that brings queries with one filter together; None when they lie together already.
+
+    Neighbours in a batch that ask alike are searched in one pass: the filter is evaluated once, and every vector that
+    it lets through is read once for all of them.
+    """
+    keys = [(id(query.filter), query.vector_name, query.limit, query.offset) for query in queries]
+    first: dict[tuple[Any, ...], int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    order = sorted(range(len(keys)), key=lambda place: first[keys[place]])
+    return None if order == list(range(len(keys))) else order
 
 
 def _record(record: qdrant_edge.Record) -> Record:
