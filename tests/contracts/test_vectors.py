@@ -412,12 +412,18 @@ def test_filters_that_wait_together_are_answered_each_by_itself(engine: Engine) 
     logs = [Log(engine), Log(engine)]
     for log in logs:
         log.index(index("fifth", "integer"), index("name", "keyword"))
-    stored = [[document(1000 * v + n, fifth=n % (5 - v), name=f"N{n % 3}") for n in range(200)] for v in (0, 1)]
+    stored = [
+        [document(1000 * v + n, fifth=n % (5 - v), name=f"N{n % 3}") for n in range(200)] for v in (0, 1)
+    ]
     for log, documents in zip(logs, stored, strict=True):
         log.upsert(*documents)
     filters: list[Filter | None] = [None, *(Condition("fifth", "eq", n) for n in range(5))]
     filters += [And((Condition("fifth", "eq", n), Condition("name", "ne", "n1"))) for n in range(2)]
-    filters += [Condition("name", "in", ["n0", "N2"]), Condition("plain", "is_null", True), And((And(filters[1:2]),))]
+    filters += [
+        Condition("name", "in", ["n0", "N2"]),
+        Condition("plain", "is_null", True),
+        And((And(filters[1:2]),)),
+    ]
 
     def drawn(v: int) -> tuple[Search, list[str]]:
         query, limit, filter = rng.randrange(200), rng.choice([1, 5, 5, 300]), rng.choice(filters)
@@ -426,7 +432,9 @@ def test_filters_that_wait_together_are_answered_each_by_itself(engine: Engine) 
         near = {d.document_id: float(_cosine(d.vectors["text"], search.vector)) for d in passing}
         return search, sorted(near, key=lambda document_id: -near[document_id])[:limit]
 
-    asked = [[[drawn(v) for _ in range(rng.randrange(1, 9))] for _ in range(12)] for v in (0, 1) for _ in (0, 1)]
+    asked = [
+        [[drawn(v) for _ in range(rng.randrange(1, 9))] for _ in range(12)] for v in (0, 1) for _ in (0, 1)
+    ]
     wrong: list[object] = []
 
     def ask(number: int) -> None:
