@@ -21,7 +21,7 @@ from tessera.filters import And, Filter, is_path, parse, predicate, values_at
 from tessera.language import NOT_SET
 from tessera.models import PayloadIndex
 from tessera.models.taxonomies import EnrichmentStyle
-from tessera.ports import HIDDEN_FIELDS, Hit, Page, PageResult, Payload, Search, Vector
+from tessera.ports import HIDDEN_FIELDS, Fusion, Hit, Page, PageResult, Payload, Search, Vector
 
 if TYPE_CHECKING:
     from tessera.fetching import Fetcher
@@ -145,7 +145,8 @@ def _no_taxonomy(identifier: str, hits: Sequence[Hit], wanted: Wanted) -> list[V
 class StageContext:
     """What a stage may use.
 
-    `within` limits every read to the retriever's collections (and the request's filters). `embed` turns
+    `within` limits every read to the retriever's collections (and the request's filters). `search` answers
+    searches each by itself, `ranked` as one ranking, whose hits have `signals`. `embed` turns
     a feature URI and an input into a vector, `words` an input into a search of the keyword index;
     `text_features` lists the URIs of the vectors that take a text query.
     `collection` gives the filter that limits a read to another collection of the namespace, by its id or name.
@@ -159,6 +160,7 @@ class StageContext:
     indexes: Mapping[str, PayloadIndex]
     inputs: Mapping[str, Any]
     search: Callable[[Sequence[Search]], list[list[Hit]]]
+    ranked: Callable[[Sequence[Search], Fusion], list[Hit]]
     page: Callable[[Page], PageResult]
     embed: Callable[[str, QueryInput], QueryVector]
     words: Callable[[QueryInput], QueryVector]

@@ -16,12 +16,13 @@ from pydantic import AliasChoices, Field, field_validator
 
 from tessera import templates
 from tessera.errors import BadRequestError, Problem
+from tessera.fusion import fuse
 from tessera.language import NOT_SET, LanguageError
 from tessera.ports import Hit, Page
 from tessera.stages.asking import LanguageParams, ask_once, document_problems, key_problems
 from tessera.stages.base import Equipment, Stage, StageContext, Work
 from tessera.stages.deduplicate import text_of
-from tessera.stages.feature_search import FeatureSearch, FeatureSearchParams, fuse, text_of_query, with_text
+from tessera.stages.feature_search import FeatureSearch, FeatureSearchParams, text_of_query, with_text
 
 #: Documents that stand for the collections when terms are weighed, and words of one text that are counted.
 BACKGROUND_DOCUMENTS = 500
