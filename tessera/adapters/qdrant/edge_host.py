@@ -326,22 +326,16 @@ class EdgeEngine:
 
 
 def brought_together(queries: Sequence[Query]) -> list[int] | None:
-    """Return the order that brings queries with one filter together; None when they lie together already.
+    """Return the order in which queries that differ in their vector alone are neighbours; None when they are already.
 
-    Neighbours in a batch that ask alike are searched in one pass: the filter is evaluated once, and every vector that
-    it lets through is read once for all of them.
+    The engine searches neighbours in one pass: their filter is evaluated once, and what it lets through is read once.
     """
-    keys = [(id(query.filter), query.vector_name, query.limit, query.offset) for query in queries]
-    first: dict[tuple[Any, ...], int] = {}
-    for place, key in enumerate(keys):
-        first.setdefault(key, place)
-    order = sorted(range(len(keys)), key=lambda place: first[keys[place]])
-    return None if order == list(range(len(keys))) else order
-
-
-def _bare(answer: Sequence[Any]) -> Bare:
-    """Return a ranking alone. As numbers ids cost a quarter of what they do as text."""
-    return Bare([hit.id.int for hit in answer], [hit.score for hit in answer])
+    first: dict[Query, int] = {}
+    kinds = [query._replace(vector=None, filter=id(query.filter)) for query in queries]
+    for place, kind in enumerate(kinds):
+        first.setdefault(kind, place)
+    order = sorted(range(len(kinds)), key=lambda place: first[kinds[place]])
+    return None if order == list(range(len(kinds))) else order
 
 
 def _record(record: qdrant_edge.Record) -> Record:
