@@ -347,7 +347,10 @@ def secret_problems(
 def name_problems(name: str) -> list[Problem]:
     """Return what is wrong with a name for a retriever."""
     return names.check(
-        name, ("body", "retriever_name"), id_prefix="ret", reserved=("list", "execute", "stages")
+        name,
+        ("body", "retriever_name"),
+        id_prefix="ret",
+        reserved=("list", "execute", "stages", "evaluations"),
     )
 
 

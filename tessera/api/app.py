@@ -56,6 +56,7 @@ NOUNS = (
     "uploads",
     "blobs",
     "exports",
+    "evaluations",
     "catalogue",
     "organizations",
     "organization_secrets",

@@ -636,6 +636,65 @@ cluster_runs = Table(
     ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], ondelete="CASCADE"),
 )
 
+#: Queries with the documents that answer them: [{query_id, query_input, relevant_documents, relevance_scores}]
+evaluation_datasets = Table(
+    "evaluation_datasets",
+    metadata,
+    Column("dataset_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("dataset_name", String, nullable=False),
+    Column("description", String),
+    Column("queries", JSON, nullable=False),
+    Column("metadata", JSON),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("namespace_id", "dataset_name"),
+    _in_namespace(),
+)
+
+#: Runs of a retriever over a dataset. `status` is pending, in_progress, completed or failed.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("evaluation_id", String, primary_key=True),
+    Column("retriever_id", String, nullable=False),
+    Column("namespace_id", String, nullable=False),
+    Column("organization_id", String, nullable=False),
+    Column("dataset_id", String, nullable=False),
+    Column("dataset_name", String, nullable=False),
+    #: {k_values, metrics}
+    Column("config", JSON, nullable=False),
+    Column("status", String, nullable=False),
+    Column("task_id", String, nullable=False),
+    Column("query_count", Integer, nullable=False),
+    Column("evaluated", Integer, nullable=False, default=0),
+    Column("skipped", Integer, nullable=False, default=0),
+    #: What was tried since the last query that came to an end.
+    Column("tries", Integer, nullable=False, default=0),
+    #: {k: {metric: mean}}
+    Column("metrics_by_k", JSON),
+    Column("error", String),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Column("completed_at", String),
+    Index("ix_evaluations_list", "retriever_id", "created_at"),
+    Index("ix_evaluations_due", "status", "updated_at"),
+    ForeignKeyConstraint(["retriever_id"], ["retrievers.retriever_id"], ondelete="CASCADE"),
+)
+
+#: What came of each query of an evaluation; one with an `error` was skipped.
+evaluation_queries = Table(
+    "evaluation_queries",
+    metadata,
+    Column("evaluation_id", String, primary_key=True),
+    Column("query_id", String, primary_key=True),
+    Column("place", Integer, nullable=False),
+    Column("retrieved", JSON),
+    Column("metrics_by_k", JSON),
+    Column("error", String),
+    ForeignKeyConstraint(["evaluation_id"], ["evaluations.evaluation_id"], ondelete="CASCADE"),
+)
+
 #: Namespaces that are being removed: what is still to be wiped, so that a kill in the middle is resumed.
 purges = Table(
     "purges",

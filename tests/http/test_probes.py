@@ -106,6 +106,20 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     clustering = loop.post(f"/clusters/{cluster['cluster_id']}/execute", {})
     assert loop.wait(clustering["task_id"])["status"] == "COMPLETED"
     execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
+    judged = {"query_id": word, "query_input": {}, "relevant_documents": [documents[0]["document_id"]]}
+    dataset = loop.send(
+        "POST",
+        "/retrievers/evaluations/datasets",
+        {"dataset_name": f"{word}-dataset", "queries": [judged]},
+        status=201,
+    )
+    evaluation = loop.send(
+        "POST",
+        f"/retrievers/{retriever['retriever_id']}/evaluations",
+        {"dataset_name": dataset["dataset_name"]},
+        status=202,
+    )
+    loop.wait(evaluation["task_id"])
     return {
         "namespace_id": namespace["namespace_id"],
         "namespace_name": name,
