@@ -44,11 +44,12 @@ def p_values(differences: NDArray[np.float64]) -> list[float]:
 def _signs(queries: int) -> Iterator[NDArray[np.float64]]:
     """Yield patterns of signs, many rows at a time."""
     if queries <= _EXACT:
-        yield 1.0 - 2.0 * ((np.arange(2**queries)[:, None] >> np.arange(queries)) & 1)
+        flipped = (np.arange(2**queries)[:, None] >> np.arange(queries)) & 1
+        yield (1 - 2 * flipped).astype(np.float64)
         return
     random = np.random.default_rng(_SEED)
     for _ in range(_DRAWS // _AT_ONCE):
-        yield 1.0 - 2.0 * random.integers(0, 2, (_AT_ONCE, queries))
+        yield (1 - 2 * random.integers(0, 2, (_AT_ONCE, queries))).astype(np.float64)
 
 
 def intervals(differences: NDArray[np.float64]) -> list[tuple[float, float] | None]:

@@ -43,6 +43,7 @@ logger = logging.getLogger("tessera.api")
 NOUNS = (
     "namespaces",
     "retrievers",
+    "interactions",
     "taxonomies",
     "documents",
     "objects",
@@ -52,6 +53,7 @@ NOUNS = (
     "buckets",
     "collections",
     "clusters",
+    "inference",
     "tasks",
     "uploads",
     "blobs",

@@ -595,6 +595,55 @@ executions = Table(
     ForeignKeyConstraint(["retriever_id"], ["retrievers.retriever_id"], ondelete="CASCADE"),
 )
 
+#: What people did with hits: who, which document, where in the answer. Said by clients, kept until it is deleted, or
+#: its document erased.
+interactions = Table(
+    "interactions",
+    metadata,
+    Column("interaction_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    #: The document.
+    Column("feature_id", String, nullable=False),
+    #: [click, …]
+    Column("interaction_type", JSON, nullable=False),
+    Column("position", Integer, nullable=False),
+    #: As they were said: neither has to exist any more.
+    Column("execution_id", String),
+    Column("retriever_id", String),
+    Column("user_id", String),
+    Column("session_id", String),
+    Column("document_score", Float),
+    Column("result_set_size", Integer),
+    Column("feature_uri", String),
+    Column("metadata", JSON),
+    Column("query_snapshot", JSON),
+    Column("occurred_at", String),
+    Column("created_at", String, nullable=False),
+    Index("ix_interactions_list", "namespace_id", "created_at", "interaction_id"),
+    Index("ix_interactions_document", "namespace_id", "feature_id"),
+    Index("ix_interactions_execution", "execution_id"),
+    Index("ix_interactions_retriever", "retriever_id"),
+    _in_namespace(),
+)
+
+#: What an execution with learned fusion showed: at each position a document, and what each search said of it. Kept
+#: as long as the log of executions, or as there are interactions with it.
+impressions = Table(
+    "impressions",
+    metadata,
+    Column("execution_id", String, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("retriever_id", String, nullable=False),
+    Column("document_id", String, nullable=False),
+    #: {name of the search: its score scaled to 0…1}; absent where it did not find the document
+    Column("signals", JSON, nullable=False),
+    Column("created_at", String, nullable=False),
+    Index("ix_impressions_retriever", "retriever_id", "created_at"),
+    Index("ix_impressions_document", "document_id"),
+    Index("ix_impressions_age", "created_at"),
+    ForeignKeyConstraint(["retriever_id"], ["retrievers.retriever_id"], ondelete="CASCADE"),
+)
+
 #: What clusters documents, and how; what came of it is in `cluster_runs`.
 clusters = Table(
     "clusters",

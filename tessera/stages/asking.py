@@ -52,6 +52,7 @@ class LanguageStage(Stage):
     """A stage that asks the language model; there only where the server has one."""
 
     needs_language = True
+    cost_tier = "expensive"
     is_repeatable = False
     secret_in = frozenset({"api_key"})
 
