@@ -15,7 +15,7 @@ from tessera.context import Warehouse
 from tessera.models.base import JsonObject
 
 if TYPE_CHECKING:
-    from tessera.cluster_runs import Found
+    from tessera.cluster_artifacts import Found
 
 #: What a document gets unless a cluster says otherwise.
 DEFAULT_FIELDS = {name: name for name in ("cluster_id", "cluster_label", "distance_to_centroid")}

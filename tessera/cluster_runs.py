@@ -9,13 +9,12 @@ was found is committed in one transaction, and refused when the row is another s
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,10 +24,11 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import cluster_enrichment, clustering, clusters, events, failpoints
+from tessera import cluster_enrichment, cluster_triggers, clustering, clusters, events, failpoints
+from tessera.cluster_artifacts import Found, write
 from tessera.context import Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import cluster_runs
+from tessera.db.tables import cluster_runs, erasures
 from tessera.db.tables import clusters as cluster_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, TesseraError
@@ -47,6 +47,8 @@ _TEXT_CHARS = 4_000
 _POLL_S = 0.5
 #: So many servers in a row may end under an execution before it fails.
 MAX_CRASHES = 3
+#: Any constant: servers on one PostgreSQL take up executions one after the other.
+_ADVISORY_LOCK = 0x7E55E7D
 
 
 class Stopped(Exception):
@@ -64,30 +66,20 @@ class Claim:
 # --- taking up -----------------------------------------------------------------------------------------
 
 
-def claim(wh: Warehouse, holder: str, alive: Collection[str]) -> Claim | None:
+def claim(wh: Warehouse, holder: str, alive: Callable[[], Collection[str]]) -> Claim | None:
     """Take up the oldest execution that no live server holds; None when there is none.
 
-    One under which too many servers ended fails instead.
+    One under which too many servers ended fails instead. None is begun in a namespace in which documents are being
+    erased, so that the erasing ends.
     """
-    c = cluster_runs.c
-    free = sa.or_(
-        c.status == "pending",
-        sa.and_(
-            c.status == "processing",
-            sa.or_(c.holder.is_(None), c.holder == holder, c.holder.not_in(list(alive))),
-        ),
-    )
-    oldest = (
-        sa.select(c.run_id, c.status, c.holder, c.crashes)
-        .where(free)
-        .order_by(c.created_at, c.run_id)
-        .limit(1)
-    )
     with wh.db.read() as connection:
-        if connection.execute(oldest).one_or_none() is None:
+        if connection.execute(_oldest(holder, alive())).first() is None:
             return None
     with wh.db.write() as connection:
-        row = connection.execute(oldest).one_or_none()
+        if not wh.db.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+        # Asked again, when nobody else can take up anything: who did so before has shown itself alive before.
+        row = connection.execute(_oldest(holder, alive())).one_or_none()
         if row is None:
             return None
         crashes = row.crashes + (row.status == "processing" and row.holder is not None)
@@ -98,19 +90,34 @@ def claim(wh: Warehouse, holder: str, alive: Collection[str]) -> Claim | None:
                 f"{crashes} times in a row the server ended while it ran. Its log may say why.",
             )
             return None
-        same_holder = c.holder.is_(None) if row.holder is None else c.holder == row.holder
-        taken = connection.execute(
+        connection.execute(
             sa.update(cluster_runs)
-            .where(c.run_id == row.run_id, c.status == row.status, same_holder)
+            .where(cluster_runs.c.run_id == row.run_id)
             .values(status="processing", holder=holder, crashes=crashes)
-        ).rowcount
-        if not taken:
-            return None
+        )
         run = _row(connection, row.run_id)
         _tell_task(connection, run, TaskStatus.IN_PROGRESS, stage="reading")
         if row.status == "pending":
             _emit(connection, EventType.CLUSTER_EXECUTION_STARTED, run)
     return Claim(row.run_id, holder)
+
+
+def _oldest(holder: str, alive: Collection[str]) -> sa.Select[Any]:
+    """Return the query for the oldest execution that may be taken up by `holder`."""
+    c = cluster_runs.c
+    free = sa.or_(
+        sa.and_(c.status == "pending", c.namespace_id.not_in(sa.select(erasures.c.namespace_id))),
+        sa.and_(
+            c.status == "processing",
+            sa.or_(c.holder.is_(None), c.holder == holder, c.holder.not_in(list(alive))),
+        ),
+    )
+    return (
+        sa.select(c.run_id, c.status, c.holder, c.crashes)
+        .where(free)
+        .order_by(c.created_at, c.run_id)
+        .limit(1)
+    )
 
 
 def run(wh: Warehouse, claimed: Claim, park: threading.Event) -> None:
@@ -151,6 +158,8 @@ def end(
     row = _row(connection, run_id)
     _tell_task(connection, row, status, stage="done", error=error)
     _emit(connection, EventType.CLUSTER_EXECUTION_FAILED, row)
+    how = "cancelled" if status is TaskStatus.CANCELED else "failed"
+    cluster_triggers.ended(connection, row, how, error)
     return True
 
 
@@ -211,6 +220,7 @@ class _Run:
                 count = len(found)
                 _tell_task(connection, row, TaskStatus.COMPLETED, stage="done", total=count, done=count)
                 _emit(connection, EventType.CLUSTER_EXECUTION_COMPLETED, row)
+                cluster_triggers.ended(connection, row, "completed", None)
         if not done:
             with self.wh.db.read() as connection:
                 state = connection.execute(
@@ -379,113 +389,6 @@ def text_of(payload: Mapping[str, Any]) -> str:
             each for each in inside if isinstance(each, str) and " " in each.strip() and "://" not in each
         ]
     return "\n".join(texts)[:_TEXT_CHARS]
-
-
-# --- what was found ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Which cluster each document belongs to (-1: none), how far from its centre, and where on the map."""
-
-    document_ids: Sequence[str]
-    collection_ids: Sequence[str]
-    labels: Sequence[int]
-    distances: Sequence[float | None]
-    points: Sequence[Sequence[float | None]]
-
-    def __len__(self) -> int:
-        return len(self.document_ids)
-
-
-def write(path: Path, found: Found) -> None:
-    """Write an artifact, whole or not at all."""
-    import pyarrow as pa
-
-    table = pa.table(
-        {
-            "document_id": pa.array(found.document_ids, pa.string()),
-            "collection_id": pa.array(found.collection_ids, pa.string()),
-            "label": pa.array(found.labels, pa.int32()),
-            "distance": pa.array(found.distances, pa.float32(), from_pandas=True),
-            "x": pa.array([point[0] for point in found.points], pa.float32()),
-            "y": pa.array([point[1] for point in found.points], pa.float32()),
-        }
-    )
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=10_000)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def read(path: Path) -> Found:
-    """Read an artifact. Raises `FileNotFoundError` where there is none."""
-    import pyarrow as pa
-
-    with path.open("rb") as file, pa.ipc.open_file(file) as reader:
-        columns = reader.read_all().to_pydict()
-    return Found(
-        columns["document_id"],
-        columns["collection_id"],
-        columns["label"],
-        columns["distance"],
-        list(zip(columns["x"], columns["y"], strict=True)),
-    )
-
-
-# --- erasing -------------------------------------------------------------------------------------------
-
-
-def erase(wh: Warehouse, namespace_id: str, document_ids: Collection[str]) -> str | None:
-    """Take documents out of every result, and what was said of their clusters' words; say what has to be waited for."""
-    mine = cluster_runs.c.namespace_id == namespace_id
-    with wh.db.read() as connection:
-        rows = connection.execute(sa.select(cluster_runs.c.run_id, cluster_runs.c.status).where(mine)).all()
-    if any(row.status == "processing" for row in rows):
-        return "an execution of a cluster"
-    for row in rows:
-        path = wh.blobs.path(clusters.artifact_key(namespace_id, row.run_id))
-        part = path.with_name(f"{path.name}.part")
-        part.unlink(missing_ok=True)
-        if not path.exists():
-            continue
-        found = read(path)
-        kept = [index for index, each in enumerate(found.document_ids) if each not in document_ids]
-        if len(kept) == len(found):
-            continue
-        gone = {found.labels[index] for index in set(range(len(found))).difference(kept)}
-        with wh.db.write() as connection:
-            _forget_words(connection, row.run_id, gone)
-        left = Found(*([column[index] for index in kept] for column in _columns(found)))
-        write(path, left)
-    return None
-
-
-def _columns(found: Found) -> tuple[Sequence[Any], ...]:
-    return found.document_ids, found.collection_ids, found.labels, found.distances, found.points
-
-
-def _forget_words(connection: Connection, run_id: str, labels: Collection[int]) -> None:
-    """Replace label and keywords of clusters that lost a member: they may be made of its words."""
-    this = cluster_runs.c.run_id == run_id
-    result = connection.execute(sa.select(cluster_runs.c.result).where(this)).scalar()
-    if not result:
-        return
-    ids = {f"cl_{label}" for label in labels}
-    centroids = [
-        {**each, "label": f"Cluster {each['cluster_id'][3:]}", "keywords": []}
-        if each["cluster_id"] in ids
-        else each
-        for each in result["centroids"]
-    ]
-    connection.execute(
-        sa.update(cluster_runs)
-        .where(this)
-        .values(result={**result, "centroids": centroids, "has_erased": True})
-    )
 
 
 # --- rows ----------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ NOUNS = (
     "failures",
     "buckets",
     "collections",
+    "cluster_triggers",
     "clusters",
     "tasks",
     "uploads",

@@ -1,0 +1,291 @@
+"""Triggers of clusters, with the time in the test's hand: what fires when, and that it fires once. Real tables."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tessera import cluster_runs, cluster_triggers, clusters, events, schedules
+from tessera.config import Settings
+from tessera.context import Principal, Warehouse
+from tessera.db.engine import now
+from tessera.db.tables import cluster_runs as run_rows
+from tessera.db.tables import clusters as cluster_rows
+from tessera.db.tables import collections, namespaces
+from tessera.errors import BadRequestError
+from tessera.models.cluster_triggers import (
+    CreateTriggerRequest,
+    TriggerHistoryRequest,
+    TriggerModel,
+    TriggerStatus,
+    UpdateTriggerRequest,
+)
+from tessera.models.tasks import TaskStatus
+from tessera.wiring import close_warehouse, open_warehouse
+
+WHO = Principal(
+    key_id="key_1",
+    organization_id="org_1",
+    internal_id="int_1",
+    user_id="usr_1",
+    permissions=frozenset({"read", "write", "delete", "admin"}),
+)
+START = datetime.now(UTC)
+
+
+def later(**more: float) -> str:
+    return schedules.written(START + timedelta(**more))
+
+
+class Place:
+    """A warehouse whose jobs do not run, with a cluster over a collection without documents."""
+
+    def __init__(self, wh: Warehouse) -> None:
+        self.wh = wh
+        at = now()
+        with wh.db.write() as connection:
+            connection.execute(
+                namespaces.insert().values(
+                    namespace_id="ns_1",
+                    organization_id="org_1",
+                    namespace_name="one",
+                    feature_extractors=[],
+                    user_indexes=[],
+                    added_indexes=[],
+                    vectors=[],
+                    vector_inference_map={},
+                    infrastructure={},
+                    view_id="ns_1-1",
+                    created_at=at,
+                    updated_at=at,
+                )
+            )
+            connection.execute(
+                collections.insert().values(
+                    collection_id="col_1",
+                    namespace_id="ns_1",
+                    collection_name="texts",
+                    source={"type": "bucket", "bucket_ids": []},
+                    feature_extractor={"feature_extractor_name": "passthrough_extractor", "version": "v1"},
+                    input_schema={},
+                    output_schema={},
+                    created_at=at,
+                    updated_at=at,
+                )
+            )
+            definition = {
+                "collection_ids": ["col_1"],
+                "cluster_type": "attribute",
+                "vector_config": None,
+                "attribute_config": {"attributes": ["kind"]},
+                "filters": None,
+                "enrich_source_collection": False,
+                "source_enrichment_config": None,
+            }
+            connection.execute(
+                cluster_rows.insert().values(
+                    cluster_id="clust_1",
+                    namespace_id="ns_1",
+                    cluster_name="kinds",
+                    definition=definition,
+                    created_at=at,
+                    updated_at=at,
+                )
+            )
+
+    def trigger(self, kind: str, **schedule: Any) -> TriggerModel:
+        asked = {"cluster_id": "clust_1", "trigger_type": kind, "schedule_config": schedule}
+        return cluster_triggers.create(self.wh, WHO, "one", CreateTriggerRequest.model_validate(asked))
+
+    def seen(self, trigger: TriggerModel) -> TriggerModel:
+        return cluster_triggers.get(self.wh, WHO, "one", trigger.trigger_id)
+
+    def fire(self, **more: float) -> int:
+        return cluster_triggers.fire_due(self.wh, later(**more))
+
+    def end_run(self) -> None:
+        """Do the execution that waits: without documents it fails."""
+        claimed = cluster_runs.claim(self.wh, "me", lambda: {"me"})
+        assert claimed is not None
+        cluster_runs.run(self.wh, claimed, threading.Event())
+
+    def count(self, written: int = 0, deleted: int = 0, **more: Any) -> None:
+        with self.wh.db.write() as connection:
+            events.documents_written(connection, "ns_1", "col_1", written=written, deleted=deleted, **more)
+
+    def close(self) -> None:
+        with self.wh.db.write() as connection:
+            for table in (cluster_rows, collections, namespaces):
+                connection.execute(table.delete())
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    wh = open_warehouse(
+        Settings(data=tmp_path_factory.mktemp("triggers") / "data", offline=True), run_jobs=False
+    )
+    yield wh
+    close_warehouse(wh)
+
+
+@pytest.fixture
+def place(warehouse: Warehouse) -> Iterator[Place]:
+    place = Place(warehouse)
+    yield place
+    place.close()
+
+
+# --- schedules -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "zone", "after", "expected"),
+    [
+        ("0 2 * * *", "UTC", "2026-01-31T02:00:00+00:00", "2026-02-01T02:00:00+00:00"),
+        ("30 8 * * MON-FRI", "America/New_York", "2026-07-03T13:00:00+00:00", "2026-07-06T12:30:00+00:00"),
+        # 02:30 is left out in the night of the change; Debian's cron runs it when the clock goes on.
+        ("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00+00:00", "2026-03-29T01:00:00+00:00"),
+        ("0 0 29 2 *", "UTC", "2026-01-01T00:00:00+00:00", "2028-02-29T00:00:00+00:00"),
+    ],
+)
+def test_when_a_cron_expression_comes_next(expression: str, zone: str, after: str, expected: str) -> None:
+    found = schedules.next_cron(expression, zone, datetime.fromisoformat(after))
+    assert found == datetime.fromisoformat(expected)
+
+
+@pytest.mark.parametrize(
+    ("expression", "zone", "says"),
+    [
+        ("* * * * * *", "UTC", "five fields"),
+        ("61 * * * *", "UTC", "no cron expression"),
+        ("0 0 30 2 *", "UTC", "no cron expression"),
+        ("0 2 * * *", "Mars/Base", "no time zone"),
+        ("0 2 * * *", "../../etc/passwd", "no time zone"),
+        ("0 2 * * *", "", "no time zone"),
+    ],
+)
+def test_what_is_no_schedule(expression: str, zone: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        schedules.next_cron(expression, zone, START)
+
+
+# --- firing ----------------------------------------------------------------------------------------------
+
+
+def test_times_that_were_missed_fire_once(place: Place) -> None:
+    hourly = place.trigger("interval", interval_seconds=3600)
+    nightly = place.trigger("cron", cron_expression="0 2 * * *")
+    assert place.fire(minutes=59) == 0
+    # Three days without a server.
+    assert place.fire(days=3) == 1
+    assert place.fire(days=3) == 0  # both are of one cluster, whose execution is under way
+    place.end_run()
+    assert place.fire(days=3) == 1
+    place.end_run()
+    assert place.fire(days=3) == 0
+    shown = place.seen(hourly)
+    assert shown.execution_count == place.seen(nightly).execution_count == 1
+    assert shown.last_triggered_at == later(days=3)
+    assert shown.next_scheduled_at is not None
+    # It keeps its beat: a whole number of hours after it was made, the first that is still to come.
+    ahead = schedules.read(shown.next_scheduled_at) - schedules.read(hourly.next_scheduled_at or "")
+    assert ahead % timedelta(hours=1) == timedelta(0)
+    assert later(days=3) < shown.next_scheduled_at <= later(days=3, hours=1)
+
+
+def test_of_several_servers_one_fires(place: Place) -> None:
+    trigger = place.trigger("interval", interval_seconds=60)
+    begun: list[int] = []
+    gate = threading.Barrier(4)
+
+    def look() -> None:
+        gate.wait()
+        begun.append(place.fire(hours=1))
+
+    servers = [threading.Thread(target=look) for _ in range(4)]
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.join()
+    assert sorted(begun) == [0, 0, 0, 1]
+    history = cluster_triggers.history(place.wh, WHO, "one", trigger.trigger_id, TriggerHistoryRequest())
+    assert (history.total, history.executions[0].status) == (1, "pending")
+    with place.wh.db.read() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(run_rows)).scalar_one() == 1
+
+
+def test_failures_are_told_counted_and_end_it(place: Place) -> None:
+    trigger = place.trigger("interval", interval_seconds=60)
+    for number in range(1, cluster_triggers.MAX_FAILURES + 1):
+        assert place.fire(hours=number) == 1
+        place.end_run()
+        shown = place.seen(trigger)
+        assert (shown.consecutive_failures, shown.last_execution_status) == (number, "failed")
+        assert "no document" in str(shown.last_execution_error)
+    assert (shown.status, shown.next_scheduled_at) == ("failed", None)
+    assert place.fire(days=9) == 0
+    shown = cluster_triggers.set_status(place.wh, WHO, "one", trigger.trigger_id, TriggerStatus.ACTIVE)
+    assert (shown.status, shown.consecutive_failures) == ("active", 0)
+    assert place.fire(days=9) == 1
+    # Somebody cancels it: that says nothing of the trigger.
+    with place.wh.db.write() as connection:
+        run = clusters.last_run(connection, "clust_1")
+        assert run is not None
+        cluster_runs.end(connection, run["run_id"], "Cancelled.", status=TaskStatus.CANCELED)
+    shown = place.seen(trigger)
+    assert (shown.consecutive_failures, shown.last_execution_status) == (0, "cancelled")
+
+
+def test_what_came_due_while_it_was_paused_is_not_made_up_for(place: Place) -> None:
+    trigger = place.trigger("interval", interval_seconds=60, start_immediately=True)
+    assert (trigger.next_scheduled_at or "") <= now()
+    paused = cluster_triggers.set_status(place.wh, WHO, "one", trigger.trigger_id, TriggerStatus.PAUSED)
+    assert (paused.status, paused.next_scheduled_at) == ("paused", None)
+    assert place.fire(days=1) == 0
+    resumed = cluster_triggers.set_status(place.wh, WHO, "one", trigger.trigger_id, TriggerStatus.ACTIVE)
+    assert (resumed.next_scheduled_at or "") > now()
+    # Another schedule is in force at once.
+    changed = UpdateTriggerRequest(schedule_config={"interval_seconds": 7200})
+    shown = cluster_triggers.update(place.wh, WHO, "one", trigger.trigger_id, changed)
+    assert later(hours=1) < (shown.next_scheduled_at or "") < later(hours=3)
+
+
+def test_an_event_waits_for_documents_and_for_its_cooldown(place: Place) -> None:
+    added = {"event_type": "documents_added", "collection_id": "texts", "event_threshold": 10}
+    trigger = place.trigger("event", **added, cooldown_seconds=3600)
+    assert trigger.schedule_config["collection_id"] == "col_1"
+    place.count(written=9)
+    place.count(deleted=5)
+    place.count(written=50, are_edits=True)  # what clusters write into documents, for one
+    assert place.fire(minutes=1) == 0
+    assert place.seen(trigger).event_counter == 9
+    place.count(written=3)
+    assert place.fire(minutes=1) == 1
+    place.end_run()
+    shown = place.seen(trigger)
+    assert (shown.event_counter, shown.last_cooldown_at) == (0, later(minutes=1))
+    # Enough again, but it rests; then it fires once for all that came.
+    for _ in range(5):
+        place.count(written=10)
+    assert place.seen(trigger).next_scheduled_at == later(minutes=61)
+    assert place.fire(minutes=60) == 0
+    assert place.fire(minutes=62) == 1
+    place.end_run()
+    assert place.fire(days=1) == 0
+
+    gone = place.trigger("event", event_type="documents_deleted", collection_id="col_1")
+    place.count(deleted=1)
+    assert place.fire(days=1) == 1
+    assert place.seen(gone).execution_count == 1
+
+
+def test_a_cluster_has_so_many_triggers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_triggers, "MAX_TRIGGERS", 1)
+    place.trigger("interval", interval_seconds=60)
+    with pytest.raises(BadRequestError, match="1 triggers"):
+        place.trigger("interval", interval_seconds=60)
