@@ -42,7 +42,9 @@ ORIGIN_FIELDS = frozenset(
 
 
 #: What a place says of itself, and what stages say of hits: no text of the document.
-ADDED_FIELDS = frozenset({"locator", "merged", "llm_filter", "query_expand"})
+ADDED_FIELDS = frozenset(
+    {"locator", "merged", "llm_filter", "query_expand", "cluster_id", "cluster_label", "cluster_score"}
+)
 
 
 def _readable(path: str) -> str:
@@ -213,6 +215,10 @@ class Stage(ABC):
     def secrets_in(self, parameters: Mapping[str, Any]) -> set[str]:
         """Return the names of the secrets that `parameters` refer to."""
         return {path[0] for root, path in templates.references(parameters) if root == "SECRET"}
+
+    def is_installed(self) -> bool:
+        """Say whether the library is there that the stage stands on; without it, it is not listed."""
+        return True
 
     def lacks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
         """Return why this server cannot run the stage with `parameters`, and what would help; None when it can."""

@@ -154,7 +154,11 @@ def test_two_topics_are_found_labelled_and_put_on_a_map(place: Topics) -> None:
     [
         pytest.param("dbscan", {"eps": 0.9, "min_samples": 2}, marks=pytest.mark.slow),
         ("hdbscan", {"min_cluster_size": 3}),
-        ("agglomerative", {"n_clusters": 2, "linkage": "average", "affinity": "cosine"}),
+        pytest.param(
+            "agglomerative",
+            {"n_clusters": 2, "linkage": "average", "affinity": "cosine"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("spectral", {"n_clusters": 2}, marks=pytest.mark.slow),
         pytest.param(
             "gaussian_mixture", {"n_components": 2, "covariance_type": "diag"}, marks=pytest.mark.slow
@@ -312,6 +316,49 @@ def test_another_namespace_sees_none_of_it(place: Topics, fitted: dict[str, Any]
     ):
         other.refused(404, method, path)
     assert other.get("/clusters")["results"] == []
+
+
+def themes(place: Topics, **parameters: Any) -> list[dict[str, Any]]:
+    """Execute a search for everything and group what it finds."""
+    search = {"feature_uri": TEXT_URI, "query": "rain at the camp", "limit": 20}
+    stages = [
+        {"stage_id": "feature_search", "parameters": search},
+        {"stage_id": "cluster", "parameters": parameters},
+    ]
+    asked = {"stages": stages, "collection_identifiers": [place.texts]}
+    return list(place.post("/retrievers/execute", asked)["documents"])
+
+
+def test_hits_are_grouped_while_a_query_waits(place: Topics) -> None:
+    first, second = themes(place, n_clusters=2)
+    assert [each["kind"] for each in first["members"]] == ["tent"] * 5
+    assert [each["kind"] for each in second["members"]] == ["soup"] * 4
+    assert len(first["centroid"]) > 100
+    labelled = themes(place, n_clusters=2, output_mode="labeled", feature_uri=TEXT_URI)
+    assert {(each["cluster_id"], each["kind"]) for each in labelled} == {("cl_0", "tent"), ("cl_1", "soup")}
+    assert all(each["score"] is not None for each in labelled)
+    one_each = themes(place, n_clusters=2, output_mode="representatives")
+    assert [each["kind"] for each in one_each] == ["tent", "soup"]
+    wrong = {"stages": [{"stage_id": "cluster", "parameters": {"feature_uri": "mixpeek://no@v1/thing"}}]}
+    assert "feature" in place.refused(400, "POST", "/retrievers/execute", wrong)
+
+
+def test_the_same_on_a_qdrant_server(server_on_qdrant: Server) -> None:
+    with server_on_qdrant.client() as client:
+        place = topics(client, "topics on a server")
+        cluster = place.cluster(enrich_source_collection=True)
+        run = place.executed(cluster["cluster_id"])
+        assert (run["status"], run["num_clusters"], run["num_points"]) == ("completed", 2, 9)
+        of_cluster = {(each["cluster_id"], each["kind"]) for each in place.documents(place.texts)}
+        assert of_cluster == {("cl_0", "tent"), ("cl_1", "soup")}
+        body = {"collection_ids": [place.texts], "attribute_config": {"attributes": ["kind"]}}
+        by_kind = place.post("/clusters", body)["cluster_id"]
+        assert [each["num_members"] for each in place.executed(by_kind)["centroids"]] == [5, 4]
+        chosen = {"field": "cluster_id", "operator": "eq", "value": "cl_1"}
+        again = place.executed(by_kind, {"filters": chosen, "sample_size": 3})
+        assert (again["num_points"], again["num_clusters"]) == (3, 1)
+        assert [len(each["members"]) for each in themes(place, n_clusters=2)] == [5, 4]
+        client.delete(f"/v1/namespaces/{place.namespace_id}").raise_for_status()
 
 
 def test_webhooks_and_the_audit_log_are_told(place: Topics) -> None:

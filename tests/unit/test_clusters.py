@@ -1,4 +1,4 @@
-"""Triggers of clusters, with the time in the test's hand: what fires when, and that it fires once. Real tables."""
+"""Clusters with time and libraries in the test's hand: what a trigger fires when, and once. Real tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tessera import cluster_runs, cluster_triggers, clusters, events, schedules
+from tessera import cluster_runs, cluster_triggers, clustering, clusters, events, retrievers, schedules
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -25,6 +25,7 @@ from tessera.models.cluster_triggers import (
     TriggerStatus,
     UpdateTriggerRequest,
 )
+from tessera.models.retrievers import CreateRetrieverRequest
 from tessera.models.tasks import TaskStatus
 from tessera.wiring import close_warehouse, open_warehouse
 
@@ -289,3 +290,23 @@ def test_a_cluster_has_so_many_triggers(place: Place, monkeypatch: pytest.Monkey
     place.trigger("interval", interval_seconds=60)
     with pytest.raises(BadRequestError, match="1 triggers"):
         place.trigger("interval", interval_seconds=60)
+
+
+# --- the library -----------------------------------------------------------------------------------------
+
+
+def test_without_the_library_there_is_no_stage_and_the_command_is_named(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = CreateRetrieverRequest.model_validate(
+        {
+            "retriever_name": "themes",
+            "collection_identifiers": ["texts"],
+            "stages": [{"stage_id": "cluster", "parameters": {"n_clusters": 3}}],
+        }
+    )
+    assert "cluster" in [each["stage_id"] for each in retrievers.stage_catalogue(place.wh)]
+    monkeypatch.setattr(clustering, "is_installed", lambda: False)
+    assert "cluster" not in [each["stage_id"] for each in retrievers.stage_catalogue(place.wh)]
+    with pytest.raises(BadRequestError, match=r"pip install 'tessera\[clusters\]'"):
+        retrievers.create(place.wh, WHO, "one", asked)
