@@ -108,7 +108,7 @@ def _forget_words(connection: Connection, run_id: str, labels: Collection[int]) 
         return
     ids = {f"cl_{label}" for label in labels}
     centroids = [
-        {**each, "label": f"Cluster {each['cluster_id'][3:]}", "keywords": []}
+        {**each, "label": f"Cluster {each['cluster_id'][3:]}", "keywords": [], "summary": None}
         if each["cluster_id"] in ids
         else each
         for each in result["centroids"]

@@ -9,6 +9,7 @@ from tessera import collections, retriever_features
 from tessera.context import Warehouse
 from tessera.errors import BadRequestError, NotFoundError, Problem, quote
 from tessera.filters import is_path, parse
+from tessera.language import NOT_SET
 from tessera.models.base import JsonObject
 from tessera.models.clusters import (
     PARAMS,
@@ -32,7 +33,6 @@ def definition_of(
     wh: Warehouse, connection: Connection, place: RowMapping, request: CreateClusterRequest
 ) -> tuple[JsonObject, list[Problem]]:
     """Return what is stored of a request, and what is wrong with it."""
-    refuse_language_model(request.llm_labeling)
     problems: list[Problem] = []
     rows = []
     for number, identifier in enumerate(request.collection_ids):
@@ -42,6 +42,7 @@ def definition_of(
             problems.append(_problem(("collection_ids", number), error.message))
     parse(request.filters)
     kind = request.cluster_type or (ClusterType.ATTRIBUTE if request.attribute_config else ClusterType.VECTOR)
+    check_labeling(wh, request.llm_labeling, kind)
     config = request.vector_config if kind is ClusterType.VECTOR else request.attribute_config
     if config is None:
         problems.append(
@@ -76,6 +77,7 @@ def definition_of(
         "enrich_source_collection": request.enrich_source_collection
         or bool(request.vector_config and request.vector_config.enrich_source),
         "source_enrichment_config": mapped.model_dump() if mapped else None,
+        "llm_labeling": request.llm_labeling.model_dump() if request.llm_labeling else None,
     }, problems
 
 
@@ -176,12 +178,23 @@ def _attribute_problems(attributes: list[str], *, hierarchical: bool) -> list[Pr
     return problems
 
 
-def refuse_language_model(asked: LlmLabeling | None) -> None:
-    """Raise `BadRequestError` where labels by a language model are asked for."""
-    if asked is not None and asked.enabled:
+def check_labeling(wh: Warehouse, asked: LlmLabeling | None, kind: ClusterType) -> None:
+    """Raise `BadRequestError` where labels by a language model are asked for that cannot be made."""
+    if asked is None or not asked.enabled:
+        return
+    if kind is not ClusterType.VECTOR:
         raise BadRequestError(
-            "Labels by a language model are not available. Leave llm_labeling out: labels are the terms that set a "
-            "cluster's texts apart, and an execution's labels can be changed."
+            "The labels of a cluster by attributes are their values. Leave llm_labeling out."
+        )
+    for name in ("labeling_inputs", "response_shape", "candidate_labels"):
+        if getattr(asked, name) is not None:
+            raise BadRequestError(
+                f"llm_labeling.{name} is not available. Leave it out; custom_prompt says what else is wanted."
+            )
+    if wh.language is None:
+        raise BadRequestError(
+            f"Labels by a language model cannot be made: {NOT_SET}. Without llm_labeling, labels are the terms that "
+            "set a cluster's texts apart."
         )
 
 

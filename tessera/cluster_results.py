@@ -130,7 +130,7 @@ def groups(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         {
             "cluster_id": each["cluster_id"],
             "label": labels[each["cluster_id"]],
-            "summary": None,
+            "summary": each.get("summary"),
             "keywords": each["keywords"],
             "member_count": each["num_members"],
         }
@@ -405,12 +405,13 @@ def _answer(row: Mapping[Any, Any]) -> JsonObject:
                 "cluster_id": each["cluster_id"],
                 "num_members": each["num_members"],
                 "label": labels[each["cluster_id"]],
-                "summary": None,
+                "summary": each.get("summary"),
                 "keywords": each["keywords"],
             }
             for each in centroids
         ],
         "label_overrides": result.get("label_overrides") or {},
+        "llm_labeling": result.get("llm_labeling"),
         "member_counts_stale": bool(result.get("has_erased")),
         "source_documents": source,
         "vectors_retrieved": taken,

@@ -24,7 +24,15 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import cluster_enrichment, cluster_triggers, clustering, clusters, events, failpoints
+from tessera import (
+    cluster_enrichment,
+    cluster_labels,
+    cluster_triggers,
+    clustering,
+    clusters,
+    events,
+    failpoints,
+)
 from tessera.cluster_artifacts import Found, write
 from tessera.context import Warehouse
 from tessera.db.engine import now
@@ -34,6 +42,7 @@ from tessera.db.tables import tasks as task_rows
 from tessera.errors import BadRequestError, TesseraError
 from tessera.filters import values_at
 from tessera.models.base import JsonObject
+from tessera.models.clusters import LlmLabeling
 from tessera.models.tasks import TaskStatus
 from tessera.models.webhooks import EventType
 from tessera.plan import RESERVED_FIELDS
@@ -302,15 +311,18 @@ class _Run:
         }
         (self.folder / "spec.json").write_bytes(orjson.dumps(spec))
         self._fit()
+        result = json.loads((self.folder / "result.json").read_text())
         with np.load(self.folder / "labels.npz") as fitted:
-            found = Found(
-                ids,
-                collection_ids,
-                fitted["labels"].tolist(),
-                fitted["distances"].tolist(),
-                fitted["points"].tolist(),
+            labels, distances = fitted["labels"], fitted["distances"]
+            found = Found(ids, collection_ids, labels.tolist(), distances.tolist(), fitted["points"].tolist())
+        asked = LlmLabeling.model_validate(
+            self.own.get("llm_labeling") or self.definition.get("llm_labeling") or {}
+        )
+        if asked.enabled:
+            cluster_labels.label(
+                self.wh.language, asked, self.folder, result, labels, distances, self._still_ours
             )
-        return found, json.loads((self.folder / "result.json").read_text())
+        return found, result
 
     def _fit(self) -> None:
         """Run the fit in a process of its own, and end that when the execution is not to go on."""

@@ -22,7 +22,7 @@ from tessera import (
     new_tasks,
     tasks,
 )
-from tessera.cluster_definition import definition_of, name_problems, refuse_language_model
+from tessera.cluster_definition import check_labeling, definition_of, name_problems
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import cluster_runs, cluster_triggers, clusters
@@ -218,13 +218,13 @@ def execute(
             f"mode {quote(request.mode)} is not available: every execution clusters all documents anew. Leave it out, "
             'or send "full".'
         )
-    refuse_language_model(request.llm_labeling)
     parse(request.filters)
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         row = find(connection, place["namespace_id"], identifier)
         _refuse_open(connection, row["cluster_id"], "executed again")
-    own = request.model_dump(include={"filters", "sample_size"}, exclude_none=True)
+    check_labeling(wh, request.llm_labeling, ClusterType(row["definition"]["cluster_type"]))
+    own = request.model_dump(include={"filters", "sample_size", "llm_labeling"}, exclude_none=True)
     if row["definition"]["cluster_type"] == ClusterType.VECTOR and not clustering.is_installed():
         raise BadRequestError(clustering.MISSING)
     check_size(row["definition"], own, wh.views.count(place["namespace_id"], within(row["definition"], own)))
@@ -388,7 +388,8 @@ def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
         "enrich_source": definition["enrich_source_collection"],
         "enrich_source_collection": definition["enrich_source_collection"],
         "source_enrichment_config": definition["source_enrichment_config"],
-        "llm_labeling": None,
+        "llm_labeling": _labeling(definition),
+        "llm_labeling_errors": _labeling_errors(result),
         "hierarchy_detected": False,
         "num_clusters": result and len(result["centroids"]),
         "num_documents_clustered": result and result["num_points"],
@@ -409,6 +410,18 @@ def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
     }
+
+
+def _labeling(definition: Mapping[str, Any]) -> JsonObject | None:
+    """Return what is asked of labels, but for the model's name: clients know those of some vendors only."""
+    asked = definition.get("llm_labeling")
+    return asked and {name: value for name, value in asked.items() if name not in ("model_name", "provider")}
+
+
+def _labeling_errors(result: Mapping[str, Any] | None) -> list[str] | None:
+    """Return why groups of the last result have labels of terms although others were asked for."""
+    told = (result or {}).get("llm_labeling")
+    return told and ([told["error"]] if told["error"] else [])
 
 
 # --- rows ----------------------------------------------------------------------------------------------

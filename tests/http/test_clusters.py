@@ -11,6 +11,7 @@ import pytest
 
 from tests.http.loop import TEXT, Loop
 from tests.http.processes import Server
+from tests.language_endpoint import Endpoint
 
 TEXT_URI = "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"
 TENTS = [
@@ -274,7 +275,16 @@ def test_an_execution_is_cancelled_or_had_ended(place: Topics) -> None:
         ({"vector_config": {"multi_feature_strategy": "independent"}}, "create a cluster for each"),
         ({"vector_config": {"multi_feature_strategy": "weighted"}}, "feature_weights"),
         ({"cluster_type": "attribute"}, "attribute_config"),
-        ({"llm_labeling": {"enabled": True}}, "language model"),
+        ({"llm_labeling": {"enabled": True, "response_shape": {"topic": "x"}}}, "response_shape"),
+        ({"llm_labeling": {"enabled": True, "max_samples_per_cluster": 21}}, "max_samples_per_cluster"),
+        (
+            {
+                "cluster_type": "attribute",
+                "attribute_config": {"attributes": ["kind"]},
+                "llm_labeling": {"enabled": True},
+            },
+            "values",
+        ),
         (
             {
                 "source_enrichment_config": {
@@ -318,6 +328,26 @@ def test_another_namespace_sees_none_of_it(place: Topics, fitted: dict[str, Any]
     assert other.get("/clusters")["results"] == []
 
 
+def test_a_language_model_names_groups(place: Topics, language_endpoint: Endpoint) -> None:
+    language_endpoint.reset()
+    asked = {"enabled": True, "labeling_context": "Notes of a camp.", "max_samples_per_cluster": None}
+    cluster = place.cluster(llm_labeling=asked)
+    assert cluster["llm_labeling"]["max_samples_per_cluster"] == 10
+    run = place.executed(cluster["cluster_id"])
+    tents, soups = run["centroids"]
+    assert tents["label"].startswith("About ") and "tent" in tents["summary"].lower()
+    assert len(soups["keywords"]) == 3
+    told = run["llm_labeling"]
+    assert (told["model"], told["labelled"], told["llm_calls"], told["error"]) == ("small", 2, 1, None)
+    assert told["tokens_used"] > 0
+    (prompt,) = language_endpoint.prompts
+    assert "Notes of a camp." in prompt["task"]
+    assert [len(each["documents"]) for each in prompt["data"]] == [5, 4]
+    groups = place.get(f"/clusters/{cluster['cluster_id']}/groups")["groups"]
+    assert [each["summary"] for each in groups] == [tents["summary"], soups["summary"]]
+    assert place.get(f"/clusters/{cluster['cluster_id']}")["llm_labeling_errors"] == []
+
+
 def themes(place: Topics, **parameters: Any) -> list[dict[str, Any]]:
     """Execute a search for everything and group what it finds."""
     search = {"feature_uri": TEXT_URI, "query": "rain at the camp", "limit": 20}
@@ -346,6 +376,11 @@ def test_hits_are_grouped_while_a_query_waits(place: Topics) -> None:
 def test_the_same_on_a_qdrant_server(server_on_qdrant: Server) -> None:
     with server_on_qdrant.client() as client:
         place = topics(client, "topics on a server")
+        # This server has no language model.
+        config = {"feature_uris": [TEXT_URI], "clustering_method": "kmeans"}
+        asked = {"collection_ids": [place.texts], "vector_config": config}
+        refused = place.refused(400, "POST", "/clusters", {**asked, "llm_labeling": {"enabled": True}})
+        assert "TESSERA_LLM_BASE_URL" in refused
         cluster = place.cluster(enrich_source_collection=True)
         run = place.executed(cluster["cluster_id"])
         assert (run["status"], run["num_clusters"], run["num_points"]) == ("completed", 2, 9)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from tessera import cluster_runs, cluster_triggers, clustering, clusters, events, retrievers, schedules
+from tessera import (
+    cluster_labels,
+    cluster_runs,
+    cluster_triggers,
+    clustering,
+    clusters,
+    events,
+    retrievers,
+    schedules,
+)
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -18,6 +30,7 @@ from tessera.db.tables import cluster_runs as run_rows
 from tessera.db.tables import clusters as cluster_rows
 from tessera.db.tables import collections, namespaces
 from tessera.errors import BadRequestError
+from tessera.language import LanguageModel
 from tessera.models.cluster_triggers import (
     CreateTriggerRequest,
     TriggerHistoryRequest,
@@ -25,9 +38,11 @@ from tessera.models.cluster_triggers import (
     TriggerStatus,
     UpdateTriggerRequest,
 )
+from tessera.models.clusters import LlmLabeling
 from tessera.models.retrievers import CreateRetrieverRequest
 from tessera.models.tasks import TaskStatus
 from tessera.wiring import close_warehouse, open_warehouse
+from tests.language_endpoint import KEY, Endpoint
 
 WHO = Principal(
     key_id="key_1",
@@ -290,6 +305,95 @@ def test_a_cluster_has_so_many_triggers(place: Place, monkeypatch: pytest.Monkey
     place.trigger("interval", interval_seconds=60)
     with pytest.raises(BadRequestError, match="1 triggers"):
         place.trigger("interval", interval_seconds=60)
+
+
+# --- labels by a language model --------------------------------------------------------------------------
+
+TEXTS = ["rain on a tent", "wind and a tent", "a soup of lentils", "lentils with ginger"]
+
+
+class Naming:
+    """Two groups of two texts, and a model that names them."""
+
+    def __init__(self, folder: Path, endpoint: Endpoint) -> None:
+        (folder / "texts.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in TEXTS))
+        self.folder = folder
+        self.model = LanguageModel(endpoint.url, "small", KEY, first_wait_s=0.001)
+
+    def name(self, still_wanted: Callable[[], None] = lambda: None, **asked: Any) -> dict[str, Any]:
+        labels, distances = np.array([0, 0, 1, 1], np.int32), np.array([2, 1, 1, 2], np.float32)
+        result = {
+            "centroids": [
+                {"cluster_id": "cl_0", "label": "tent", "keywords": ["tent", "rain"]},
+                {"cluster_id": "cl_1", "label": "lentils", "keywords": ["lentils", "soup"]},
+            ]
+        }
+        wanted = LlmLabeling(enabled=True, **asked)
+        cluster_labels.label(self.model, wanted, self.folder, result, labels, distances, still_wanted)
+        return result
+
+
+@pytest.fixture
+def naming(tmp_path: Path, language_endpoint: Endpoint) -> Naming:
+    language_endpoint.reset()
+    return Naming(tmp_path, language_endpoint)
+
+
+def labels_of(result: dict[str, Any]) -> list[str]:
+    return [each["label"] for each in result["centroids"]]
+
+
+def test_the_model_sees_what_lies_nearest_and_is_asked_as_wanted(
+    naming: Naming, language_endpoint: Endpoint
+) -> None:
+    result = naming.name(max_samples_per_cluster=1, include_summary=False, custom_prompt="Name them.")
+    assert labels_of(result) == ["About tent rain", "About lentils soup"]
+    (prompt,) = language_endpoint.prompts
+    assert prompt["task"].startswith("Name them.")
+    assert [each["documents"] for each in prompt["data"]] == [[TEXTS[1]], [TEXTS[2]]]
+    assert "summary" not in result["centroids"][0]
+
+
+def test_a_group_without_a_usable_label_keeps_its_terms(naming: Naming, language_endpoint: Endpoint) -> None:
+    def spoil(_: dict[str, Any], text: str) -> str:
+        reply = json.loads(text)
+        reply["results"][1]["answer"]["label"] = "blob://ns/secret"
+        return json.dumps(reply)
+
+    language_endpoint.spoil = spoil
+    result = naming.name()
+    assert labels_of(result) == ["About tent rain", "lentils"]
+    assert result["llm_labeling"]["labelled"] == 1
+    assert "keep their terms" in result["llm_labeling"]["error"]
+
+    # A reply that cannot be read is asked for again, group by group.
+    language_endpoint.reset()
+    language_endpoint.spoil = lambda body, text: "no JSON" if len(language_endpoint.calls) == 1 else text
+    result = naming.name()
+    assert labels_of(result) == ["About tent rain", "About lentils soup"]
+    assert (result["llm_labeling"]["llm_calls"], result["llm_labeling"]["labelled"]) == (3, 2)
+
+
+def test_a_model_that_cannot_be_asked_fails_nothing(naming: Naming, language_endpoint: Endpoint) -> None:
+    language_endpoint.statuses += [401]
+    result = naming.name()
+    assert labels_of(result) == ["tent", "lentils"]
+    assert "key" in result["llm_labeling"]["error"]
+    assert len(language_endpoint.calls) == 1
+    naming.model = None  # type: ignore[assignment]
+    assert "TESSERA_LLM_BASE_URL" in naming.name()["llm_labeling"]["error"]
+
+
+def test_an_execution_that_is_cancelled_waits_for_no_model(
+    naming: Naming, language_endpoint: Endpoint
+) -> None:
+    language_endpoint.delay_s = 5
+
+    def stopped() -> None:
+        raise cluster_runs.Stopped
+
+    with pytest.raises(cluster_runs.Stopped):
+        naming.name(stopped)
 
 
 # --- the library -----------------------------------------------------------------------------------------
