@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import clusters
+from tessera.blobs import sync_folder
 from tessera.context import Warehouse
 from tessera.db.tables import cluster_runs
 
@@ -30,8 +30,13 @@ class Found:
         return len(self.document_ids)
 
 
+def artifact_key(namespace_id: str, run_id: str) -> str:
+    """Return where it is written which document belongs to which cluster."""
+    return f"{namespace_id}/clusters/{run_id}.arrow"
+
+
 def write(path: Path, found: Found) -> None:
-    """Write an artifact, whole or not at all."""
+    """Write an artifact, durable when it returns."""
     import pyarrow as pa
 
     table = pa.table(
@@ -44,13 +49,28 @@ def write(path: Path, found: Found) -> None:
             "y": pa.array([point[1] for point in found.points], pa.float32()),
         }
     )
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with path.open("wb") as file:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=10_000)
         file.flush()
         os.fsync(file.fileno())
+
+
+def part_of(path: Path, holder: str) -> Path:
+    """Return where `holder` writes an artifact until it is known whose result counts."""
+    return path.with_name(f"{path.name}.{holder}.part")
+
+
+def put(part: Path, path: Path) -> None:
+    """Let a part be the artifact from now on, also after a loss of power."""
     part.replace(path)
+    sync_folder(path.parent)
+
+
+def drop_parts(path: Path) -> None:
+    """Remove what executions left behind that did not end."""
+    for part in path.parent.glob(f"{path.name}.*part"):
+        part.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Found:
@@ -79,9 +99,8 @@ def erase(wh: Warehouse, namespace_id: str, document_ids: Collection[str]) -> st
     if any(row.status == "processing" for row in rows):
         return "an execution of a cluster"
     for row in rows:
-        path = wh.blobs.path(clusters.artifact_key(namespace_id, row.run_id))
-        part = path.with_name(f"{path.name}.part")
-        part.unlink(missing_ok=True)
+        path = wh.blobs.path(artifact_key(namespace_id, row.run_id))
+        drop_parts(path)
         if not path.exists():
             continue
         found = read(path)
@@ -92,7 +111,9 @@ def erase(wh: Warehouse, namespace_id: str, document_ids: Collection[str]) -> st
         with wh.db.write() as connection:
             _forget_words(connection, row.run_id, gone)
         left = Found(*([column[index] for index in kept] for column in _columns(found)))
-        write(path, left)
+        part = part_of(path, "erasing")
+        write(part, left)
+        put(part, path)
     return None
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tessera import audit, cluster_enrichment, cluster_runs, clusters, collections, listing, namespaces
-from tessera.cluster_artifacts import Found, read
+from tessera.cluster_artifacts import Found, artifact_key, read
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import cluster_runs as rows
 from tessera.errors import BadRequestError, ConflictError, NotFoundError, quote
@@ -340,7 +340,7 @@ def _found(wh: Warehouse, run: Mapping[Any, Any]) -> Found:
     if run["status"] != "completed":
         raise ConflictError(f"Execution {run['run_id']} is {run['status']} and has no results.")
     try:
-        return read(wh.blobs.path(clusters.artifact_key(run["namespace_id"], run["run_id"])))
+        return read(wh.blobs.path(artifact_key(run["namespace_id"], run["run_id"])))
     except FileNotFoundError:
         raise NotFoundError("result of the cluster execution", run["run_id"]) from None
 

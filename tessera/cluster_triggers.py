@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import audit, clusters, collections, events, namespaces, schedules
+from tessera.cluster_schedules import Schedule, checked, columns, first_due, next_due, stored
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import cluster_runs as run_rows
@@ -26,12 +27,9 @@ from tessera.errors import BadRequestError, NotFoundError, Problem, quote, raise
 from tessera.ids import new_id
 from tessera.models.base import JsonObject
 from tessera.models.cluster_triggers import (
-    SCHEDULES,
     CreateTriggerRequest,
-    CronSchedule,
     EventSchedule,
     ExecutionConfig,
-    IntervalSchedule,
     ListTriggersRequest,
     ListTriggersResponse,
     TriggerHistoryItem,
@@ -74,7 +72,7 @@ def create(
         raise BadRequestError('A trigger begins as "active", "paused" or "disabled".')
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        schedule = _schedule(connection, place, request.trigger_type, request.schedule_config)
+        schedule = checked(connection, place, request.trigger_type, request.schedule_config)
         if request.cluster_id is not None:
             cluster: Mapping[Any, Any] = clusters.find(connection, place["namespace_id"], request.cluster_id)
             _refuse_many(connection, cluster["cluster_id"])
@@ -96,9 +94,9 @@ def create(
             "created_by": principal.user_id,
             "created_at": at,
             "updated_at": at,
-            **_columns(schedule),
+            **columns(schedule),
         }
-        row["due_at"] = _first(schedule, at) if request.status is TriggerStatus.ACTIVE else None
+        row["due_at"] = first_due(schedule, at) if request.status is TriggerStatus.ACTIVE else None
         connection.execute(cluster_triggers.insert().values(**row))
         _changed(
             connection, principal, row, EventType.TRIGGER_CREATED, {"trigger_created": row["trigger_id"]}
@@ -154,10 +152,10 @@ def update(
         values: JsonObject = {}
         if "description" in given:
             values["description"] = request.description
-        schedule = _stored(row)
+        schedule = stored(row)
         if request.schedule_config is not None:
-            schedule = _schedule(connection, place, TriggerType(row["trigger_type"]), request.schedule_config)
-            values |= {**_columns(schedule), "event_counter": 0, "cooldown_until": None}
+            schedule = checked(connection, place, TriggerType(row["trigger_type"]), request.schedule_config)
+            values |= {**columns(schedule), "event_counter": 0, "cooldown_until": None}
         if request.status is TriggerStatus.FAILED:
             raise BadRequestError(
                 'status "failed" is set by the server; send "active", "paused" or "disabled".'
@@ -185,7 +183,7 @@ def set_status(
         place = namespaces.resolve(connection, principal, namespace)
         row = _find(connection, place["namespace_id"], trigger_id, lock=True)
         if row["status"] != status:
-            _write(connection, row, _in_status(row, _stored(row), status))
+            _write(connection, row, _in_status(row, stored(row), status))
             _changed(connection, principal, row, event, {"trigger_id": trigger_id, "status": status})
         shown = _answer(_find(connection, place["namespace_id"], trigger_id), place)
     wh.jobs.wake()
@@ -267,9 +265,9 @@ def _fire(connection: Connection, trigger_id: str, at: str) -> bool:
     clusters.hold(connection, row["cluster_id"])
     if clusters.last_run(connection, row["cluster_id"], *clusters.OPEN) is not None:
         return False
-    schedule = _stored(row)
+    schedule = stored(row)
     values: JsonObject = {
-        "due_at": _next(schedule, row["due_at"], at),
+        "due_at": next_due(schedule, row["due_at"], at),
         "last_triggered_at": at,
         "event_counter": 0,
         "executions": _t.executions + 1,
@@ -316,76 +314,12 @@ def ended(connection: Connection, run: Mapping[str, Any], status: str, error: st
     _tell(connection, event, row, task_id=run["task_id"], run_id=run["run_id"])
 
 
-# --- schedules -----------------------------------------------------------------------------------------
-
-_Schedule = CronSchedule | IntervalSchedule | EventSchedule
-
-
-def _schedule(
-    connection: Connection, place: RowMapping, kind: TriggerType, given: Mapping[str, Any]
-) -> _Schedule:
-    if kind is TriggerType.CONDITIONAL:
-        raise BadRequestError(
-            'trigger_type "conditional" is not available: drift is not measured. Use "event", which counts '
-            'documents, "interval" or "cron".'
-        )
-    try:
-        schedule: Any = SCHEDULES[kind].model_validate(given)
-    except pydantic.ValidationError as error:
-        raise_problems(schema_problems(error, ("body", "schedule_config")))
-        raise
-    if isinstance(schedule, EventSchedule):
-        try:
-            found = collections.find(connection, place["namespace_id"], schedule.collection_id)
-        except NotFoundError as error:
-            where = ("body", "schedule_config", "collection_id")
-            raise_problems([Problem(where, error.message, "not_found", BadRequestError.status)])
-            raise
-        schedule = schedule.model_copy(update={"collection_id": found["collection_id"]})
-    return schedule  # type: ignore[no-any-return]
-
-
-def _stored(row: Mapping[Any, Any]) -> _Schedule:
-    # Not read anew: what was right when it was written (a time zone, say) is not refused later.
-    return SCHEDULES[TriggerType(row["trigger_type"])].model_construct(**row["schedule"])  # type: ignore[return-value]
-
-
-def _columns(schedule: _Schedule) -> JsonObject:
-    """Return a schedule as the row holds it."""
-    event = schedule if isinstance(schedule, EventSchedule) else None
-    return {
-        "schedule": schedule.model_dump(),
-        "collection_id": event and event.collection_id,
-        "event_type": event and event.event_type,
-        "event_threshold": event and event.event_threshold,
-    }
-
-
-def _first(schedule: _Schedule, at: str) -> str | None:
-    """Return when a trigger that becomes active at `at` is due first; None for an event, which waits."""
-    if isinstance(schedule, IntervalSchedule) and schedule.start_immediately:
-        return at
-    return _next(schedule, at, at)
-
-
-def _next(schedule: _Schedule, due_at: str, at: str) -> str | None:
-    """Return when a trigger that was due at `due_at` and fires at `at` is due again."""
-    moment = schedules.read(at)
-    if isinstance(schedule, EventSchedule):
-        return None
-    if isinstance(schedule, CronSchedule):
-        return schedules.written(schedules.next_cron(schedule.cron_expression, schedule.timezone, moment))
-    return schedules.written(
-        schedules.next_interval(schedule.interval_seconds, schedules.read(due_at), moment)
-    )
-
-
-def _in_status(row: Mapping[Any, Any], schedule: _Schedule, status: TriggerStatus) -> JsonObject:
+def _in_status(row: Mapping[Any, Any], schedule: Schedule, status: TriggerStatus) -> JsonObject:
     """Return what changes with status or schedule: when it is due, and that failures are forgiven."""
     values: JsonObject = {"status": status, "due_at": None}
     if status is TriggerStatus.ACTIVE:
         at = now()
-        values |= {"due_at": _next(schedule, at, at)}
+        values |= {"due_at": next_due(schedule, at, at)}
         if row["status"] != TriggerStatus.ACTIVE:
             values["failures"] = 0
     return values

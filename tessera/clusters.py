@@ -22,6 +22,7 @@ from tessera import (
     new_tasks,
     tasks,
 )
+from tessera.cluster_artifacts import artifact_key, drop_parts
 from tessera.cluster_definition import check_labeling, definition_of, name_problems
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -115,7 +116,12 @@ def list_(
             .where(clusters.c.namespace_id == place["namespace_id"])
             .order_by(clusters.c.created_at.desc(), clusters.c.cluster_id)
         ).mappings()
-        answers = [answer(connection, row) for row in rows.all()]
+        of_namespace = cluster_runs.c.namespace_id == place["namespace_id"]
+        latest = _newest(connection, of_namespace)
+        done = _newest(connection, of_namespace & (cluster_runs.c.status == "completed"))
+        answers = [
+            _shown(row, latest.get(row["cluster_id"]), done.get(row["cluster_id"])) for row in rows.all()
+        ]
     chosen = listing.choose(
         answers,
         filters=request.filters,
@@ -182,6 +188,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         keys = [artifact_key(place["namespace_id"], run_id) for run_id in runs.all()]
         _refuse_open(connection, cluster_id, "deleted")
     for key in keys:
+        drop_parts(wh.blobs.path(key))
         # Files first: rows without a file say so, a file without a row would never be found again.
         if not wh.blobs.remove(key):
             raise ConflictError(
@@ -319,11 +326,6 @@ def last_run(connection: Connection, cluster_id: str, *states: str) -> RowMappin
     return connection.execute(newest.limit(1)).mappings().one_or_none()
 
 
-def artifact_key(namespace_id: str, run_id: str) -> str:
-    """Return where it is written which document belongs to which cluster."""
-    return f"{namespace_id}/clusters/{run_id}.arrow"
-
-
 def within(definition: Mapping[str, Any], own: Mapping[str, Any]) -> Filter:
     """Return the filter of the documents that an execution takes."""
     of_collections = [Condition("collection_id", "eq", each, True) for each in definition["collection_ids"]]
@@ -359,12 +361,27 @@ def check_size(definition: Mapping[str, Any], own: Mapping[str, Any], count: int
 
 def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
     """Return a cluster as the API shows it: what both clients read, the one at creation and the other later."""
-    definition = row["definition"]
-    vector, attribute = definition["vector_config"], definition["attribute_config"]
     latest = last_run(connection, row["cluster_id"])
     done = latest if latest is not None and latest["status"] == "completed" else None
     if done is None and latest is not None:
         done = last_run(connection, row["cluster_id"], "completed")
+    return _shown(row, latest, done)
+
+
+def _newest(connection: Connection, chosen: sa.ColumnElement[bool]) -> dict[str, RowMapping]:
+    """Return the newest of the `chosen` executions of each cluster, by its id."""
+    c = cluster_runs.c
+    place = sa.func.row_number().over(partition_by=c.cluster_id, order_by=(c.created_at.desc(), c.run_id))
+    numbered = sa.select(c.run_id, place.label("place")).where(chosen).subquery()
+    rows = connection.execute(
+        sa.select(cluster_runs).join(numbered, numbered.c.run_id == c.run_id).where(numbered.c.place == 1)
+    ).mappings()
+    return {row["cluster_id"]: row for row in rows}
+
+
+def _shown(row: Mapping[Any, Any], latest: RowMapping | None, done: RowMapping | None) -> JsonObject:
+    definition = row["definition"]
+    vector, attribute = definition["vector_config"], definition["attribute_config"]
     result = done["result"] if done is not None else None
     return {
         "cluster_id": row["cluster_id"],

@@ -193,8 +193,15 @@ def test_documents_with_the_same_values_come_together(place: Topics) -> None:
     run = place.executed(cluster["cluster_id"])
     assert [(each["label"], each["num_members"]) for each in run["centroids"]] == [("tent", 5), ("soup", 4)]
     place.refused(400, "GET", f"/clusters/{cluster['cluster_id']}/visualization")
-    sampled = place.executed(cluster["cluster_id"], {"sample_size": 3})
-    assert sampled["num_points"] == 3
+    path = f"/clusters/{cluster['cluster_id']}/executions"
+    samples = []
+    for _ in range(2):
+        sampled = place.executed(cluster["cluster_id"], {"sample_size": 3})
+        assert sampled["num_points"] == 3
+        samples.append(place.get(f"{path}/{sampled['run_id']}/data")["results"])
+    assert samples[0] == samples[1]
+    listed = place.post("/clusters/list", {"search": cluster["cluster_id"]})["results"]
+    assert listed == [place.get(f"/clusters/{cluster['cluster_id']}")]
 
 
 @pytest.mark.operation("POST", "/v1/clusters/enrich", 200)
@@ -466,11 +473,27 @@ def test_an_execution_whose_server_was_killed_is_done_by_the_next_one(tmp_path: 
             runs = place.post(f"/clusters/{cluster_id}/executions/list", {})["results"]
             assert [(each["status"], each["num_clusters"]) for each in runs] == [("completed", 2)]
             assert {each["cluster_id"] for each in place.documents(place.texts)} == {"cl_0", "cl_1"}
+            (file,) = server.data.glob("blobs/*/clusters/*")
+            assert file.name == f"{runs[0]['run_id']}.arrow"
             # With its namespace everything of it goes.
             client.delete(f"/v1/namespaces/{place.namespace_id}")
             deadline = time.monotonic() + 60
             while list(server.data.rglob("*.arrow")):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+    finally:
+        server.kill(group=True)
+
+
+@pytest.mark.slow
+def test_a_fit_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    server = Server.start(tmp_path / "data", environment={"TESSERA_CLUSTER_TIMEOUT_S": "0.01"})
+    try:
+        with server.client() as client:
+            place = topics(client, "slow")
+            cluster_id = place.cluster()["cluster_id"]
+            ended = place.wait(place.post(f"/clusters/{cluster_id}/execute")["task_id"], 120)
+            assert ended["status"] == "FAILED"
+            assert "cluster_timeout_s" in str(ended["error"])
     finally:
         server.kill(group=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from tessera import (
+    cluster_enrichment,
     cluster_labels,
     cluster_runs,
     cluster_triggers,
@@ -23,13 +25,14 @@ from tessera import (
     retrievers,
     schedules,
 )
+from tessera.cluster_artifacts import Found, artifact_key
 from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import cluster_runs as run_rows
 from tessera.db.tables import clusters as cluster_rows
-from tessera.db.tables import collections, namespaces
-from tessera.errors import BadRequestError
+from tessera.db.tables import collections, erasures, namespaces
+from tessera.errors import BadRequestError, InsufficientStorageError
 from tessera.language import LanguageModel
 from tessera.models.cluster_triggers import (
     CreateTriggerRequest,
@@ -305,6 +308,102 @@ def test_a_cluster_has_so_many_triggers(place: Place, monkeypatch: pytest.Monkey
     place.trigger("interval", interval_seconds=60)
     with pytest.raises(BadRequestError, match="1 triggers"):
         place.trigger("interval", interval_seconds=60)
+
+
+# --- executions ------------------------------------------------------------------------------------------
+
+
+def begun(place: Place) -> str:
+    """Begin an execution and return its id."""
+    with place.wh.db.write() as connection:
+        clusters.begin(connection, "org_1", {"cluster_id": "clust_1", "namespace_id": "ns_1"}, {})
+        run = clusters.last_run(connection, "clust_1", *clusters.OPEN)
+        assert run is not None
+        return str(run["run_id"])
+
+
+def stood(place: Place, run_id: str) -> Any:
+    with place.wh.db.read() as connection:
+        return connection.execute(sa.select(run_rows).where(run_rows.c.run_id == run_id)).mappings().one()
+
+
+def test_a_server_that_came_while_another_looked_keeps_what_it_took_up(place: Place) -> None:
+    run_id = begun(place)
+    assert cluster_runs.claim(place.wh, "first", lambda: {"first"}) is not None
+    # The second one has last seen who is alive before the first one was there.
+    seen = iter([{"second"}, {"first", "second"}])
+    assert cluster_runs.claim(place.wh, "second", lambda: next(seen)) is None
+    assert (stood(place, run_id)["holder"], stood(place, run_id)["crashes"]) == ("first", 0)
+    # Once the first one is dead it is the second one's, and the death counts.
+    assert cluster_runs.claim(place.wh, "second", lambda: {"second"}) is not None
+    assert (stood(place, run_id)["holder"], stood(place, run_id)["crashes"]) == ("second", 1)
+
+
+def test_none_is_begun_while_documents_are_erased(place: Place) -> None:
+    begun(place)
+    at = now()
+    erasing = {"task_id": "tsk_1", "namespace_id": "ns_1", "targets": {}, "report": {}}
+    with place.wh.db.write() as connection:
+        connection.execute(erasures.insert().values(**erasing, created_at=at, due_at=at))
+    assert cluster_runs.claim(place.wh, "me", lambda: {"me"}) is None
+    with place.wh.db.write() as connection:
+        connection.execute(erasures.delete())
+    assert cluster_runs.claim(place.wh, "me", lambda: {"me"}) is not None
+
+
+def test_a_defect_fails_an_execution_and_a_full_disk_lets_it_rest(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(error: Exception) -> None:
+        def do(_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(cluster_runs._Run, "do", do)
+
+    run_id = begun(place)
+    wrong(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(InsufficientStorageError):
+        place.end_run()
+    assert (stood(place, run_id)["status"], stood(place, run_id)["holder"]) == ("processing", None)
+    wrong(KeyError("secret"))
+    place.end_run()
+    assert stood(place, run_id)["status"] == "failed"
+    assert stood(place, run_id)["error"] == "Internal error: KeyError. The server's log has more."
+
+
+def test_old_executions_go_but_for_the_last_good_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_runs, "KEPT_RUNS", 2)
+    runs = []
+    for status in ("completed", "completed", "failed", "failed", "failed"):
+        runs.append(begun(place))
+        with place.wh.db.write() as connection:
+            this = run_rows.c.run_id == runs[-1]
+            connection.execute(sa.update(run_rows).where(this).values(status=status))
+    files = [place.wh.blobs.new_path(artifact_key("ns_1", run_id)) for run_id in runs]
+    for file in files:
+        file.write_bytes(b"found")
+    cluster_runs.prune(place.wh, "clust_1")
+    with place.wh.db.read() as connection:
+        left = set(connection.execute(sa.select(run_rows.c.run_id)).scalars())
+    assert left == {runs[1], runs[3], runs[4]}
+    assert [file.exists() for file in files] == [False, True, False, True, True]
+
+
+def test_an_execution_that_is_cancelled_enriches_no_further(place: Place) -> None:
+    found = Found(["doc_1"], ["col_1"], [0], [0.5], [(0.0, 0.0)])
+    row = {"namespace_id": "ns_1", "definition": {"source_enrichment_config": None}}
+
+    def stopped() -> None:
+        raise cluster_runs.Stopped
+
+    with pytest.raises(cluster_runs.Stopped):
+        cluster_enrichment.enrich_all(place.wh, row, {"centroids": []}, found, stopped)
+
+
+def test_a_result_holds_so_many_groups() -> None:
+    cluster_runs.check_groups(cluster_runs.MAX_GROUPS)
+    with pytest.raises(BadRequestError, match="10,001 groups"):
+        cluster_runs.check_groups(cluster_runs.MAX_GROUPS + 1)
 
 
 # --- labels by a language model --------------------------------------------------------------------------
