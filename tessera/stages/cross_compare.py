@@ -128,6 +128,7 @@ class CrossCompare(Stage):
     )
     icon = "git-compare"
     Params = CrossCompareParams
+    names_collections = ("reference_collection_id",)
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return a problem for a collection that an input would choose, and for looks without a feature."""

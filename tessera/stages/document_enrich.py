@@ -66,6 +66,7 @@ class DocumentEnrich(Stage):
     description = "Adds fields of the document of another collection that has the same value in a field."
     icon = "combine"
     Params = DocumentEnrichParams
+    names_collections = ("target_collection_id",)
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Write the collection under its first name."""

@@ -49,6 +49,7 @@ def context() -> StageContext:
         "indexes": {},
         "inputs": {},
         "search": nothing,
+        "ranked": nothing,
         "page": lambda _: PageResult(()),
         "embed": nothing,
         "words": nothing,
