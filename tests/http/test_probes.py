@@ -105,6 +105,16 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     )
     clustering = loop.post(f"/clusters/{cluster['cluster_id']}/execute", {})
     assert loop.wait(clustering["task_id"])["status"] == "COMPLETED"
+    trigger = loop.post(
+        "/clusters/triggers",
+        {
+            "cluster_id": cluster["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
+            "description": word,
+        },
+        status=201,
+    )
     execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
     judged = {"query_id": word, "query_input": {}, "relevant_documents": [documents[0]["document_id"]]}
     dataset = loop.send(
@@ -152,6 +162,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "cluster_id": cluster["cluster_id"],
         "cluster_name": f"{word}-cluster",
         "run_id": clustering["additional_data"]["run_id"],
+        "trigger_id": trigger["trigger_id"],
     }
 
 
@@ -274,6 +285,7 @@ PARAMETERS = {
     "taxonomy_identifier": ("taxonomy_id", "taxonomy_name"),
     "cluster_id": ("cluster_id", "cluster_name"),
     "run_id": ("run_id",),
+    "trigger_id": ("trigger_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -349,6 +361,11 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         ("POST", "/v1/clusters/enrich"): {
             "clustering_ids": [value["cluster_id"]],
             "source_collection_id": value["collection_id"],
+        },
+        ("POST", "/v1/clusters/triggers"): {
+            "cluster_id": value["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
         },
         ("POST", "/v1/documents/search"): {
             "query": "canary",
@@ -486,6 +503,7 @@ def test_a_thousand_probes_find_nothing(world: World) -> None:
             ("retrievers", "retriever_id"),
             ("taxonomies", "taxonomy_id"),
             ("clusters", "cluster_id"),
+            ("clusters/triggers", "trigger_id"),
         ):
             assert admin.get(f"/v1/{noun}/{reals[name]}", headers=headers).status_code == 200
         found = admin.get(
