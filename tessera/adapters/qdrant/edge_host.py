@@ -762,7 +762,7 @@ class Job:
 
 Request = tuple[int, str, View, Any]
 
-_WRITES = frozenset({"open", "apply", "flush", "release", "drop", "optimize", "hand_over"})
+_WRITES = frozenset({"open", "apply", "apply_next", "flush", "release", "drop", "optimize", "hand_over"})
 
 
 class _NotOpen(Exception):
@@ -1110,9 +1110,14 @@ class Host:
 
     def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
-            if operation == "apply":
+            if operation in ("apply", "apply_next"):
                 _require_room(view)
                 live = self._live(view)
+                if operation == "apply_next" and live.standing.seq < arguments[0].seq - 1:
+                    self._reply(
+                        request_id, pipe.OK, None
+                    )  # what it was queued behind has failed, or is not here yet
+                    return
                 steps = live.apply(arguments)
                 if any(entry.seq > live.standing.seq for entry in arguments):
                     self._unseal(view.view_id)
