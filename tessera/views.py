@@ -34,6 +34,7 @@ from tessera.models import PayloadIndex
 from tessera.ports import (
     DenseVector,
     Entry,
+    Fusion,
     Hit,
     IndexReport,
     Mark,
@@ -251,6 +252,10 @@ class Views:
     def search(self, namespace_id: str, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer `searches` together."""
         return self._reading(namespace_id, lambda view: self._vectors.search(view, searches))
+
+    def ranked(self, namespace_id: str, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """Answer `searches` as one ranking."""
+        return self._reading(namespace_id, lambda view: self._vectors.ranked(view, searches, fusion))
 
     def page(self, namespace_id: str, page: Page) -> PageResult:
         """List documents, exactly."""

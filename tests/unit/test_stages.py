@@ -16,7 +16,7 @@ import pytest
 
 from tessera.errors import BadRequestError
 from tessera.filters import And, Condition, Filter, matches
-from tessera.ports import Hit, Page, PageResult, Search, Vector
+from tessera.ports import Fusion, Hit, Page, PageResult, Search, Vector
 from tessera.stages.aggregate import Aggregate
 from tessera.stages.base import MAX_CANDIDATES, QueryInput, QueryVector, Stage, StageContext
 from tessera.stages.deduplicate import Deduplicate
@@ -49,6 +49,9 @@ def context(
     def search(searches: Sequence[Search]) -> list[list[Hit]]:
         raise AssertionError(searches)
 
+    def ranked(searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        raise AssertionError((searches, fusion))
+
     def embed(uri: str, query: QueryInput) -> QueryVector:
         raise AssertionError((uri, query))
 
@@ -62,7 +65,8 @@ def context(
     def words(query: QueryInput) -> QueryVector:
         raise AssertionError(query)
 
-    return StageContext(And(()), {}, inputs or {}, search, page, embed, words, list, collection, vectors)
+    given = (search, ranked, page, embed, words, list, collection, vectors)
+    return StageContext(And(()), {}, inputs or {}, *given)
 
 
 def run(

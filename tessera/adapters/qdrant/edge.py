@@ -34,6 +34,7 @@ from tessera.errors import BadRequestError, DeadlineError, EngineFullError, Qdra
 from tessera.filters import Filter
 from tessera.ports import (
     Entry,
+    Fusion,
     Hit,
     IndexReport,
     Mark,
@@ -423,8 +424,12 @@ class EdgeVectors:
 
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches at once; those of other threads that wait for this view join them."""
-        found = self._read(view, "search", tuple(searches))
+        found = self._read(view, "search", (tuple(searches), None))
         return [_hits(packed) for packed in found]
+
+    def ranked(self, view: View, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """Answer several searches as one ranking, fused in the host; they join others as those of `search` do."""
+        return _hits(self._read(view, "search", (tuple(searches), fusion)))
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from tessera.filters import Filter
-from tessera.ports import Entry, Hit, IndexReport, Mark, Page, PageResult, Search, Vectors, View
+from tessera.ports import Entry, Fusion, Hit, IndexReport, Mark, Page, PageResult, Search, Vectors, View
 
 
 class RoutedVectors:
@@ -47,6 +47,10 @@ class RoutedVectors:
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """See `Vectors.search`."""
         return self._for(view).search(view, searches)
+
+    def ranked(self, view: View, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """See `Vectors.ranked`."""
+        return self._for(view).ranked(view, searches, fusion)
 
     def page(self, view: View, page: Page) -> PageResult:
         """See `Vectors.page`."""

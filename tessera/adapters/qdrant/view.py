@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import pickle
+import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -40,10 +42,12 @@ from tessera.adapters.qdrant.translate import (
 from tessera.adapters.qdrant.words import RECIPE, words_asked, words_of
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import SEARCH, And, Condition, Filter, Test, helpful_type, predicate, values_at
+from tessera.fusion import Fused, fused_hits
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import (
     Document,
     Entry,
+    Fusion,
     Hit,
     IndexReport,
     Mark,
@@ -59,6 +63,9 @@ from tessera.ports import (
 LOOK_SLICE = 40
 #: Points in one read of a scan.
 SCAN_SLICE = 1000
+#: From so many hits for each one that is shown on, payloads are read afterwards: one that is read by its id costs
+#: half as much again as one that comes with its search.
+BARE_FROM = 2
 #: A read is given up when the basis of its filters changed so often under it.
 READ_TRIES = 5
 
@@ -68,6 +75,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Work that stops after each slice and returns its answer at the end.
 Steps = Generator[None, None, T]
+#: The searches of one request, and how they become one ranking; with None each is answered by itself.
+Question = tuple[Sequence[Search], Fusion | None]
 
 
 class Unsteady(QdrantError):
@@ -101,6 +110,13 @@ class Record(NamedTuple):
     vectors: Mapping[str, Any] | None = None
 
 
+class Bare(NamedTuple):
+    """A ranking of points of which nothing was read: the numbers of their ids (`uuid.UUID.int`), and their scores."""
+
+    numbers: list[int]
+    scores: list[float]
+
+
 class Query(NamedTuple):
     """One nearest-neighbour query in the engine's terms; `filter` and a sparse `vector` are objects of the engine."""
 
@@ -112,6 +128,7 @@ class Query(NamedTuple):
     ef: int | None
     exact: bool
     with_vectors: bool
+    is_bare: bool = False
 
 
 class EngineIndex(NamedTuple):
@@ -126,10 +143,12 @@ class Engine(Protocol):
     """What a view needs of Qdrant. Filters and index parameters are the engine's own objects.
 
     Errors are `QdrantError`. Deleting what is not there succeeds. `write_slice` is how many points are written at
-    once; queries are answered in between.
+    once; queries are answered in between. An engine `is_still` when nothing changes between two calls of one step:
+    what a query has ranked can be read after it.
     """
 
     write_slice: int
+    is_still: bool
 
     def upsert(self, points: Sequence[Point]) -> None: ...
 
@@ -152,7 +171,8 @@ class Engine(Protocol):
     ) -> tuple[list[Record], str | None]:
         """Return points by id from `start` on (inclusive), and the id to go on with."""
 
-    def query_batch(self, queries: Sequence[Query]) -> list[list[Record]]: ...
+    def query_batch(self, queries: Sequence[Query]) -> list[list[Record] | Bare]:
+        """Answer each query; only an engine that `is_still` is asked for a `Bare` one."""
 
     def count(self, filter: Any | None) -> int: ...
 
@@ -313,6 +333,11 @@ class _Field:
         return folded[0] if len(folded) == 1 else folded or None
 
 
+def _roots(fields: Iterable[_Field]) -> set[str]:
+    """Return the root fields of `fields`, but for one with a quotation mark, which the engine has no spelling for."""
+    return {indexed.root for indexed in fields if '"' not in indexed.root}
+
+
 # --- sorting -------------------------------------------------------------------------------------------
 
 _NUMBER, _STRING, _OTHER, _MISSING = 0, 1, 2, 3
@@ -412,7 +437,7 @@ class LiveView:
         self._index_changes += 1
         self._indexes = {index.field_name: index for index in indexes}
         self._fields = [_Field(index) for index in indexes]
-        self._roots = {indexed.root for indexed in self._fields}
+        self._roots = _roots(self._fields)
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -654,7 +679,7 @@ class LiveView:
     def _look_back(self, fresh: Sequence[PayloadIndex]) -> Steps[None]:
         """Give the documents that exist already what new indexes need."""
         fields = [_Field(index) for index in fresh]
-        roots = {indexed.root for indexed in fields} if self._layout else set()
+        roots = _roots(fields) if self._layout else set()
         start: str | None = None
         while True:
             records, start = self.engine.scroll(None, start, LOOK_SLICE, True, False)
@@ -695,6 +720,16 @@ class LiveView:
         """Answer `searches`; what the engine can answer alone goes to it as one batch."""
         return self._steady(lambda: self._search(searches))
 
+    def ranked(self, searches: Sequence[Search], fusion: Fusion) -> Steps[list[Hit]]:
+        """Answer `searches` as one ranking; of documents that it does not show none are read."""
+        found = yield from self.answers([(searches, fusion)])
+        ranking: list[Hit] = found[0]
+        return ranking
+
+    def answers(self, questions: Sequence[Question]) -> Steps[list[Any]]:
+        """Answer each of `questions` as `search` or `ranked` would; all searches go to the engine as one batch."""
+        return self._steady(lambda: self._answers(questions))
+
     def page(self, page: Page) -> Steps[PageResult]:
         """List documents by point id, or sorted."""
         found = yield from self._steady(lambda: self._page(page))
@@ -728,13 +763,55 @@ class LiveView:
         return self._index_changes, len(self.standing.irregular), -1 if known is None else len(known)
 
     def _search(self, searches: Sequence[Search]) -> Steps[list[list[Hit]]]:
-        answers: list[list[Hit]] = [[] for _ in searches]
+        answers = yield from self._answers([(searches, None)])
+        rankings: list[list[Hit]] = answers[0]
+        return rankings
+
+    def _answers(self, questions: Sequence[Question]) -> Steps[list[Any]]:
+        bare = [self._is_bare(*question) for question in questions for _ in question[0]]
+        found = yield from self._found([search for searches, _ in questions for search in searches], bare)
+        rest = iter(found)
+        return [self._answer([next(rest) for _ in searches], fusion) for searches, fusion in questions]
+
+    def _is_bare(self, searches: Sequence[Search], fusion: Fusion | None) -> bool:
+        """Say whether documents are read after they are ranked, because few of those that are found are shown."""
+        if fusion is None or fusion.most is None or not self.engine.is_still:
+            return False
+        return sum(search.limit for search in searches) >= BARE_FROM * fusion.most
+
+    def _answer(self, found: Sequence[list[Hit] | Bare], fusion: Fusion | None) -> Any:
+        if fusion is None:
+            return found
+        read = [ranking for ranking in found if not isinstance(ranking, Bare)]
+        if len(read) == len(found):
+            return fused_hits(read, fusion)
+        known = {_number(self._point_id(hit.document_id)): hit for ranking in read for hit in ranking}
+        rankings = [
+            ranking
+            if isinstance(ranking, Bare)
+            else Bare(
+                [_number(self._point_id(hit.document_id)) for hit in ranking],
+                [hit.score or 0.0 for hit in ranking],
+            )
+            for ranking in found
+        ]
+        fused = Fused(rankings, fusion)
+        missing = [number for number in fused.candidates if number not in known]
+        if missing:
+            records = self.engine.retrieve([str(uuid.UUID(int=number)) for number in missing], True, False)
+            known |= {_number(record.point_id): self._hit(record) for record in records}
+        return fused.hits(known)
+
+    def _found(self, searches: Sequence[Search], bare: Sequence[bool]) -> Steps[list[list[Hit] | Bare]]:
+        """Return what each of `searches` finds, those that are `bare` without its documents."""
+        answers: list[list[Hit] | Bare] = [[] for _ in searches]
         places: list[int] = []
         queries: list[Query] = []
+        split = self._split if len(searches) == 1 else self._splitting()
         for place, search in enumerate(searches):
             if not self._check_vector(search) or search.limit <= 0:
                 continue
-            engine_filter, residual = self._split(search.filter)
+            engine_filter, residual = split(search.filter)
             if residual is not None:
                 narrowed = yield from self._narrow(search, engine_filter, residual)
                 if isinstance(narrowed, list):
@@ -742,10 +819,11 @@ class LiveView:
                     continue
                 engine_filter = narrowed
             places.append(place)
-            queries.append(self._query(search, engine_filter, search.limit, search.offset))
+            query = self._query(search, engine_filter, search.limit, search.offset)
+            queries.append(query._replace(is_bare=bare[place]))
         if queries:
-            for place, records in zip(places, self.engine.query_batch(queries), strict=True):
-                answers[place] = [self._hit(record) for record in records]
+            for place, ranking in zip(places, self.engine.query_batch(queries), strict=True):
+                answers[place] = ranking if isinstance(ranking, Bare) else list(map(self._hit, ranking))
         return answers
 
     def _query(self, search: Search, filter: Any | None, limit: int, offset: int) -> Query:
@@ -799,12 +877,13 @@ class LiveView:
         return words_asked(search.text) is not None
 
     def _narrow(self, search: Search, engine_filter: Any | None, residual: Filter) -> Steps[Any]:
-        """Return the hits themselves, or the engine filter that stands for the whole filter."""
+        """Return what was found, or the engine filter that stands for the whole filter."""
         wanted = search.offset + search.limit
         self._check_scan(engine_filter, residual)
         # A filter that lets much through is met by the nearest few: no need to look at every document.
         ahead = max(64, 4 * wanted)
         (nearest,) = self.engine.query_batch([self._query(search, engine_filter, ahead, 0)])
+        assert not isinstance(nearest, Bare)
         holds = self._test(residual)
         passing = [hit for hit in map(self._hit, nearest) if holds(hit.payload)]
         if len(passing) >= wanted or (len(nearest) < ahead and self._finds_all(search)):
@@ -962,6 +1041,26 @@ class LiveView:
             filter = self._narrowing(filter)
         return self._translator.split(filter, self._indexes, self.standing.irregular)
 
+    def _splitting(self) -> Callable[[Filter | None], tuple[Any | None, Filter | None]]:
+        """Return `_split` for one batch: filters that are equal become one and the same object of the engine's."""
+        known: dict[bytes, tuple[Any | None, Filter | None]] = {}
+        basis = self._basis()
+
+        def split(filter: Filter | None) -> tuple[Any | None, Filter | None]:
+            nonlocal basis
+            if filter is None:
+                return None, None
+            if basis != self._basis():  # a write came between
+                basis = self._basis()
+                known.clear()
+            # A filter holds lists, so it is no key; equal ones that are pickled apart are only asked apart.
+            key = pickle.dumps(filter, protocol=5)
+            if key not in known:
+                known[key] = self._split(filter)
+            return known[key]
+
+        return split
+
     def _narrowing(self, filter: Filter) -> Filter | None:
         """Return `filter` without the choice of collections when every document's is among the chosen.
 
@@ -1021,6 +1120,10 @@ class LiveView:
             if name in self._vectors
         }
         return Hit(payload["document_id"], payload, record.score, vectors)
+
+
+def _number(point_id: str) -> int:
+    return uuid.UUID(point_id).int
 
 
 def _numbers(vector: Any) -> memoryview:
