@@ -43,6 +43,7 @@ logger = logging.getLogger("tessera.api")
 NOUNS = (
     "namespaces",
     "retrievers",
+    "interactions",
     "taxonomies",
     "documents",
     "objects",
@@ -51,7 +52,9 @@ NOUNS = (
     "failures",
     "buckets",
     "collections",
+    "cluster_triggers",
     "clusters",
+    "inference",
     "tasks",
     "uploads",
     "blobs",

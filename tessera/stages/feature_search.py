@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator
@@ -13,7 +12,7 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from tessera import locators
 from tessera.errors import BadRequestError, Problem, ValidationError
 from tessera.filters import And, Condition, Filter, Or, parse
-from tessera.ports import Hit, Search
+from tessera.ports import Fusion, FusionMethod, Hit, Part, Search
 from tessera.stages.base import (
     FieldPath,
     QueryInput,
@@ -26,9 +25,6 @@ from tessera.stages.base import (
 )
 from tessera.stages.facets import Facet, count_facets
 from tessera.stages.group_by import group_key
-
-#: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
-RRF_K = 60
 
 #: How an input of the API is spelled, and what kind of query it is.
 _INPUT_KINDS = {
@@ -110,7 +106,7 @@ class FeatureSearchParams(StageParams):
 
     searches: list[SearchParams] = Field(min_length=1, max_length=16)
     final_top_k: int = Field(25, ge=1, le=10_000)
-    fusion: Literal["rrf", "dbsf", "weighted", "max"] = "rrf"
+    fusion: FusionMethod = "rrf"
     merge_adjacent_ms: int | None = Field(
         None,
         ge=0,
@@ -143,6 +139,15 @@ class FeatureSearch(Stage):
     )
     icon = "search"
     Params = FeatureSearchParams
+    cost_tier = "moderate"
+    example: ClassVar = {
+        "searches": [
+            {"query": {"input_mode": "text", "value": "{{INPUT.query}}"}, "top_k": 100},
+            {"query": {"input_mode": "text", "value": "{{INPUT.query}}"}, "top_k": 100, "lexical": True},
+        ],
+        "final_top_k": 25,
+        "fusion": "rrf",
+    }
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Translate the short form (``feature_uri``, ``input``, ``limit``) and the two older ones."""
@@ -162,6 +167,12 @@ class FeatureSearch(Stage):
             search["top_k"] = limit
             out["final_top_k"] = limit
         return out | {name: parameters[name] for name in _STAGE_KEYS if name in parameters}
+
+    def searches_in(
+        self, parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+        """Yield the parameters themselves."""
+        yield (), parameters
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return what is wrong with the searches' filters, and a problem for each that has no query."""
@@ -205,21 +216,12 @@ class FeatureSearch(Stage):
         return found if params.merge_adjacent_ms is None else merge_adjacent(found, params.merge_adjacent_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a search of the engine was asked for by: its name in `signals`, and what the fusion makes of it."""
-
-    name: str
-    weight: float
-    min_score: float | None
-
-
 def _searches(
     params: FeatureSearchParams, within: Filter, context: StageContext
-) -> tuple[list[Search], list[_Asked]]:
+) -> tuple[list[Search], list[Part]]:
     """Return the searches of the engine; those that are empty and may be are left out, or choose without a query."""
     searches: list[Search] = []
-    asked: list[_Asked] = []
+    asked: list[Part] = []
     for number, wanted in enumerate(params.searches):
         if _is_empty(wanted.query) and wanted.on_empty == "skip":
             continue
@@ -238,7 +240,7 @@ def _searches(
                 Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter, text=vector.text)
             )
             name = uri if all(each.name != uri for each in asked) else f"{uri}#{number}"
-            asked.append(_Asked(name, wanted.weight, wanted.min_score))
+            asked.append(Part(name, wanted.weight, wanted.min_score))
     if not searches:
         raise BadRequestError(
             "Every search of feature_search is empty and says on_empty skip: give one of them a query."
@@ -247,39 +249,16 @@ def _searches(
 
 
 def _ranked(
-    searches: Sequence[Search], asked: Sequence[_Asked], params: FeatureSearchParams, context: StageContext
+    searches: Sequence[Search], asked: Sequence[Part], params: FeatureSearchParams, context: StageContext
 ) -> list[Hit]:
     """Return what the searches find, fused, each hit with its signals; without groups the first `final_top_k`."""
     most = params.final_top_k if params.group_by is None else None
-    kept = [
-        ranking
-        if each.min_score is None
-        else [hit for hit in ranking if (hit.score or 0.0) >= each.min_score]
-        for ranking, each in zip(context.search(searches), asked, strict=True)
-    ]
-    # Of the hundreds of hits that are fused only those are touched that are handed on.
-    found = (
-        kept[0][:most]
-        if len(kept) == 1
-        else fuse(kept, [each.weight for each in asked], params.fusion, most=most)
-    )
-    places = [{hit.document_id: (rank, hit.score) for rank, hit in enumerate(ranking, 1)} for ranking in kept]
-    nowhere = (None, None)
-    return [
-        replace(
-            hit,
-            signals={
-                each.name: dict(zip(("rank", "score"), place.get(hit.document_id, nowhere), strict=True))
-                for each, place in zip(asked, places, strict=True)
-            },
-        )
-        for hit in found
-    ]
+    return context.ranked(searches, Fusion(tuple(asked), params.fusion, most))
 
 
 def _grouped(
     searches: Sequence[Search],
-    asked: Sequence[_Asked],
+    asked: Sequence[Part],
     params: FeatureSearchParams,
     group_by: SearchGroups,
     found: list[Hit],
@@ -315,34 +294,6 @@ def _grouped(
 
 def _group_told(hit: Hit, index: int, members: Sequence[Hit], field: str) -> dict[str, Any]:
     return {"key": first_value(hit.payload, field), "index": index, "size": len(members)}
-
-
-def fuse(
-    rankings: Sequence[Sequence[Hit]],
-    weights: Sequence[float],
-    method: str,
-    rrf_k: int = RRF_K,
-    *,
-    most: int | None = None,
-) -> list[Hit]:
-    """Merge rankings into one, best first; ties go to the smaller document id. With `most` the first so many.
-
-    ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
-    ``max`` takes the best of those; ``dbsf`` adds scores scaled by mean ± 3 standard deviations
-    (distribution-based score fusion).
-    """
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for value, hit in zip(_scaled(ranking, method, rrf_k), ranking, strict=True):
-            hits.setdefault(hit.document_id, hit)
-            before = scores.get(hit.document_id)
-            if method == "max":
-                scores[hit.document_id] = weight * value if before is None else max(before, weight * value)
-            else:
-                scores[hit.document_id] = (before or 0.0) + weight * value
-    ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    return [replace(hits[document_id], score=score) for document_id, score in ordered[:most]]
 
 
 def merge_adjacent(hits: Sequence[Hit], gap_ms: int) -> list[Hit]:
@@ -394,22 +345,6 @@ def _covering(best: Hit, members: Sequence[tuple[Hit, locators.Locator | None]])
         if place is not None
     ]
     return replace(best, payload={**best.payload, locators.FIELD: covered.to_json(), "merged": listed})
-
-
-def _scaled(ranking: Sequence[Hit], method: str, rrf_k: int) -> list[float]:
-    if method == "rrf":
-        return [1.0 / (rrf_k + rank) for rank in range(1, len(ranking) + 1)]
-    raw = [hit.score or 0.0 for hit in ranking]
-    if not raw:
-        return []
-    if method == "dbsf":
-        mean, spread = statistics.fmean(raw), statistics.pstdev(raw)
-        low, high = mean - 3 * spread, mean + 3 * spread
-    else:
-        low, high = min(raw), max(raw)
-    if high <= low:
-        return [1.0 for _ in raw]
-    return [(value - low) / (high - low) for value in raw]
 
 
 def _query_vectors(

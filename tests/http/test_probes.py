@@ -105,6 +105,16 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     )
     clustering = loop.post(f"/clusters/{cluster['cluster_id']}/execute", {})
     assert loop.wait(clustering["task_id"])["status"] == "COMPLETED"
+    trigger = loop.post(
+        "/clusters/triggers",
+        {
+            "cluster_id": cluster["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
+            "description": word,
+        },
+        status=201,
+    )
     execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
     judged = {"query_id": word, "query_input": {}, "relevant_documents": [documents[0]["document_id"]]}
     dataset = loop.send(
@@ -120,6 +130,16 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         status=202,
     )
     assert loop.wait(evaluation["task_id"])["status"] == "COMPLETED"
+    interaction = loop.post(
+        "/retrievers/interactions",
+        {
+            "feature_id": documents[0]["document_id"],
+            "interaction_type": ["click"],
+            "position": 0,
+            "execution_id": execution["execution_id"],
+            "user_id": word,
+        },
+    )
     return {
         "namespace_id": namespace["namespace_id"],
         "namespace_name": name,
@@ -136,6 +156,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "retriever_id": retriever["retriever_id"],
         "retriever_name": f"{word}-retriever",
         "execution_id": execution["execution_id"],
+        "interaction_id": interaction["interaction_id"],
         "taxonomy_id": taxonomy["taxonomy_id"],
         "taxonomy_name": f"{word}-taxonomy",
         "cluster_id": cluster["cluster_id"],
@@ -144,6 +165,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "dataset_id": dataset["dataset_id"],
         "dataset_name": f"{word}-dataset",
         "evaluation_id": evaluation["evaluation_id"],
+        "trigger_id": trigger["trigger_id"],
     }
 
 
@@ -262,11 +284,13 @@ PARAMETERS = {
     "document_id": ("document_id",),
     "retriever_id": ("retriever_id", "retriever_name"),
     "execution_id": ("execution_id",),
+    "interaction_id": ("interaction_id",),
     "taxonomy_identifier": ("taxonomy_id", "taxonomy_name"),
     "cluster_id": ("cluster_id", "cluster_name"),
     "run_id": ("run_id",),
     "dataset_identifier": ("dataset_id", "dataset_name"),
     "evaluation_id": ("evaluation_id",),
+    "trigger_id": ("trigger_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -303,6 +327,27 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
             "collection_identifiers": [value["collection_id"]],
             "stages": [{"stage_name": "limit", "parameters": {"limit": 3}}],
         },
+        ("POST", "/v1/retrievers/interactions"): {
+            "feature_id": value["document_id"],
+            "interaction_type": ["click"],
+            "position": 0,
+            "retriever_id": value["retriever_id"],
+        },
+        ("POST", "/v1/retrievers/interactions/batch"): {
+            "interactions": [
+                {
+                    "feature_id": "x",
+                    "interaction_type": ["click"],
+                    "position": 0,
+                    "retriever_id": value["retriever_id"],
+                }
+            ]
+        },
+        ("POST", "/v1/retrievers/interactions/list"): {"retriever_id": value["retriever_id"]},
+        ("POST", "/v1/inference"): {
+            "inputs": {"text": "probe"},
+            "inference_name": "multilingual_e5_large_instruct_v1",
+        },
         ("POST", "/v1/taxonomies"): {
             "taxonomy_name": "probe",
             "config": {
@@ -326,6 +371,10 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         ("POST", "/v1/retrievers/evaluations/compare"): {
             "baseline_evaluation_id": value["evaluation_id"],
             "candidate_evaluation_id": value["evaluation_id"],
+        ("POST", "/v1/clusters/triggers"): {
+            "cluster_id": value["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
         },
         ("POST", "/v1/documents/search"): {
             "query": "canary",
@@ -463,6 +512,7 @@ def test_a_thousand_probes_find_nothing(world: World) -> None:
             ("retrievers", "retriever_id"),
             ("taxonomies", "taxonomy_id"),
             ("clusters", "cluster_id"),
+            ("clusters/triggers", "trigger_id"),
         ):
             assert admin.get(f"/v1/{noun}/{reals[name]}", headers=headers).status_code == 200
         found = admin.get(

@@ -19,6 +19,7 @@ SCENARIOS = (
     "scenarios_clusters.py",
     "scenarios_evaluations.py",
     "scenarios_retrievers.py",
+    "scenarios_interactions.py",
     "scenarios_taxonomies.py",
     "scenarios_high_level.py",
     "scenarios_operator.py",
