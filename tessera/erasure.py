@@ -6,7 +6,7 @@ keys and bytes and never in content. The rest is done in the background, in step
 a kill anywhere is resumed:
 
 1. every entry and artifact of the log up to the deletion is rewritten without the documents;
-2. error texts and idempotency rows that speak of their objects are cleared;
+2. error texts and idempotency rows that speak of their objects are cleared, interactions with them removed;
 3. a new view is built from the rewritten log, and every older one is dropped with its files;
 4. when no batch of the namespace is at work: files that nothing names any more, and the objects' blobs;
 5. copies of the database from before an upgrade are removed, and SQLite's write-ahead log is emptied (rows
@@ -22,7 +22,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from tessera import (
     events,
     exports,
     failpoints,
+    interactions,
     links,
     log,
     namespaces,
@@ -62,7 +63,6 @@ from tessera.db.tables import (
     fetches,
     idempotency,
     log_entries,
-    sources,
     uploads,
 )
 from tessera.db.tables import namespaces as namespace_rows
@@ -92,7 +92,9 @@ _CLEARED = "The text was erased together with an object."
 
 _COUNTS = (
     "documents",
+    "documents_unknown",
     "objects",
+    "objects_unknown",
     "entries_rewritten",
     "artifacts_rewritten",
     "artifacts_removed",
@@ -100,6 +102,7 @@ _COUNTS = (
     "files_removed",
     "bytes_removed",
     "texts_cleared",
+    "interactions_removed",
     "idempotency_keys_removed",
     "views_dropped",
     "database_copies_removed",
@@ -141,18 +144,25 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         log.hold(connection, namespace_id)
-        document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
+        there = {document_id for document_id, _ in found}
+        document_ids = there.union(body.document_ids or ())
         documents.forget(connection, namespace_id, found)
-        blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
-        document_ids |= more
-        document_ids.update(derivation.forget(connection, namespace_id, document_ids))
+        taken = _take_objects(connection, namespace_id, sorted(object_ids))
+        there |= taken.document_ids
+        document_ids |= taken.document_ids
+        derived = derivation.forget(connection, namespace_id, document_ids)
+        there.update(derived)
+        document_ids.update(derived)
         task_id, seq = _record(
             connection,
             principal,
             place,
             {
                 "document_ids": sorted(document_ids),
+                # What the log knows of them is seen when it is rewritten: they may have been deleted before.
+                "unknown": sorted(document_ids - there),
                 "object_ids": sorted(object_ids),
+                "objects_unknown": len(object_ids - taken.object_ids),
                 # Whose error texts may quote them.
                 "source_ids": sorted(
                     {
@@ -161,7 +171,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
                         *map(derivation.document_source, document_ids),
                     }
                 ),
-                "blob_keys": sorted(blob_keys),
+                "blob_keys": sorted(taken.blob_keys),
             },
         )
         answer = tasks.answer(connection, _task(connection, task_id))
@@ -194,23 +204,27 @@ def _objects_of(wh: Warehouse, namespace_id: str, found: Sequence[tuple[str, str
     return roots
 
 
-def _take_objects(
-    connection: Connection, namespace_id: str, object_ids: Sequence[str]
-) -> tuple[set[str], set[str]]:
+@dataclass(slots=True)
+class _Taken:
+    """What was known of objects: `object_ids` are those of which anything was."""
+
+    object_ids: set[str] = field(default_factory=set)
+    blob_keys: set[str] = field(default_factory=set)
+    document_ids: set[str] = field(default_factory=set)
+
+
+def _take_objects(connection: Connection, namespace_id: str, object_ids: Sequence[str]) -> _Taken:
     """Remove objects with what the tables know of them; return their files and their documents."""
-    blob_keys: set[str] = set()
-    document_ids: set[str] = set()
+    taken = _Taken()
     for ids in _slices(object_ids):
         mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
         for row in connection.execute(sa.select(object_rows).where(mine)).mappings().all():
             events.object_changed(connection, "deleted", row)
             # A short text stands in the row, and was a file all the same when it was uploaded.
             hashes = {blob["details"]["hash"] for blob in row["blobs"]} - {None}
-            blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
-        of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
-        for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
-            document_ids.update(known)
-        connection.execute(sa.delete(sources).where(of_objects))
+            taken.object_ids.add(row["object_id"])
+            taken.blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
+        taken.document_ids.update(derivation.forget_sources(connection, namespace_id, ids))
         connection.execute(
             sa.update(batch_rows)
             .where(
@@ -227,13 +241,15 @@ def _take_objects(
         )
         came_by = sa.and_(uploads.c.namespace_id == namespace_id, uploads.c.object_id.in_(ids))
         # Also of objects that were deleted before.
-        blob_keys |= set(connection.execute(sa.select(uploads.c.blob_key).where(came_by)).scalars()) - {None}
+        for upload in connection.execute(sa.select(uploads.c.object_id, uploads.c.blob_key).where(came_by)):
+            taken.object_ids.add(upload.object_id)
+            taken.blob_keys |= {upload.blob_key} - {None}
         for table in (uploads, fetches):
             connection.execute(
                 sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
             )
         connection.execute(sa.delete(object_rows).where(mine))
-    return blob_keys, document_ids
+    return taken
 
 
 def _record(
@@ -244,8 +260,10 @@ def _record(
     seq = log.append_edit(connection, namespace_id, deletes=targets["document_ids"])
     report = {
         **dict.fromkeys(_COUNTS, 0),
-        "documents": len(targets["document_ids"]),
-        "objects": len(targets["object_ids"]),
+        "documents": len(targets["document_ids"]) - len(targets["unknown"]),
+        "documents_unknown": len(targets["unknown"]),
+        "objects": len(targets["object_ids"]) - targets["objects_unknown"],
+        "objects_unknown": targets["objects_unknown"],
         "keys": [],
     }
     task_id = new_tasks.add(
@@ -346,7 +364,8 @@ class _Work:
 
     def count(self, **more: int) -> None:
         for name, number in more.items():
-            self.report[name] += number
+            # A report of an earlier release counts fewer things.
+            self.report[name] = self.report.get(name, 0) + number
 
     def save(self, connection: Connection, **values: Any) -> None:
         """Write how far the work is, in the transaction of `connection`."""
@@ -443,7 +462,11 @@ def _rewrite_edit(work: _Work, row: Any) -> None:
     ]
     if kept == value["upserts"]:
         return
-    gone = [item["payload"] for item in value["upserts"] if item["document_id"] in work.documents]
+    gone = [
+        (item["document_id"], item["payload"])
+        for item in value["upserts"]
+        if item["document_id"] in work.documents
+    ]
     body = orjson.dumps({**value, "upserts": kept})
     work.count(entries_rewritten=1, bytes_rewritten=len(row.body))
     _write_entry(work, row, gone, body=body)
@@ -460,7 +483,11 @@ def _rewrite_artifact(work: _Work, row: Any) -> None:
             for document in part
             if document.document_id not in work.documents
         ]
-        gone += [document.payload for document in part if document.document_id in work.documents]
+        gone += [
+            (document.document_id, document.payload)
+            for document in part
+            if document.document_id in work.documents
+        ]
     size = path.stat().st_size
     work.count(artifacts_rewritten=1, bytes_rewritten=size)
     if len(work.report["keys"]) < _REPORTED_KEYS:
@@ -495,9 +522,14 @@ def _without_copies(work: _Work, payload: dict[str, Any]) -> dict[str, Any]:
     return payload if work.documents.isdisjoint(nodes_of(payload)) else undone(payload)
 
 
-def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> None:
-    """Replace an entry, and remember which files the documents had that it loses."""
-    if files := set(_files_in(work.namespace_id, gone)).difference(work.targets["blob_keys"]):
+def _write_entry(work: _Work, row: Any, gone: Sequence[tuple[str, Any]], **values: Any) -> None:
+    """Replace an entry, and remember which documents (id, payload) it loses, and which files those had."""
+    unknown = work.targets.get("unknown", ())
+    if met := {document_id for document_id, _ in gone}.intersection(unknown):
+        work.targets["unknown"] = sorted(set(unknown) - met)
+        work.count(documents=len(met), documents_unknown=-len(met))
+    payloads = [payload for _, payload in gone]
+    if files := set(_files_in(work.namespace_id, payloads)).difference(work.targets["blob_keys"]):
         work.targets["blob_keys"] = sorted(files.union(work.targets["blob_keys"]))
     with work.wh.db.write() as connection:
         connection.execute(
@@ -534,7 +566,9 @@ def _files_in(namespace_id: str, value: Any) -> Iterable[str]:
 
 
 def _clear_texts(work: _Work) -> None:
-    """Clear error texts that may quote an object, and the digests of the requests that made one."""
+    """Clear error texts that may quote an object, digests of the requests that made one, and interactions with it."""
+    if work.wh.executions is not None:
+        work.wh.executions.flush()  # what was shown until now
     with work.wh.db.write() as connection:
         touched: set[str] = set()
         for ids in _slices(work.targets["source_ids"]):
@@ -577,6 +611,8 @@ def _clear_texts(work: _Work) -> None:
         for ids in _slices(work.targets["object_ids"]):
             removed = connection.execute(sa.delete(idempotency).where(idempotency.c.resource_id.in_(ids)))
             work.count(idempotency_keys_removed=removed.rowcount)
+        forgotten = interactions.forget_documents(connection, work.namespace_id, work.documents)
+        work.count(interactions_removed=forgotten)
         work.save(connection)
 
 

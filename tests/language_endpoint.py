@@ -59,6 +59,8 @@ def answered(prompt: dict[str, Any]) -> Any:
     if "queries" in prompt["reply_schema"]["properties"]:
         words = re.findall(r"\w+", data["query"])
         return {"queries": [" ".join(reversed(words)), f"{data['query']} explained", data["query"].upper()]}
+    if set(prompt["reply_schema"]["properties"]) == {"text"}:
+        return {"text": task.upper()}
     texts = [document["text"] for document in data["documents"]]
     return {"summary": " | ".join(text.partition(".")[0] for text in texts)}
 

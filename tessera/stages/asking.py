@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from tessera.language import LanguageError, LanguageModel, Prompt
 from tessera.ports import HIDDEN_FIELDS, Hit, Payload
 from tessera.stages.base import Stage, StageContext, StageParams, tree_at
 from tessera.stages.deduplicate import text_of
-from tessera.stages.outside import ON_ERROR, OnError, unfit
+from tessera.stages.outside import ON_ERROR, OnError, at_once, unfit
 
 #: Most hits that one stage asks about: each costs a part of a call.
 MAX_ASKED = 1000
@@ -53,6 +52,7 @@ class LanguageStage(Stage):
     """A stage that asks the language model; there only where the server has one."""
 
     needs_language = True
+    cost_tier = "expensive"
     is_repeatable = False
     secret_in = frozenset({"api_key"})
 
@@ -220,14 +220,7 @@ def ask_about(
             answers.errors[number] = LanguageError("unreadable", f"The language model's reply {why}.")
 
     batches = list(_batches(documents, batch_size, model.max_prompt_chars - len(task) - 2000))
-    with ThreadPoolExecutor(min(params.max_concurrency, model.concurrency, len(batches) or 1)) as pool:
-        futures = [pool.submit(ask, batch) for batch in batches]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    at_once(ask, batches, min(params.max_concurrency, model.concurrency))
     return answers
 
 

@@ -7,8 +7,9 @@ finds it. A stage reaches the namespace only through the `StageContext` it is gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -17,7 +18,7 @@ from tessera import templates
 from tessera.budget import Budget
 from tessera.enrichment import Verdict
 from tessera.errors import BadRequestError, Problem, TesseraError, ValidationError, quote
-from tessera.filters import And, Filter, is_path, parse, values_at
+from tessera.filters import And, Filter, is_path, parse, predicate, values_at
 from tessera.language import NOT_SET
 from tessera.models import PayloadIndex
 from tessera.models.taxonomies import EnrichmentStyle
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tessera.language import LanguageModel
 
 Category = Literal["filter", "sort", "reduce", "apply", "enrich"]
+CostTier = Literal["cheap", "moderate", "expensive"]
 
 #: Most documents that a stage which reads collections itself hands to the next one.
 MAX_CANDIDATES = 10_000
@@ -185,6 +187,10 @@ class Stage(ABC):
     description: ClassVar[str]
     icon: ClassVar[str] = "box"
     Params: ClassVar[type[StageParams]] = StageParams
+    #: Parameters as one might write them, for the catalogue. Empty: every parameter has a default.
+    example: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    #: What the stage takes: moderate where it searches or compares, expensive where it asks a model or another server.
+    cost_tier: ClassVar[CostTier] = "cheap"
     #: Parameters that `run` fills in for each document, with ``{{DOC.…}}`` and ``{{INPUT.…}}``.
     per_document: ClassVar[frozenset[str]] = frozenset()
     #: Parameters in which ``{{secrets.name}}`` may stand; `run` fills it in.
@@ -195,6 +201,10 @@ class Stage(ABC):
     is_repeatable: ClassVar[bool] = True
     #: Whether the stage is there only where a language model is.
     needs_language: ClassVar[bool] = False
+    #: Parameters that name a collection of the namespace, beside those that the retriever reads.
+    names_collections: ClassVar[tuple[str, ...]] = ()
+    #: Parameters that name a taxonomy of the namespace.
+    names_taxonomies: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def run(self, hits: list[Hit] | None, params: Any, context: StageContext) -> list[Hit]:
@@ -216,11 +226,21 @@ class Stage(ABC):
         """Return the names of the secrets that `parameters` refer to."""
         return {path[0] for root, path in templates.references(parameters) if root == "SECRET"}
 
+    def searches_in(
+        self, parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+        """Yield where `parameters` hold those of a feature_search, and these."""
+        yield from ()
+
     def lacks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
         """Return why this server cannot run the stage with `parameters`, and what would help; None when it can."""
         if self.needs_language and equipment.language is None:
             return f"{self.stage_id} needs a language model, and {NOT_SET}."
         return None
+
+    def asks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return whom a run asks, so that its time is no matter of documents alone; None when it asks nobody."""
+        return "a language model" if self.needs_language else None
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return `parameters` in this stage's own form; older and shorter spellings are translated here."""
@@ -280,6 +300,18 @@ def number_at(payload: Payload, path: str) -> float | None:
     """Return the first value at `path` if it is a number (a boolean is none), else None."""
     value = first_value(payload, path)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def let_through(when: Mapping[str, Any] | None, hits: Sequence[Hit], context: StageContext) -> list[int]:
+    """Return the numbers of the hits that a stage's `when` lets through, all without one.
+
+    Its conditions mean what they mean in a search: one on words goes by the namespace's text index.
+    """
+    wanted = parse(when, inputs=context.inputs, location=("when",)) if when else None
+    if wanted is None:
+        return list(range(len(hits)))
+    passes = predicate(wanted, context.indexes)
+    return [number for number, hit in enumerate(hits) if passes(hit.payload)]
 
 
 def filter_problems(raw: Any, location: tuple[str | int, ...]) -> list[Problem]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator
@@ -139,6 +139,15 @@ class FeatureSearch(Stage):
     )
     icon = "search"
     Params = FeatureSearchParams
+    cost_tier = "moderate"
+    example: ClassVar = {
+        "searches": [
+            {"query": {"input_mode": "text", "value": "{{INPUT.query}}"}, "top_k": 100},
+            {"query": {"input_mode": "text", "value": "{{INPUT.query}}"}, "top_k": 100, "lexical": True},
+        ],
+        "final_top_k": 25,
+        "fusion": "rrf",
+    }
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Translate the short form (``feature_uri``, ``input``, ``limit``) and the two older ones."""
@@ -158,6 +167,12 @@ class FeatureSearch(Stage):
             search["top_k"] = limit
             out["final_top_k"] = limit
         return out | {name: parameters[name] for name in _STAGE_KEYS if name in parameters}
+
+    def searches_in(
+        self, parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+        """Yield the parameters themselves."""
+        yield (), parameters
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return what is wrong with the searches' filters, and a problem for each that has no query."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from pydantic import AliasChoices, Field
@@ -34,6 +35,8 @@ class Mmr(Stage):
     description = "Chooses hits that are relevant and unlike each other (maximal marginal relevance)."
     icon = "shuffle"
     Params = MmrParams
+    cost_tier = "moderate"
+    example: ClassVar = {"lambda": 0.5, "top_n": 10}
 
     def run(self, hits: list[Hit] | None, params: MmrParams, context: StageContext) -> list[Hit]:
         """Return up to `top_n` hits in the order of their choice; scores stay as they are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import AliasChoices, Field, field_validator
 
@@ -55,6 +55,8 @@ class Rerank(Stage):
     description = "Orders the hits by a model that reads the query and each text together (cross-encoder)."
     icon = "arrow-up-down"
     Params = RerankParams
+    cost_tier = "moderate"
+    example: ClassVar = {"query": "{{INPUT.query}}", "top_n": 10}
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Write the query out, so that what its default asks of inputs is known from the beginning."""
@@ -73,6 +75,10 @@ class Rerank(Stage):
         except BadSample as error:
             return f"rerank: {error.message}"
         return None
+
+    def asks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return the model that reads every text."""
+        return "a cross-encoder"
 
     def run(self, hits: list[Hit] | None, params: RerankParams, context: StageContext) -> list[Hit]:
         """Return the `top_n` best hits, best first; the score is the model's, that of before in `original_score`.

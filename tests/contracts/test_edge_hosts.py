@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qdrant_edge
 
 from tessera import artifact
 from tessera.adapters.qdrant import edge, edge_host
@@ -435,6 +436,33 @@ def test_an_artifact_is_counted_back_after_it_was_written(
     monkeypatch.undo()
     finish(opened.live.apply([Entry(1, "artifact", artifact_path=str(path))]))
     assert opened.live.mark().document_count == 300
+    opened.close()
+
+
+def test_searches_that_differ_in_their_vector_alone_are_neighbours_for_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It evaluates the filter of neighbours once; the answers still go to who asked."""
+    opened = edge_host.open_view(view(tmp_path), max_scan_documents=100)
+    some = [document(n, half=n % 2) for n in range(20)]
+    finish(opened.live.apply([Entry(1, "edit", indexes=(index("half", "integer"),), upserts=tuple(some))]))
+    asked: list[list[str]] = []
+    batch = qdrant_edge.QueryBatchRequest
+
+    def noted(requests: list[qdrant_edge.QueryRequest]) -> qdrant_edge.QueryBatchRequest:
+        asked.append([f"{request.limit} {request.filter}" for request in requests])
+        return batch(requests)
+
+    monkeypatch.setattr(qdrant_edge, "QueryBatchRequest", noted)
+    searches = [
+        Search("text", some[n].vectors["text"], limit, Condition("half", "eq", n % 2))
+        for n, limit in ((0, 1), (1, 1), (2, 1), (2, 3), (3, 1), (4, 3))
+    ]
+    found = finish(opened.live.search(searches))
+    assert [hits[0].document_id for hits in found] == [some[n].document_id for n in (0, 1, 2, 2, 3, 4)]
+    (order,) = asked
+    kinds = [kind for kind, _ in itertools.groupby(order)]
+    assert len(kinds) == len(set(kinds)) == 3
     opened.close()
 
 

@@ -33,6 +33,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -234,6 +235,10 @@ class EdgeEngine:
         return list(map(_record, found)), None if following is None else str(following)
 
     def query_batch(self, queries: Sequence[Query]) -> list[list[Record] | Bare]:
+        order = brought_together(queries)
+        if order is not None:
+            found = self.query_batch([queries[place] for place in order])
+            return [records for _, records in sorted(zip(order, found, strict=True), key=itemgetter(0))]
         with _edge_call():
             answers = self._shard.query_batch(
                 qdrant_edge.QueryBatchRequest(
@@ -320,8 +325,21 @@ class EdgeEngine:
             self._shard.close()
 
 
+def brought_together(queries: Sequence[Query]) -> list[int] | None:
+    """Return the order in which queries that differ in their vector alone are neighbours; None when they are already.
+
+    The engine searches neighbours in one pass: their filter is evaluated once, and what it lets through is read once.
+    """
+    first: dict[Query, int] = {}
+    kinds = [query._replace(vector=None, filter=id(query.filter)) for query in queries]
+    for place, kind in enumerate(kinds):
+        first.setdefault(kind, place)
+    order = sorted(range(len(kinds)), key=lambda place: first[kinds[place]])
+    return None if order == list(range(len(kinds))) else order
+
+
 def _bare(answer: Sequence[Any]) -> Bare:
-    """Return a ranking alone. As numbers ids cost a quarter of what they do as text."""
+    """Return a ranking alone. As numbers ids cost less than half of what they do as text."""
     return Bare([hit.id.int for hit in answer], [hit.score for hit in answer])
 
 

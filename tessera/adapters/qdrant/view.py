@@ -14,6 +14,7 @@ import contextlib
 import heapq
 import itertools
 import json
+import pickle
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -800,10 +801,11 @@ class LiveView:
         answers: list[list[Hit] | Bare] = [[] for _ in searches]
         places: list[int] = []
         queries: list[Query] = []
+        split = self._split if len(searches) == 1 else self._splitting()
         for place, search in enumerate(searches):
             if not self._check_vector(search) or search.limit <= 0:
                 continue
-            engine_filter, residual = self._split(search.filter)
+            engine_filter, residual = split(search.filter)
             if residual is not None:
                 narrowed = yield from self._narrow(search, engine_filter, residual)
                 if isinstance(narrowed, list):
@@ -1032,6 +1034,26 @@ class LiveView:
         if filter is not None:
             filter = self._narrowing(filter)
         return self._translator.split(filter, self._indexes, self.standing.irregular)
+
+    def _splitting(self) -> Callable[[Filter | None], tuple[Any | None, Filter | None]]:
+        """Return `_split` for one batch: filters that are equal become one and the same object of the engine's."""
+        known: dict[bytes, tuple[Any | None, Filter | None]] = {}
+        basis = self._basis()
+
+        def split(filter: Filter | None) -> tuple[Any | None, Filter | None]:
+            nonlocal basis
+            if filter is None:
+                return None, None
+            if basis != self._basis():  # a write came between
+                basis = self._basis()
+                known.clear()
+            # A filter holds lists, so it is no key; equal ones that are pickled apart are only asked apart.
+            key = pickle.dumps(filter, protocol=5)
+            if key not in known:
+                known[key] = self._split(filter)
+            return known[key]
+
+        return split
 
     def _narrowing(self, filter: Filter) -> Filter | None:
         """Return `filter` without the choice of collections when every document's is among the chosen.
