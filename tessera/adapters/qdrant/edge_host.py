@@ -338,6 +338,11 @@ def brought_together(queries: Sequence[Query]) -> list[int] | None:
     return None if order == list(range(len(kinds))) else order
 
 
+def _bare(answer: Sequence[Any]) -> Bare:
+    """Return a ranking alone. As numbers ids cost a quarter of what they do as text."""
+    return Bare([hit.id.int for hit in answer], [hit.score for hit in answer])
+
+
 def _record(record: qdrant_edge.Record) -> Record:
     return Record(str(record.id), record.payload, None, _vectors(record.vector))
 
