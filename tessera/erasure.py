@@ -6,7 +6,7 @@ keys and bytes and never in content. The rest is done in the background, in step
 a kill anywhere is resumed:
 
 1. every entry and artifact of the log up to the deletion is rewritten without the documents;
-2. error texts and idempotency rows that speak of their objects are cleared;
+2. error texts and idempotency rows that speak of their objects are cleared, interactions with them removed;
 3. a new view is built from the rewritten log, and every older one is dropped with its files;
 4. when no batch of the namespace is at work: files that nothing names any more, and the objects' blobs;
 5. copies of the database from before an upgrade are removed, and SQLite's write-ahead log is emptied (rows
@@ -34,7 +34,7 @@ from sqlalchemy.engine import Connection
 from tessera import (
     artifact,
     audit,
-    cluster_runs,
+    cluster_artifacts,
     compaction,
     derivation,
     documents,
@@ -42,6 +42,7 @@ from tessera import (
     events,
     exports,
     failpoints,
+    interactions,
     links,
     log,
     namespaces,
@@ -101,6 +102,7 @@ _COUNTS = (
     "files_removed",
     "bytes_removed",
     "texts_cleared",
+    "interactions_removed",
     "idempotency_keys_removed",
     "views_dropped",
     "database_copies_removed",
@@ -362,7 +364,8 @@ class _Work:
 
     def count(self, **more: int) -> None:
         for name, number in more.items():
-            self.report[name] += number
+            # A report of an earlier release counts fewer things.
+            self.report[name] = self.report.get(name, 0) + number
 
     def save(self, connection: Connection, **values: Any) -> None:
         """Write how far the work is, in the transaction of `connection`."""
@@ -563,7 +566,9 @@ def _files_in(namespace_id: str, value: Any) -> Iterable[str]:
 
 
 def _clear_texts(work: _Work) -> None:
-    """Clear error texts that may quote an object, and the digests of the requests that made one."""
+    """Clear error texts that may quote an object, digests of the requests that made one, and interactions with it."""
+    if work.wh.executions is not None:
+        work.wh.executions.flush()  # what was shown until now
     with work.wh.db.write() as connection:
         touched: set[str] = set()
         for ids in _slices(work.targets["source_ids"]):
@@ -606,6 +611,8 @@ def _clear_texts(work: _Work) -> None:
         for ids in _slices(work.targets["object_ids"]):
             removed = connection.execute(sa.delete(idempotency).where(idempotency.c.resource_id.in_(ids)))
             work.count(idempotency_keys_removed=removed.rowcount)
+        forgotten = interactions.forget_documents(connection, work.namespace_id, work.documents)
+        work.count(interactions_removed=forgotten)
         work.save(connection)
 
 
@@ -663,7 +670,7 @@ def _remove_files(work: _Work) -> str | None:
         return "batches that are at work in this namespace"
     if (waits_for := exports.remove_all(wh, work.namespace_id)) is not None:
         return waits_for
-    if (waits_for := cluster_runs.erase(wh, work.namespace_id, work.documents)) is not None:
+    if (waits_for := cluster_artifacts.erase(wh, work.namespace_id, work.documents)) is not None:
         return waits_for
     asked_at = datetime.fromisoformat(work.created_at).timestamp()
     if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):

@@ -11,6 +11,7 @@ import errno
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 #: A scalar quoted in a message is cut to this many characters.
@@ -83,14 +84,62 @@ class QuotaExceededError(ForbiddenError):
     type = "QuotaExceededError"
 
 
+#: What tells someone who asks for a thing that is not there which ones are: the same for everybody, whatever there is.
+LISTED_BY: Mapping[str, str] = MappingProxyType(
+    {
+        "audit event": "GET /v1/organizations/audit/logs",
+        "batch": "GET /v1/buckets/{bucket_identifier}/batches",
+        "bucket": "GET /v1/buckets",
+        "cluster": "GET /v1/clusters",
+        "cluster execution": "GET /v1/clusters/{cluster_id}/executions",
+        "collection": "GET /v1/collections",
+        "dataset": "GET /v1/retrievers/evaluations/datasets",
+        "delivery": "GET /v1/organizations/webhooks/{webhook_identifier}/deliveries",
+        "document": "POST /v1/collections/{collection_identifier}/documents/list",
+        "evaluation": "GET /v1/retrievers/{retriever_id}/evaluations",
+        "execution": "GET /v1/retrievers/{retriever_id}/executions",
+        "failure": "GET /v1/failures",
+        "feature extractor": "GET /v1/collections/features/extractors",
+        "interaction": "POST /v1/retrievers/interactions/list",
+        "key": "GET /v1/organizations/users/{user_email}/api-keys",
+        "namespace": "GET /v1/namespaces",
+        "object": "POST /v1/buckets/{bucket_identifier}/objects/list",
+        "organization": "GET /v1/private/organizations",
+        "result of the cluster execution": "GET /v1/clusters/{cluster_id}/executions",
+        "retriever": "GET /v1/retrievers",
+        "secret": "GET /v1/organizations/secrets",
+        "task": "GET /v1/tasks",
+        "taxonomy": "GET /v1/taxonomies",
+        "taxonomy version": "GET /v1/taxonomies/{taxonomy_identifier}/versions",
+        "upload": "GET /v1/buckets/{bucket_identifier}/uploads",
+        "user": "GET /v1/organizations/users",
+        "webhook": "GET /v1/organizations/webhooks",
+    }
+)
+#: What no list has, and what to do instead.
+_NOT_LISTED = MappingProxyType(
+    {
+        "blob": "Read its object, or its document, again: their links are made anew.",
+        "export": "Exports are removed after a while: ask for another one.",
+        "file": "GET /docs names those of the page.",
+        "route": "GET /openapi.json lists all routes.",
+    }
+)
+
+
 class NotFoundError(TesseraError):
-    """Also what belongs to another organization or lies outside a key's scope: same body."""
+    """Also what belongs to another organization or lies outside a key's scope: same body.
+
+    The message ends with how to find what there is, by the noun alone.
+    """
 
     type, status = "NotFoundError", 404
 
     def __init__(self, resource: str, identifier: str) -> None:
+        listed = LISTED_BY.get(resource)
+        step = f"{listed} lists those that there are." if listed else _NOT_LISTED.get(resource, "")
         super().__init__(
-            f"{resource} {quote(identifier)} was not found.",
+            f"{resource} {quote(identifier)} was not found. {step}".rstrip(),
             details={"resource": resource, "id": identifier[:128]},
         )
 

@@ -74,9 +74,14 @@ def api_name(method: str, template: str) -> str:
         return "search"
     if "uploads" in parts:
         return "upload"
-    if "batches" in parts or "clusters" in parts or parts[-1] in ("trigger", "retry"):
+    if (
+        "batches" in parts
+        or "clusters" in parts
+        or parts[2:3] == ["inference"]
+        or parts[-1] in ("trigger", "retry")
+    ):
         return "compute" if method != "GET" and parts[-1] != "list" else "metadata"
-    if "objects" in parts or "documents" in parts:
+    if "objects" in parts or "documents" in parts or "interactions" in parts:
         return "data"
     return "metadata"
 

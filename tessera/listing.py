@@ -44,13 +44,13 @@ def choose(
     return found if sort is None else ordered(found, *sort, id_field=id_field)
 
 
-def refuse_long_scan(wh: Warehouse, total: int, noun: str) -> None:
+def refuse_long_scan(wh: Warehouse, total: int, noun: str, place: str = "bucket") -> None:
     """Raise `BadRequestError` when filters, search or sort would read more rows than the setting allows."""
     limit = wh.settings.max_scan_documents
     if total > limit:
         raise BadRequestError(
-            f"The bucket has {total} {noun}; filters, search and sort read at most {limit} (setting "
-            "max_scan_documents). List without them, or use a bucket of its own for them.",
+            f"The {place} has {total} {noun}; filters, search and sort read at most {limit} (setting "
+            f"max_scan_documents). List without them, or use a {place} of its own for them.",
             details={"count": total, "max_scan_documents": limit},
         )
 

@@ -237,6 +237,12 @@ class Vectors(Protocol):
     def apply(self, view: View, entries: Sequence[Entry]) -> Mark:
         """Apply `entries` in order. When it returns they are findable, not yet durable."""
 
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """Apply `entry` behind what is being applied now; None when the one before it is not in the view then.
+
+        An engine may refuse it always: whoever asks then waits for that one, and calls `apply`.
+        """
+
     def flush(self, view: View) -> Mark:
         """Make everything applied durable, then move the durable mark."""
 

@@ -91,7 +91,7 @@ def available_stages(wh: Warehouse) -> dict[str, Stage]:
     return {
         name: stage
         for name, stage in wh.registry.stages.items()
-        if wh.language is not None or not stage.needs_language
+        if (wh.language is not None or not stage.needs_language) and stage.is_installed()
     }
 
 
@@ -347,7 +347,10 @@ def secret_problems(
 def name_problems(name: str) -> list[Problem]:
     """Return what is wrong with a name for a retriever."""
     return names.check(
-        name, ("body", "retriever_name"), id_prefix="ret", reserved=("list", "execute", "stages")
+        name,
+        ("body", "retriever_name"),
+        id_prefix="ret",
+        reserved=("list", "execute", "stages", "evaluations"),
     )
 
 

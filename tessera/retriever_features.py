@@ -24,7 +24,7 @@ NO_WORDS = (
 
 def vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     """Return the vector output that `uri` names in this namespace, and the extractor that embeds for it."""
-    features = _features(wh, place)
+    features = features_of(wh, place)
     for known, vector, extractor in features:
         if uri in (known, vector.name):
             return vector, extractor
@@ -44,7 +44,7 @@ def vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
     )
 
 
-def _features(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], ...]:
+def features_of(wh: Warehouse, place: RowMapping) -> tuple[tuple[str, Any, Any], ...]:
     """Return (URI, vector output, extractor) for every vector and keyword index of the namespace."""
     return _features_of(
         wh.registry,
@@ -86,6 +86,6 @@ def text_features(wh: Warehouse, place: RowMapping) -> list[str]:
     """Return the URIs of the vectors that a text can be turned into."""
     return [
         uri
-        for uri, vector, _ in _features(wh, place)
+        for uri, vector, _ in features_of(wh, place)
         if isinstance(vector, VectorOutput) and "text" in vector.query_inputs
     ]

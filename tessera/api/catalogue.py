@@ -1,4 +1,4 @@
-"""The catalogue: which extractors this server has, and which of them a namespace uses."""
+"""The catalogue: extractors, stages and requests of this server, and which extractors a namespace uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import Path, Query
 
-from tessera import namespaces
+from tessera import discovery, namespaces
 from tessera.api.auth import Asking
 from tessera.api.routing import Router
 from tessera.api.scope import Wh
@@ -32,6 +32,30 @@ def list_feature_extractors(wh: Wh) -> list[JsonObject]:
 def get_feature_extractor(wh: Wh, feature_extractor_id: ExtractorId) -> JsonObject:
     """Describe one extractor. Needs no key."""
     return wh.registry.by_id(feature_extractor_id)
+
+
+@router.get("/v1/discovery")
+def discover(wh: Wh) -> JsonObject:
+    """Describe extractors, stages and the requests that create something, with examples. Needs no key."""
+    return discovery.everything(wh)
+
+
+@router.get("/v1/discovery/extractors")
+def discover_extractors(wh: Wh) -> list[JsonObject]:
+    """Describe every extractor, with the requests that put it to use. Needs no key."""
+    return discovery.extractors(wh)
+
+
+@router.get("/v1/discovery/stages")
+def discover_stages(wh: Wh) -> list[JsonObject]:
+    """Describe every stage that a retriever may use, with an example that a retriever takes. Needs no key."""
+    return discovery.stages(wh)
+
+
+@router.get("/v1/discovery/schema")
+def discover_schema() -> JsonObject:
+    """Return the JSON schema of each request that creates something, and which of them names which. Needs no key."""
+    return discovery.manifest_schema()
 
 
 @router.get("/v1/namespaces/{namespace_id}/extractors")

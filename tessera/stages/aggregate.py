@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AliasChoices, Field, StringConstraints, model_validator
@@ -75,6 +75,10 @@ class Aggregate(Stage):
     )
     icon = "sigma"
     Params = AggregateParams
+    example: ClassVar = {
+        "aggregations": [{"function": "avg", "field": "metadata.price"}],
+        "group_by": ["metadata.brand"],
+    }
 
     def run(self, hits: list[Hit] | None, params: AggregateParams, context: StageContext) -> list[Hit]:
         """Return one result for each group, in the order in which the groups came; one in all without `group_by`.

@@ -12,7 +12,7 @@ import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import orjson
 from pydantic import Field, field_validator, model_validator
@@ -159,6 +159,11 @@ class ApiCall(Stage):
     description = "Asks another server about each hit and adds its answer."
     icon = "plug"
     Params = ApiCallParams
+    cost_tier = "expensive"
+    example: ClassVar = {
+        "url": "https://api.example.com/items/{{DOC.sku}}",
+        "allowed_domains": ["api.example.com"],
+    }
     is_repeatable = False
     per_document = frozenset({"url", "headers", "body"})
     secret_in = frozenset({"url", "headers", "body"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 from pydantic import Field, model_validator
@@ -51,6 +51,7 @@ class AttributeFilter(Stage):
     description = "Keeps documents whose fields meet conditions; as the first stage it reads the collections."
     icon = "filter"
     Params = AttributeFilterParams
+    example: ClassVar = {"field": "metadata.year", "operator": "gte", "value": 2020}
 
     def narrow(self, params: AttributeFilterParams, context: StageContext) -> Filter:
         """Return the conditions."""

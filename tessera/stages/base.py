@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tessera.language import LanguageModel
 
 Category = Literal["filter", "sort", "reduce", "apply", "enrich"]
+CostTier = Literal["cheap", "moderate", "expensive"]
 
 #: Most documents that a stage which reads collections itself hands to the next one.
 MAX_CANDIDATES = 10_000
@@ -42,7 +44,9 @@ ORIGIN_FIELDS = frozenset(
 
 
 #: What a place says of itself, and what stages say of hits: no text of the document.
-ADDED_FIELDS = frozenset({"locator", "merged", "llm_filter", "query_expand"})
+ADDED_FIELDS = frozenset(
+    {"locator", "merged", "llm_filter", "query_expand", "cluster_id", "cluster_label", "cluster_score"}
+)
 
 
 def _readable(path: str) -> str:
@@ -185,6 +189,10 @@ class Stage(ABC):
     description: ClassVar[str]
     icon: ClassVar[str] = "box"
     Params: ClassVar[type[StageParams]] = StageParams
+    #: Parameters as one might write them, for the catalogue. Empty: every parameter has a default.
+    example: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    #: What the stage takes: moderate where it searches or compares, expensive where it asks a model or another server.
+    cost_tier: ClassVar[CostTier] = "cheap"
     #: Parameters that `run` fills in for each document, with ``{{DOC.…}}`` and ``{{INPUT.…}}``.
     per_document: ClassVar[frozenset[str]] = frozenset()
     #: Parameters in which ``{{secrets.name}}`` may stand; `run` fills it in.
@@ -219,6 +227,10 @@ class Stage(ABC):
     def secrets_in(self, parameters: Mapping[str, Any]) -> set[str]:
         """Return the names of the secrets that `parameters` refer to."""
         return {path[0] for root, path in templates.references(parameters) if root == "SECRET"}
+
+    def is_installed(self) -> bool:
+        """Say whether the library is there that the stage stands on; without it, it is not listed."""
+        return True
 
     def searches_in(
         self, parameters: Mapping[str, Any]

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
@@ -128,6 +128,12 @@ class CrossCompare(Stage):
     )
     icon = "git-compare"
     Params = CrossCompareParams
+    cost_tier = "moderate"
+    example: ClassVar = {
+        "reference_collection_id": "guidelines",
+        "source_field": "text",
+        "reference_field": "text",
+    }
     names_collections = ("reference_collection_id",)
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -56,6 +56,8 @@ class Deduplicate(Stage):
     description = "Keeps one hit of those with equal fields or nearly the same text."
     icon = "copy-minus"
     Params = DeduplicateParams
+    cost_tier = "moderate"
+    example: ClassVar = {"strategy": "field", "fields": ["metadata.sku"]}
 
     def run(self, hits: list[Hit] | None, params: DeduplicateParams, context: StageContext) -> list[Hit]:
         """Return `hits` in their order without repetitions; a hit that has nothing to compare stays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
@@ -66,6 +66,12 @@ class DocumentEnrich(Stage):
     description = "Adds fields of the document of another collection that has the same value in a field."
     icon = "combine"
     Params = DocumentEnrichParams
+    cost_tier = "moderate"
+    example: ClassVar = {
+        "target_collection_id": "products",
+        "source_field": "metadata.sku",
+        "target_field": "sku",
+    }
     names_collections = ("target_collection_id",)
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:

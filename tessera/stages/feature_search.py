@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator
@@ -139,6 +139,15 @@ class FeatureSearch(Stage):
     )
     icon = "search"
     Params = FeatureSearchParams
+    cost_tier = "moderate"
+    example: ClassVar = {
+        "searches": [
+            {"query": {"input_mode": "text", "value": "{{INPUT.query}}"}, "top_k": 100},
+            {"query": {"input_mode": "text", "value": "{{INPUT.query}}"}, "top_k": 100, "lexical": True},
+        ],
+        "final_top_k": 25,
+        "fusion": "rrf",
+    }
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Translate the short form (``feature_uri``, ``input``, ``limit``) and the two older ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from pydantic import Field
@@ -26,6 +26,7 @@ class GroupBy(Stage):
     description = "Brings hits with the same value of a field together and keeps the first of each group."
     icon = "group"
     Params = GroupByParams
+    example: ClassVar = {"field": "metadata.brand"}
 
     def run(self, hits: list[Hit] | None, params: GroupByParams, context: StageContext) -> list[Hit]:
         """Return the hits group after group, in the order in which the groups and their hits came.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from pydantic import AliasChoices, Field
@@ -44,6 +44,9 @@ class JsonTransform(Stage):
     description = "Gives every document another form, by a template of its fields and the inputs."
     icon = "braces"
     Params = JsonTransformParams
+    example: ClassVar = {
+        "template": {"title": "{{DOC.metadata.name}}", "label": "{{DOC.brand}} for {{INPUT.query}}"}
+    }
     per_document = frozenset({"template"})
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from tessera.ports import Hit
@@ -21,6 +23,7 @@ class Limit(Stage):
     description = "Keeps the first hits."
     icon = "scissors"
     Params = LimitParams
+    example: ClassVar = {"limit": 10}
 
     def run(self, hits: list[Hit] | None, params: LimitParams, context: StageContext) -> list[Hit]:
         """Cut `hits`; as the first stage, read that many documents of the collections."""

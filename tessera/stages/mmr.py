@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from pydantic import AliasChoices, Field
@@ -34,6 +35,8 @@ class Mmr(Stage):
     description = "Chooses hits that are relevant and unlike each other (maximal marginal relevance)."
     icon = "shuffle"
     Params = MmrParams
+    cost_tier = "moderate"
+    example: ClassVar = {"lambda": 0.5, "top_n": 10}
 
     def run(self, hits: list[Hit] | None, params: MmrParams, context: StageContext) -> list[Hit]:
         """Return up to `top_n` hits in the order of their choice; scores stay as they are."""
@@ -41,7 +44,7 @@ class Mmr(Stage):
         if not found:
             return []
         stored = context.vectors([hit.document_id for hit in found], params.feature_uri)
-        chosen = choose(found, _of_one_kind(stored), params.lambda_, params.top_n)
+        chosen = choose(found, of_one_kind(stored), params.lambda_, params.top_n)
         return [found[number] for number in chosen]
 
 
@@ -74,7 +77,7 @@ def choose(hits: Sequence[Hit], vectors: Mapping[str, Vector], weight: float, to
     return chosen
 
 
-def _of_one_kind(stored: Mapping[str, Mapping[str, Vector]]) -> dict[str, Vector]:
+def of_one_kind(stored: Mapping[str, Mapping[str, Vector]]) -> dict[str, Vector]:
     """Return each document's vector of the name that most of them have; vectors of two names cannot be compared."""
     counts = Counter(name for named in stored.values() for name in named)
     if not counts:

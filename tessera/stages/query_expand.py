@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
@@ -81,6 +81,11 @@ class QueryExpand(Stage):
     )
     icon = "split"
     Params = QueryExpandParams
+    cost_tier = "moderate"
+    example: ClassVar = {
+        "method": "feedback",
+        "feature_search_config": {"searches": [{"query": "{{INPUT.query}}"}]},
+    }
     secret_in = frozenset({"api_key"})
     per_document = frozenset({"expansion_prompt"})
     words = frozenset({"QUERY", "NUM_EXPANSIONS", "query", "num_variations"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -49,6 +49,7 @@ class RagPrepare(Stage):
     )
     icon = "scroll-text"
     Params = RagPrepareParams
+    example: ClassVar = {"max_tokens": 8000}
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Let a boolean stand for citing or not."""

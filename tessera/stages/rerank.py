@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import AliasChoices, Field, field_validator
 
@@ -55,6 +55,8 @@ class Rerank(Stage):
     description = "Orders the hits by a model that reads the query and each text together (cross-encoder)."
     icon = "arrow-up-down"
     Params = RerankParams
+    cost_tier = "moderate"
+    example: ClassVar = {"query": "{{INPUT.query}}", "top_n": 10}
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Write the query out, so that what its default asks of inputs is known from the beginning."""

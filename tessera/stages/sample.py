@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -36,6 +36,7 @@ class Sample(Stage):
     description = "Takes a sample: at random, in proportion to the values of a field, or at even distances."
     icon = "dices"
     Params = SampleParams
+    example: ClassVar = {"size": 10, "seed": 42}
 
     def run(self, hits: list[Hit] | None, params: SampleParams, context: StageContext) -> list[Hit]:
         """Return up to `size` of `hits` in their order. The same seed and hits give the same sample on every page."""

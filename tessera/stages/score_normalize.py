@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tessera.ports import Hit
 from tessera.stages.base import Stage, StageContext, StageParams, collected
@@ -26,6 +26,7 @@ class ScoreNormalize(Stage):
     description = "Scales scores: to 0…1, to deviations from their mean, to shares of 1, or to length 1."
     icon = "scale"
     Params = ScoreNormalizeParams
+    example: ClassVar = {"method": "min_max"}
 
     def run(self, hits: list[Hit] | None, params: ScoreNormalizeParams, context: StageContext) -> list[Hit]:
         """Return `hits` in their order with new scores; a hit without a score keeps none."""

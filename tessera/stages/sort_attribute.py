@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import orjson
 from pydantic import AliasChoices, Field
@@ -27,6 +27,7 @@ class SortAttribute(Stage):
     description = "Sorts by a field: numbers before texts before everything else, ties by id."
     icon = "arrow-down-wide-narrow"
     Params = SortAttributeParams
+    example: ClassVar = {"sort_field": "metadata.year", "order": "desc"}
 
     def run(self, hits: list[Hit] | None, params: SortAttributeParams, context: StageContext) -> list[Hit]:
         """Return all of `hits` in their new order; scores stay as they are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tessera.ports import Hit
 from tessera.stages.base import FieldPath, Stage, StageContext, StageParams, collected, number_at
@@ -24,6 +24,7 @@ class SortRelevance(Stage):
     description = "Sorts by the score of the search, or by a number that documents carry; ties by id."
     icon = "arrow-down-narrow-wide"
     Params = SortRelevanceParams
+    example: ClassVar = {"order": "desc"}
 
     def run(self, hits: list[Hit] | None, params: SortRelevanceParams, context: StageContext) -> list[Hit]:
         """Return `hits` sorted, those without a score last; a number of `score_field` becomes the score."""

@@ -100,6 +100,8 @@ class Summarize(LanguageStage):
         answer comes is left out, or ends the execution with `on_error` ``raise``.
         """
         found = asked(collected(hits, context))
+        if not found:
+            return []
         groups: dict[bytes, list[Hit]] = {}
         for number, hit in enumerate(found):
             value = first_value(hit.payload, params.group_by) if params.group_by else None

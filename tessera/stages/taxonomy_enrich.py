@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
@@ -75,6 +75,8 @@ class TaxonomyEnrich(Stage):
     description = "Assigns documents to the nodes of a taxonomy and adds the nodes' fields."
     icon = "tags"
     Params = TaxonomyEnrichParams
+    cost_tier = "moderate"
+    example: ClassVar = {"taxonomy_id": "topics", "top_k": 3}
     names_taxonomies = ("taxonomy_id",)
     # Another version of the taxonomy is no write to the namespace: what was kept would not show it.
     is_repeatable = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import AliasChoices, Field
 
@@ -35,6 +36,7 @@ class Unwind(Stage):
     description = "Turns a hit with an array into one hit for each element."
     icon = "list-tree"
     Params = UnwindParams
+    example: ClassVar = {"field": "metadata.tags"}
 
     def run(self, hits: list[Hit] | None, params: UnwindParams, context: StageContext) -> list[Hit]:
         """Return the hits in their order, the elements in theirs; ids and scores are those of the document.

@@ -418,6 +418,32 @@ def _ignore_lost(vectors: EdgeVectors, where: View) -> None:
         vectors.apply(where, [Entry(1, "edit")])
 
 
+def test_an_entry_is_not_applied_ahead_of_the_one_before_it(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    first = Entry(1, "edit", upserts=(document(1, k="first"),))
+    second = Entry(2, "edit", upserts=(document(1, k="second"), document(2)))
+    assert vectors.apply_next(where, second) is None
+    assert vectors.count(where) == 0
+    vectors.apply(where, [first])
+    for _ in range(2):  # the second time it has it already
+        mark = vectors.apply_next(where, second)
+        assert mark is not None
+        assert (mark.seq, mark.document_count) == (2, 2)
+    with pytest.raises(QdrantError):  # what it is queued behind fails
+        vectors.apply(where, [Entry(3, "artifact", artifact_path=str(tmp_path / "missing"))])
+    vectors.open(where)
+    assert vectors.apply_next(where, Entry(4, "edit", deletes=(document(2).document_id,))) is None
+    assert [
+        hit.payload.get("k") for hit in vectors.get(where, [document(n).document_id for n in (1, 2)])
+    ] == [
+        "second",
+        None,
+    ]
+
+
 def test_an_artifact_is_counted_back_after_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

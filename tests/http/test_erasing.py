@@ -78,9 +78,17 @@ def test_an_erased_document_is_found_nowhere_and_its_neighbours_stay(server: Ser
         notes = Notes(client, "erasing")
         found = notes.documents()
         neighbours = {key: value for key, value in found.items() if key in notes.others}
+        mine = found[notes.mine]["document_id"]
+        said = {"interaction_type": ["click"], "position": 0}
+        client.post(
+            "/v1/retrievers/interactions",
+            json={**said, "feature_id": mine, "metadata": {"quoted": CANARY.decode()}},
+        ).raise_for_status()
+        others = {**said, "feature_id": neighbours[notes.others[0]]["document_id"]}
+        kept = client.post("/v1/retrievers/interactions", json=others).raise_for_status().json()
         where = holders(server.data, CANARY)
         assert any(".arrow" in name for name in where) and any("sqlite" in name for name in where)
-        task = notes.erase(document_ids=[found[notes.mine]["document_id"]], include_objects=True)
+        task = notes.erase(document_ids=[mine], include_objects=True)
         assert task["task_type"] == "api_namespaces_migrations_run"
         assert notes.mine not in notes.documents(), "gone from search when answered"
         task = server.wait_for_task(task["task_id"])
@@ -90,6 +98,9 @@ def test_an_erased_document_is_found_nowhere_and_its_neighbours_stay(server: Ser
         assert report["artifacts_rewritten"] == 1 and report["bytes_rewritten"] > 0
         assert report["views_dropped"] >= 1 and report["keys"]
         assert CANARY.decode() not in str(task)
+        assert report["interactions_removed"] == 1
+        left = client.post("/v1/retrievers/interactions/list", json={}).json()["results"]
+        assert [each["interaction_id"] for each in left] == [kept["interaction_id"]]
         assert until_gone(server.data, CANARY) == []
         assert notes.documents() == neighbours
         assert holders(server.data, NEIGHBOUR), "what is not erased is found this way"

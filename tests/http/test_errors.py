@@ -207,6 +207,19 @@ def test_unknown_paths_and_wrong_methods(client: httpx.Client) -> None:
     envelope(httpx.get(f"{client.base_url}/favicon.ico"), 404, "NotFoundError")
 
 
+def test_a_404_ends_with_how_to_find_what_there_is(client: httpx.Client, namespace: Any) -> None:
+    headers = {"X-Namespace": namespace()["namespace_id"]}
+    for noun in ("buckets", "collections", "retrievers", "taxonomies", "clusters", "tasks", "namespaces"):
+        error = envelope(client.get(f"/v1/{noun}/nobodys", headers=headers), 404, "NotFoundError")
+        said, _, step = error["message"].partition(" was not found. ")
+        assert said.endswith("'nobodys'") and step == f"GET /v1/{noun} lists those that there are."
+        method, path = step.split()[:2]
+        assert client.request(method, path, headers=headers).status_code == 200
+    # A namespace that is not there reads the same on the routes inside it.
+    error = envelope(client.get("/v1/buckets", headers={"X-Namespace": "nobodys"}), 404, "NotFoundError")
+    assert error["message"].endswith("GET /v1/namespaces lists those that there are.")
+
+
 def test_a_405_names_every_method_of_the_path(client: httpx.Client) -> None:
     answer = client.put("/v1/namespaces", json={})
     error = envelope(answer, 405, "MethodNotAllowedError")

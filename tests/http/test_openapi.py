@@ -172,6 +172,8 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     send("post", f"{retriever}/explain")
     send("post", f"{retriever}/clone", status=201)
     assert len(send("post", f"{retriever}/executions/list")["results"]) == 1
+    send("post", "/v1/retrievers/evaluations/datasets", status=201)
+    send("post", f"{retriever}/evaluations", status=202)
 
     send("post", f"{collection}/documents")
     send(

@@ -105,7 +105,41 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     )
     clustering = loop.post(f"/clusters/{cluster['cluster_id']}/execute", {})
     assert loop.wait(clustering["task_id"])["status"] == "COMPLETED"
+    trigger = loop.post(
+        "/clusters/triggers",
+        {
+            "cluster_id": cluster["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
+            "description": word,
+        },
+        status=201,
+    )
     execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
+    judged = {"query_id": word, "query_input": {}, "relevant_documents": [documents[0]["document_id"]]}
+    dataset = loop.send(
+        "POST",
+        "/retrievers/evaluations/datasets",
+        {"dataset_name": f"{word}-dataset", "queries": [judged]},
+        status=201,
+    )
+    evaluation = loop.send(
+        "POST",
+        f"/retrievers/{retriever['retriever_id']}/evaluations",
+        {"dataset_name": dataset["dataset_name"]},
+        status=202,
+    )
+    loop.wait(evaluation["task_id"])
+    interaction = loop.post(
+        "/retrievers/interactions",
+        {
+            "feature_id": documents[0]["document_id"],
+            "interaction_type": ["click"],
+            "position": 0,
+            "execution_id": execution["execution_id"],
+            "user_id": word,
+        },
+    )
     return {
         "namespace_id": namespace["namespace_id"],
         "namespace_name": name,
@@ -122,11 +156,13 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "retriever_id": retriever["retriever_id"],
         "retriever_name": f"{word}-retriever",
         "execution_id": execution["execution_id"],
+        "interaction_id": interaction["interaction_id"],
         "taxonomy_id": taxonomy["taxonomy_id"],
         "taxonomy_name": f"{word}-taxonomy",
         "cluster_id": cluster["cluster_id"],
         "cluster_name": f"{word}-cluster",
         "run_id": clustering["additional_data"]["run_id"],
+        "trigger_id": trigger["trigger_id"],
     }
 
 
@@ -245,9 +281,11 @@ PARAMETERS = {
     "document_id": ("document_id",),
     "retriever_id": ("retriever_id", "retriever_name"),
     "execution_id": ("execution_id",),
+    "interaction_id": ("interaction_id",),
     "taxonomy_identifier": ("taxonomy_id", "taxonomy_name"),
     "cluster_id": ("cluster_id", "cluster_name"),
     "run_id": ("run_id",),
+    "trigger_id": ("trigger_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -284,6 +322,27 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
             "collection_identifiers": [value["collection_id"]],
             "stages": [{"stage_name": "limit", "parameters": {"limit": 3}}],
         },
+        ("POST", "/v1/retrievers/interactions"): {
+            "feature_id": value["document_id"],
+            "interaction_type": ["click"],
+            "position": 0,
+            "retriever_id": value["retriever_id"],
+        },
+        ("POST", "/v1/retrievers/interactions/batch"): {
+            "interactions": [
+                {
+                    "feature_id": "x",
+                    "interaction_type": ["click"],
+                    "position": 0,
+                    "retriever_id": value["retriever_id"],
+                }
+            ]
+        },
+        ("POST", "/v1/retrievers/interactions/list"): {"retriever_id": value["retriever_id"]},
+        ("POST", "/v1/inference"): {
+            "inputs": {"text": "probe"},
+            "inference_name": "multilingual_e5_large_instruct_v1",
+        },
         ("POST", "/v1/taxonomies"): {
             "taxonomy_name": "probe",
             "config": {
@@ -302,6 +361,11 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         ("POST", "/v1/clusters/enrich"): {
             "clustering_ids": [value["cluster_id"]],
             "source_collection_id": value["collection_id"],
+        },
+        ("POST", "/v1/clusters/triggers"): {
+            "cluster_id": value["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
         },
         ("POST", "/v1/documents/search"): {
             "query": "canary",
@@ -439,6 +503,7 @@ def test_a_thousand_probes_find_nothing(world: World) -> None:
             ("retrievers", "retriever_id"),
             ("taxonomies", "taxonomy_id"),
             ("clusters", "cluster_id"),
+            ("clusters/triggers", "trigger_id"),
         ):
             assert admin.get(f"/v1/{noun}/{reals[name]}", headers=headers).status_code == 200
         found = admin.get(

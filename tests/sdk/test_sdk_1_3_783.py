@@ -18,6 +18,7 @@ SCENARIOS = (
     "scenarios_webhooks.py",
     "scenarios_clusters.py",
     "scenarios_retrievers.py",
+    "scenarios_interactions.py",
     "scenarios_taxonomies.py",
     "scenarios_high_level.py",
 )

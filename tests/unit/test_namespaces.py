@@ -367,7 +367,8 @@ def test_what_a_key_may_not_see_is_as_absent(wh: Warehouse, me: Principal, other
         ):
             with pytest.raises(NotFoundError) as caught:
                 call(who, identifier)
-            assert caught.value.message == f"namespace {identifier!r} was not found."
+            step = "GET /v1/namespaces lists those that there are."
+            assert caught.value.message == f"namespace {identifier!r} was not found. {step}"
             assert caught.value.details == {"resource": "namespace", "id": identifier}
     assert namespaces.get(wh, me, "é")["description"] == "canary"
 

@@ -402,10 +402,20 @@ class EdgeVectors:
     def apply(self, view: View, entries: Sequence[Entry]) -> Mark:
         """Apply `entries` in order; entries that the view has already are passed over."""
         mark: Mark = self._write(view, "apply", tuple(entries))
+        self._note_position(view, mark)
+        return mark
+
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """Queue `entry` in the host behind what it applies to the view now."""
+        mark: Mark | None = self._write(view, "apply_next", (entry,))
+        if mark is not None:
+            self._note_position(view, mark)
+        return mark
+
+    def _note_position(self, view: View, mark: Mark) -> None:
         placed = self._placed.get(view.view_id)
         if placed is not None:
             placed.seq = max(placed.seq, mark.seq)
-        return mark
 
     def flush(self, view: View) -> Mark:
         """Make everything applied durable, then move the mark."""

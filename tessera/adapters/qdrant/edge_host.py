@@ -42,7 +42,8 @@ import orjson
 import qdrant_edge
 
 from tessera import collector, failpoints
-from tessera.adapters.qdrant import pipe
+from tessera.adapters.qdrant import packing, pipe
+from tessera.adapters.qdrant.packing import Layout
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import (
     Bare,
@@ -108,15 +109,15 @@ _LASTING = (
     "*/*/page_*.dat",
     "*/*/*/chunk_*.mmap",
     "*/id_tracker.mappings",
-    "*/vector_storage-*/matrix.dat",
-    "*/vector_index-*/*",
+    "*/vector_storage*/matrix.dat",
+    "*/vector_index*/*",
 )
 #: What no write changes any more, in segments that the engine has finished (they have this mapping of ids).
 _FINISHED_MAPPING = "id_tracker.mappings"
 _FINISHED = (
     _FINISHED_MAPPING,
-    "vector_storage-*/matrix.dat",
-    "vector_index-*/*",
+    "vector_storage*/matrix.dat",
+    "vector_index*/*",
     "payload_storage/page_*.dat",
     "payload_index/*/point_to_values.bin",
     "payload_index/*/values_to_points.bin",
@@ -126,6 +127,8 @@ _FULL_MESSAGE = (
     "and is applied then."
 )
 _PLACEHOLDER = "_none"
+#: The engine's name of the vector that has none.
+_UNNAMED = ""
 #: With more collections than this in one view, each search filters by collection.
 _MOST_VALUES = 10_000
 _BLOCK = 64 * 1024
@@ -183,15 +186,40 @@ class EdgeEngine:
     # The host has one thread.
     is_still = True
 
-    def __init__(self, shard: qdrant_edge.EdgeShard, translator: Translator) -> None:
+    def __init__(
+        self, shard: qdrant_edge.EdgeShard, translator: Translator, unnamed: str | None = None
+    ) -> None:
         self._shard = shard
         self._translator = translator
+        #: The vector that the shard holds without a name (`packing.unnamed_vector`); here all have theirs.
+        self._unnamed = unnamed
+
+    def _engine_name(self, name: str) -> str:
+        return _UNNAMED if name == self._unnamed else name
+
+    def _to_engine(self, vectors: Mapping[str, Any]) -> Any:
+        """Return vectors as the engine takes them: the unnamed one by itself, half as dear as in a dictionary."""
+        if self._unnamed is None:
+            return dict(vectors)
+        if len(vectors) == 1 and self._unnamed in vectors:
+            return vectors[self._unnamed]
+        return {self._engine_name(name): vector for name, vector in vectors.items()}
+
+    def _from_engine(self, vector: Any) -> dict[str, Any]:
+        if self._unnamed is None or vector is None:
+            return vector if isinstance(vector, dict) else {}
+        if not isinstance(vector, dict):
+            return {self._unnamed: vector}
+        return {self._unnamed if name == _UNNAMED else name: value for name, value in vector.items()}
+
+    def _record(self, record: qdrant_edge.Record) -> Record:
+        return Record(str(record.id), record.payload, None, self._from_engine(record.vector))
 
     def upsert(self, points: Sequence[Point]) -> None:
         with _edge_call():
             self._shard.update(
                 qdrant_edge.UpdateOperation.upsert_points(
-                    [qdrant_edge.Point(p.point_id, dict(p.vectors), p.payload) for p in points]
+                    [qdrant_edge.Point(p.point_id, self._to_engine(p.vectors), p.payload) for p in points]
                 )
             )
 
@@ -209,7 +237,9 @@ class EdgeEngine:
                 self._shard.update(qdrant_edge.UpdateOperation.overwrite_payload([point_id], payload))
 
     def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
-        points = [qdrant_edge.PointVectors(point_id, dict(named)) for point_id, named in vectors.items()]
+        points = [
+            qdrant_edge.PointVectors(point_id, self._to_engine(named)) for point_id, named in vectors.items()
+        ]
         if points:
             with _edge_call():
                 self._shard.update(qdrant_edge.UpdateOperation.update_vectors(points))
@@ -217,7 +247,9 @@ class EdgeEngine:
     def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
         if point_ids:
             with _edge_call():
-                self._shard.update(qdrant_edge.UpdateOperation.delete_vectors(list(point_ids), [name]))
+                self._shard.update(
+                    qdrant_edge.UpdateOperation.delete_vectors(list(point_ids), [self._engine_name(name)])
+                )
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -232,7 +264,7 @@ class EdgeEngine:
                     with_vector=with_vectors,
                 )
             )
-        return list(map(_record, found)), None if following is None else str(following)
+        return list(map(self._record, found)), None if following is None else str(following)
 
     def query_batch(self, queries: Sequence[Query]) -> list[list[Record] | Bare]:
         order = brought_together(queries)
@@ -244,7 +276,9 @@ class EdgeEngine:
                 qdrant_edge.QueryBatchRequest(
                     [
                         qdrant_edge.QueryRequest(
-                            query=qdrant_edge.Query.Nearest(query.vector, using=query.vector_name),
+                            query=qdrant_edge.Query.Nearest(
+                                query.vector, using=self._engine_name(query.vector_name)
+                            ),
                             limit=query.limit,
                             offset=query.offset,
                             filter=query.filter,
@@ -259,7 +293,10 @@ class EdgeEngine:
         return [
             _bare(answer)
             if query.is_bare
-            else [Record(str(hit.id), hit.payload or {}, hit.score, _vectors(hit.vector)) for hit in answer]
+            else [
+                Record(str(hit.id), hit.payload or {}, hit.score, self._from_engine(hit.vector))
+                for hit in answer
+            ]
             for query, answer in zip(queries, answers, strict=True)
         ]
 
@@ -270,7 +307,7 @@ class EdgeEngine:
     def retrieve(self, point_ids: Sequence[str], with_payload: bool, with_vectors: bool) -> list[Record]:
         with _edge_call():
             found = self._shard.retrieve(list(point_ids), with_payload, with_vectors)
-        return list(map(_record, found))
+        return list(map(self._record, found))
 
     def existing(self, point_ids: Sequence[str]) -> int:
         with _edge_call():
@@ -341,14 +378,6 @@ def brought_together(queries: Sequence[Query]) -> list[int] | None:
 def _bare(answer: Sequence[Any]) -> Bare:
     """Return a ranking alone. As numbers ids cost a quarter of what they do as text."""
     return Bare([hit.id.int for hit in answer], [hit.score for hit in answer])
-
-
-def _record(record: qdrant_edge.Record) -> Record:
-    return Record(str(record.id), record.payload, None, _vectors(record.vector))
-
-
-def _vectors(vector: Any) -> dict[str, Any]:
-    return vector if isinstance(vector, dict) else {}
 
 
 # --- a view's directory --------------------------------------------------------------------------------
@@ -555,12 +584,17 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     clean, sums = (False, {}) if trusted else _verify_checksums(view, directory)
     if standing is None:
         directory.mkdir(parents=True, exist_ok=True)
-        standing = Standing(packed=True, sparse=sparse_recipe(view.sparse))
+        standing = Standing(layout=Layout.KEY, sparse=sparse_recipe(view.sparse))
         _write_durably(directory / _MARK, _mark_of(view, standing))
     shard_directory = directory / _SHARD
     try:
-        shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0, graph=graph)
-        engine = EdgeEngine(shard, translator)
+        vectors = translator.vector_params(view.vectors)
+        unnamed = packing.unnamed_vector(standing.layout, vectors)
+        config = _config(
+            vectors if unnamed is None else vectors[unnamed], translator.sparse_params(view.sparse), graph
+        )
+        shard = _load_or_create(view, shard_directory, config, may_create=standing.seq == 0)
+        engine = EdgeEngine(shard, translator, unnamed)
         count = engine.count(None)
         collections = engine.values("collection_id", count)
     except Panic as panic:
@@ -673,13 +707,13 @@ def _width(engine: EdgeEngine, name: str, queries: Sequence[Any]) -> int:
 
 
 def _load_or_create(
-    view: View, directory: Path, translator: Translator, *, may_create: bool, graph: bool
+    view: View, directory: Path, config: qdrant_edge.EdgeConfig, *, may_create: bool
 ) -> qdrant_edge.EdgeShard:
     if not directory.exists():
         if not may_create:
             raise ViewDamaged(view.view_id, "its files are missing")
         _require_room(view)
-        return _create(view, directory, translator, graph=graph)
+        return _create(directory, config)
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
@@ -698,15 +732,19 @@ def _load_or_create(
             elif may_create:
                 # Killed while it was being made: nothing that was in it was ever called durable.
                 shutil.rmtree(directory)
-                return _create(view, directory, translator, graph=graph)
+                return _create(directory, config)
             else:
                 raise ViewDamaged(view.view_id, error.message) from error
 
 
-def _create(view: View, directory: Path, translator: Translator, *, graph: bool) -> qdrant_edge.EdgeShard:
-    vectors = translator.vector_params(view.vectors)
-    sparse = translator.sparse_params(view.sparse)
-    config = qdrant_edge.EdgeConfig(
+def _create(directory: Path, config: qdrant_edge.EdgeConfig) -> qdrant_edge.EdgeShard:
+    with _edge_call():
+        return qdrant_edge.EdgeShard.create(str(directory), config)
+
+
+def _config(vectors: Any, sparse: dict[str, Any], graph: bool) -> qdrant_edge.EdgeConfig:
+    """Return how a shard is made. `vectors` are the parameters of an unnamed vector, or of each by its name."""
+    return qdrant_edge.EdgeConfig(
         vectors=vectors or None,
         # Edge wants at least one vector, even of a view that only lists and filters.
         sparse_vectors=sparse or (None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()}),
@@ -722,8 +760,6 @@ def _create(view: View, directory: Path, translator: Translator, *, graph: bool)
         ),
         max_search_threads=1,  # else eight threads a shard
     )
-    with _edge_call():
-        return qdrant_edge.EdgeShard.create(str(directory), config)
 
 
 def drop_directory(directory: Path) -> None:
@@ -754,7 +790,7 @@ class Job:
 
 Request = tuple[int, str, View, Any]
 
-_WRITES = frozenset({"open", "apply", "flush", "release", "drop", "optimize", "hand_over"})
+_WRITES = frozenset({"open", "apply", "apply_next", "flush", "release", "drop", "optimize", "hand_over"})
 
 
 class _NotOpen(Exception):
@@ -1104,9 +1140,14 @@ class Host:
 
     def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
-            if operation == "apply":
+            if operation in ("apply", "apply_next"):
                 _require_room(view)
                 live = self._live(view)
+                if operation == "apply_next" and live.standing.seq < arguments[0].seq - 1:
+                    self._reply(
+                        request_id, pipe.OK, None
+                    )  # what it was queued behind has failed, or is not here yet
+                    return
                 steps = live.apply(arguments)
                 if any(entry.seq > live.standing.seq for entry in arguments):
                     self._unseal(view.view_id)

@@ -36,6 +36,10 @@ class RoutedVectors:
         """See `Vectors.apply`."""
         return self._for(view).apply(view, entries)
 
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """See `Vectors.apply_next`."""
+        return self._for(view).apply_next(view, entry)
+
     def flush(self, view: View) -> Mark:
         """See `Vectors.flush`."""
         return self._for(view).flush(view)

@@ -106,6 +106,10 @@ class ServerVectors:
         with self._using(view) as opened, opened.writing:
             return finish(opened.live.apply(entries))
 
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """Refuse: requests to a server are not queued."""
+        return None
+
     def flush(self, view: View) -> Mark:
         """Move the durable mark: what the server acknowledged is in its own log already."""
         with self._using(view) as opened, opened.writing:

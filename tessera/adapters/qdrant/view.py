@@ -13,23 +13,22 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import json
 import pickle
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
 
 from tessera import failpoints, ids
+from tessera.adapters.qdrant import packing
+from tessera.adapters.qdrant.packing import Layout, Shadow
 from tessera.adapters.qdrant.translate import (
-    DISPLACED_KEY,
     FOLDED_FIELDS,
     INT64_MAX,
     INT64_MIN,
-    PACKED_KEY,
     SHADOW_KEY,
     Translator,
     can_be_addressed,
@@ -70,9 +69,10 @@ BARE_FROM = 2
 #: A read is given up when the basis of its filters changed so often under it.
 READ_TRIES = 5
 
+if TYPE_CHECKING:
+    from tessera.artifact import Part
+
 T = TypeVar("T")
-#: Case-folded strings of one field of one document.
-Shadow = str | list[str]
 #: Work that stops after each slice and returns its answer at the end.
 Steps = Generator[None, None, T]
 #: The searches of one request, and how they become one ranking; with None each is answered by itself.
@@ -207,8 +207,8 @@ class Standing:
     tail: int = 0
     #: For each vector with a graph how wide it is to be searched (`ef`); 0: the graph is not good enough, scan.
     graphs: dict[str, int] = field(default_factory=dict)
-    #: Whether the points hold their documents packed (`pack`), which all of a view do or none.
-    packed: bool = False
+    #: How the points hold their documents.
+    layout: Layout = Layout.FIELDS
     #: The keyword indexes that the view has, as `sparse_recipe` spells them.
     sparse: list[list[Any]] = field(default_factory=list)
 
@@ -222,7 +222,7 @@ class Standing:
             "behind": self.behind,
             "tail": self.tail,
             "graphs": self.graphs,
-            "packed": self.packed,
+            "packed": packing.to_mark(self.layout),
             "sparse": self.sparse,
         }
 
@@ -239,14 +239,12 @@ class Standing:
         behind, tail, graphs = value.get("behind", False), value.get("tail", count), value.get("graphs", {})
         if not isinstance(behind, bool) or not isinstance(tail, int) or not isinstance(graphs, dict):
             raise ValueError("behind, tail and graphs are not what they should be")
-        packed = value.get("packed", False)  # views of earlier releases are not
-        if not isinstance(packed, bool):
-            raise ValueError("packed must be true or false")
+        layout = packing.from_mark(value.get("packed", False))  # the first releases say nothing of it
         wide = {str(name): int(ef) for name, ef in graphs.items()}
         sparse = value.get("sparse", [])  # there was none before release 0.4
         if not isinstance(sparse, list):
             raise ValueError("sparse must be a list")
-        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, packed, sparse)
+        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, layout, sparse)
 
 
 def sparse_recipe(sparse: Sequence[SparseText]) -> list[list[Any]]:
@@ -284,7 +282,7 @@ _SEES: dict[IndexType, Callable[[Any], bool]] = {
 class _Field:
     """An indexed field: looks at documents for what its index sees, and for case-folded copies."""
 
-    __slots__ = ("folds", "name", "root", "sees", "segments")
+    __slots__ = ("_last", "_looked", "folds", "name", "root", "sees", "segments")
 
     def __init__(self, index: PayloadIndex) -> None:
         self.name = index.field_name
@@ -293,6 +291,9 @@ class _Field:
         is_folded = index.type == IndexType.KEYWORD and index.field_name in FOLDED_FIELDS
         self.sees = _is_folded if is_folded else _SEES[index.type]
         self.folds = index.type == IndexType.KEYWORD and not is_folded
+        #: The string at the root that was looked at last, and what was found: ids and categories come in rows.
+        self._last: str | None = None
+        self._looked: tuple[Shadow | None, bool] = None, True
 
     def look(self, payload: Payload) -> tuple[Shadow | None, bool]:
         """Return the case-folded strings at the path (None when there are none), and if all is regular.
@@ -300,7 +301,12 @@ class _Field:
         Regular means: no array of objects lies on the way, and every value that is not null is one that
         the index sees. An array of nothing but nulls is irregular too: the engine takes it for a value.
         """
-        node: Any = payload
+        node: Any = payload.get(self.root)
+        if type(node) is str and len(self.segments) == 1:
+            if node != self._last:
+                self._last, self._looked = node, (self._folded((node,)), self.sees(node))
+            return self._looked
+        node = payload
         for segment in self.segments:
             if isinstance(node, dict):
                 node = node.get(segment)
@@ -327,45 +333,9 @@ class _Field:
         return folded[0] if len(folded) == 1 else folded or None
 
 
-def hide(payload: Payload, shadows: Mapping[str, Shadow]) -> Payload:
-    """Return the payload as it is stored: with `shadows`, and a field of the user's of that name moved."""
-    if not shadows and SHADOW_KEY not in payload:
-        return payload
-    stored = dict(payload)
-    extra: dict[str, Any] = dict(shadows)
-    if SHADOW_KEY in payload:
-        extra[DISPLACED_KEY] = payload[SHADOW_KEY]
-    stored[SHADOW_KEY] = extra
-    return stored
-
-
-def pack(payload: Payload, shadows: Mapping[str, Shadow], roots: Set[str]) -> Payload:
-    """Return the payload as one string of JSON, with `shadows`, and beside it what the engine is to look into.
-
-    `roots` are the root fields in which an index lies. Every value that crosses into the engine costs 2 µs there and
-    one back, whatever its length, and the engine is asked about indexed ones only.
-    """
-    stored = hide({root: payload[root] for root in roots if root in payload}, shadows)
-    try:
-        stored[PACKED_KEY] = orjson.dumps(payload).decode()
-    except TypeError:
-        # A whole number beyond 64 bits: it comes back as a float, as from the engine.
-        stored[PACKED_KEY] = json.dumps(payload)
-    return stored
-
-
-def unpack(stored: Payload) -> Payload:
-    """Undo `pack`."""
-    payload: Payload = orjson.loads(stored[PACKED_KEY])
-    return payload
-
-
-def reveal(stored: Payload) -> Payload:
-    """Undo `hide`. Changes `stored`."""
-    extra = stored.pop(SHADOW_KEY, None)
-    if isinstance(extra, dict) and DISPLACED_KEY in extra:
-        stored[SHADOW_KEY] = extra[DISPLACED_KEY]
-    return stored
+def _roots(fields: Iterable[_Field]) -> set[str]:
+    """Return the root fields of `fields`, but for one with a quotation mark, which the engine has no spelling for."""
+    return {indexed.root for indexed in fields if '"' not in indexed.root}
 
 
 # --- sorting -------------------------------------------------------------------------------------------
@@ -441,10 +411,11 @@ class LiveView:
         self._translator = translator
         self._max_scan = max_scan_documents
         self._vectors = {vector.name: vector for vector in view.vectors}
-        self._reveal = unpack if standing.packed else reveal
+        self._layout = standing.layout
         # A view from before is without the index, or has another; until it is replaced nobody can search by it.
         self._has_sparse = standing.sparse == sparse_recipe(view.sparse)
         self._sparse = view.sparse if self._has_sparse else ()
+        self._text_fields = tuple({name for sparse in self._sparse for name in sparse.fields})
         self._index_changes = 0
         self._use(standing.indexes)
 
@@ -466,7 +437,7 @@ class LiveView:
         self._index_changes += 1
         self._indexes = {index.field_name: index for index in indexes}
         self._fields = [_Field(index) for index in indexes]
-        self._roots = {indexed.root for indexed in self._fields}
+        self._roots = _roots(self._fields)
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -505,18 +476,23 @@ class LiveView:
             else:
                 yield from self._change_indexes(entry.indexes)
                 self.standing.behind = False
-        write = self._rewrite if entry.keeps_vectors else self._upsert
         for start in range(0, len(entry.upserts), size):
-            write(entry.upserts[start : start + size])
+            some = entry.upserts[start : start + size]
+            self._rewrite(some) if entry.keeps_vectors else self._write(self._points(some))
             yield
         if entry.artifact_path is not None:
             from tessera import artifact  # its libraries are slow to load, and many views never need them
 
             written: dict[str, None] = {}
             before = self.standing.document_count
-            for documents in artifact.read(entry.artifact_path):
-                for start in range(0, len(documents), size):
-                    written |= dict.fromkeys(write(documents[start : start + size]))
+            for part in artifact.parts(entry.artifact_path):
+                for start in range(0, len(part.document_ids), size):
+                    rows = range(start, min(start + size, len(part.document_ids)))
+                    written |= dict.fromkeys(
+                        self._rewrite([part.document(row) for row in rows])
+                        if entry.keeps_vectors
+                        else self._write(self._points_of(part, rows))
+                    )
                     yield
             # Where the engine says by itself how many it holds, and that many more, nothing is missing.
             came = self.standing.document_count - before
@@ -553,14 +529,39 @@ class LiveView:
             self.engine.delete(point_ids)
             self.standing.document_count -= existing
 
-    def _upsert(self, documents: Sequence[Document]) -> list[str]:
-        """Write `documents`, at most a slice of them, and return their point ids."""
-        points: dict[str, Point] = {}
+    def _points(self, documents: Sequence[Document]) -> dict[str, Point]:
+        """Return the points of `documents`, by their ids."""
+        points = {}
         for document in documents:
-            point_id = self._point_id(document.document_id)
             vectors: dict[str, Any] = {name: _numbers(vector) for name, vector in document.vectors.items()}
-            vectors |= self._words(document)
-            points[point_id] = Point(point_id, vectors, self._stored(document))
+            vectors |= self._words(document.payload)
+            point_id = self._point_id(document.document_id)
+            points[point_id] = Point(point_id, vectors, self._stored(document.document_id, document.payload))
+        return points
+
+    def _points_of(self, part: Part, rows: range) -> dict[str, Point]:
+        """Return the points of some documents of an artifact, of which no objects are made in between."""
+        points = {}
+        columns = [
+            (name, column.numbers.reshape(-1).data, column.numbers.shape[1], column.present)
+            for name, column in part.vectors.items()
+        ]
+        for row in rows:
+            document_id, text = part.document_ids[row], part.payloads[row]
+            payload: Payload = orjson.loads(text)
+            vectors: dict[str, Any] = {
+                name: numbers[row * size : (row + 1) * size]
+                for name, numbers, size, present in columns
+                if present is None or present[row]
+            }
+            if self._sparse:
+                vectors |= self._words(payload)
+            point_id = self._point_id(document_id)
+            points[point_id] = Point(point_id, vectors, self._stored(document_id, payload, text))
+        return points
+
+    def _write(self, points: dict[str, Point]) -> list[str]:
+        """Write `points`, at most a slice of them, and return their ids."""
         before = self.engine.points()
         existing = self._existing(list(points)) if before is None else 0
         self.engine.upsert(list(points.values()))
@@ -574,7 +575,10 @@ class LiveView:
 
     def _rewrite(self, documents: Sequence[Document]) -> list[str]:
         """Replace the payloads of those of `documents` that exist, and return the point ids of these."""
-        payloads = {self._point_id(document.document_id): self._stored(document) for document in documents}
+        payloads = {
+            self._point_id(document.document_id): self._stored(document.document_id, document.payload)
+            for document in documents
+        }
         found = self.engine.retrieve(list(payloads), with_payload=False, with_vectors=False)
         existing = {record.point_id for record in found}
         if existing:
@@ -586,16 +590,18 @@ class LiveView:
         self.unflushed_points += len(existing)
         return sorted(existing)
 
-    def _words(self, document: Document) -> dict[str, Any]:
+    def _words(self, payload: Payload) -> dict[str, Any]:
         """Return the sparse vectors of a document's texts; none of a keyword index that it has no word for."""
-        if not self._sparse:
+        if not any(name in payload for name in self._text_fields):
             return {}
-        found = ((sparse.name, words_of(document.payload, sparse.fields)) for sparse in self._sparse)
+        found = ((sparse.name, words_of(payload, sparse.fields)) for sparse in self._sparse)
         return {name: self._translator.sparse_vector(*words) for name, words in found if words is not None}
 
     def _set_words(self, documents: Sequence[Document], existing: set[str]) -> None:
         """Bring the keyword indexes to the texts of those of `documents` that exist."""
-        words = {self._point_id(document.document_id): self._words(document) for document in documents}
+        words = {
+            self._point_id(document.document_id): self._words(document.payload) for document in documents
+        }
         for sparse in self._sparse:
             kept = {
                 i: {sparse.name: found[sparse.name]} for i, found in words.items() if sparse.name in found
@@ -603,11 +609,13 @@ class LiveView:
             self.engine.set_vectors({i: vectors for i, vectors in kept.items() if i in existing})
             self.engine.drop_vectors(sorted(existing - kept.keys()), sparse.name)
 
-    def _stored(self, document: Document) -> Payload:
-        """Return the payload of `document` as it is stored, and note what the indexes do not see of it."""
-        payload = document.payload
-        if payload.get("document_id") != document.document_id:
-            payload = {**payload, "document_id": document.document_id}
+    def _stored(self, document_id: str, payload: Payload, text: bytes | None = None) -> Payload:
+        """Return the payload of a document as it is stored, and note what the indexes do not see of it.
+
+        `text` is the payload's JSON, where that is known.
+        """
+        if payload.get("document_id") != document_id:
+            payload, text = {**payload, "document_id": document_id}, None
         self._note_collection(payload.get("collection_id"))
         shadows: dict[str, Shadow] = {}
         for indexed in self._fields:
@@ -618,7 +626,7 @@ class LiveView:
                 shadows[indexed.name] = folded
             if not regular:
                 self.standing.irregular.add(indexed.name)
-        return pack(payload, shadows, self._roots) if self.standing.packed else hide(payload, shadows)
+        return packing.stored(self._layout, payload, shadows, self._roots, text)
 
     def _is_costly(self, wanted: Sequence[PayloadIndex]) -> bool:
         """Say whether `wanted` asks for an index over documents that exist; the engine makes it in one go."""
@@ -671,14 +679,14 @@ class LiveView:
     def _look_back(self, fresh: Sequence[PayloadIndex]) -> Steps[None]:
         """Give the documents that exist already what new indexes need."""
         fields = [_Field(index) for index in fresh]
-        roots = {indexed.root for indexed in fields} if self.standing.packed else set()
+        roots = _roots(fields) if self._layout else set()
         start: str | None = None
         while True:
             records, start = self.engine.scroll(None, start, LOOK_SLICE, True, False)
             # Documents with equal values (a category, say) are written together.
             groups: dict[bytes, tuple[Payload, list[str]]] = {}
             for record in records:
-                payload = self._reveal(record.payload or {})
+                payload = self._document(record)
                 shadows: dict[str, Shadow] = {}
                 for indexed in fields:
                     folded, regular = indexed.look(payload)
@@ -686,7 +694,7 @@ class LiveView:
                         shadows[indexed.name] = folded
                     if not regular:
                         self.standing.irregular.add(indexed.name)
-                more = hide({root: payload[root] for root in roots if root in payload}, shadows)
+                more = packing.hide({root: payload[root] for root in roots if root in payload}, shadows)
                 if more:
                     groups.setdefault(orjson.dumps(more), (more, []))[1].append(record.point_id)
             for more, point_ids in groups.values():
@@ -882,7 +890,7 @@ class LiveView:
             return passing[search.offset : wanted]
         point_ids: list[str] = []
         for records in self._scan(engine_filter):
-            point_ids += [record.point_id for record in records if holds(self._reveal(record.payload or {}))]
+            point_ids += [record.point_id for record in records if holds(self._document(record))]
             yield
         return self._translator.has_ids(point_ids) if point_ids else []
 
@@ -961,7 +969,7 @@ class LiveView:
         for records in self._scan(engine_filter):
             candidates = []
             for record in records:
-                payload = self._reveal(record.payload or {})
+                payload = self._document(record)
                 if holds is not None and not holds(payload):
                     continue
                 key = sort_key(payload, page.sort_path)
@@ -1003,7 +1011,7 @@ class LiveView:
         holds = self._test(residual)
         total = 0
         for records in self._scan(engine_filter):
-            total += sum(holds(self._reveal(record.payload or {})) for record in records)
+            total += sum(holds(self._document(record)) for record in records)
             yield
         return total
 
@@ -1100,8 +1108,11 @@ class LiveView:
             if start is None:
                 return
 
+    def _document(self, record: Record) -> Payload:
+        return packing.document_of(self._layout, record.payload or {})
+
     def _hit(self, record: Record) -> Hit:
-        payload = self._reveal(record.payload or {})
+        payload = self._document(record)
         # Keyword indexes are made from the payload, and are no vectors of the document's own.
         vectors = {
             name: np.asarray(vector, dtype=np.float32)
