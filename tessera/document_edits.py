@@ -623,7 +623,9 @@ def log_payloads(
             between = {"after": read_at, "before": first}
             if log.touched(connection, namespace_id, decided, **between, local_path=wh.blobs.path):
                 raise Overtaken
-            events.documents_written(connection, namespace_id, collection_id, written=len(changed))
+            events.documents_written(
+                connection, namespace_id, collection_id, written=len(changed), are_edits=True
+            )
         is_logged = True
     except sa.exc.IntegrityError as error:
         raise Overtaken from error  # a source that it refers to is gone: so are its documents

@@ -34,7 +34,7 @@ from sqlalchemy.engine import Connection
 from tessera import (
     artifact,
     audit,
-    cluster_runs,
+    cluster_artifacts,
     compaction,
     derivation,
     documents,
@@ -670,7 +670,7 @@ def _remove_files(work: _Work) -> str | None:
         return "batches that are at work in this namespace"
     if (waits_for := exports.remove_all(wh, work.namespace_id)) is not None:
         return waits_for
-    if (waits_for := cluster_runs.erase(wh, work.namespace_id, work.documents)) is not None:
+    if (waits_for := cluster_artifacts.erase(wh, work.namespace_id, work.documents)) is not None:
         return waits_for
     asked_at = datetime.fromisoformat(work.created_at).timestamp()
     if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import relevance, retrieve, retriever_plan
+from tessera import failpoints, relevance, retrieve, retriever_plan
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import evaluation_datasets as datasets
@@ -64,6 +64,7 @@ def run(wh: Warehouse, evaluation_id: str, must_stop: Callable[[], bool]) -> Non
                 if not _note(connection, evaluation_id, place, query["query_id"], came):
                     return
             tries = 0
+            failpoints.reach("evaluation.noted")
     except TesseraError as error:
         if error.retryable:
             _set_tries(wh, evaluation_id, tries + 1)

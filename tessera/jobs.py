@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection
 
 from tessera import (
     cluster_runs,
+    cluster_triggers,
     compaction,
     enrichment_requests,
     erasure,
@@ -251,6 +252,7 @@ class Jobs:
             self._evaluate(wh, slot)
         for claim in self._claim_batches(wh, slot, self._slots):
             self._start_batch(wh, claim)
+        cluster_triggers.fire_due(wh, now())
         self._start_clustering(wh, slot, self._slots)
         _give_up(wh)
 
@@ -413,7 +415,7 @@ class Jobs:
         with self._lock:
             if self._clustering or self._park.is_set() or "clustering" in self._resting():
                 return
-        claimed = cluster_runs.claim(wh, slot.token, slots.alive())
+        claimed = cluster_runs.claim(wh, slot.token, slots.alive)
         if claimed is None:
             return
         with self._lock:

@@ -91,7 +91,7 @@ def available_stages(wh: Warehouse) -> dict[str, Stage]:
     return {
         name: stage
         for name, stage in wh.registry.stages.items()
-        if wh.language is not None or not stage.needs_language
+        if (wh.language is not None or not stage.needs_language) and stage.is_installed()
     }
 
 

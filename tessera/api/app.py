@@ -52,6 +52,7 @@ NOUNS = (
     "failures",
     "buckets",
     "collections",
+    "cluster_triggers",
     "clusters",
     "inference",
     "tasks",

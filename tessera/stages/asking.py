@@ -184,7 +184,7 @@ def ask_about(
     is asked again document by document. Raises `BudgetSpent`; calls and tokens are noted in the context's `work`.
     """
     model = _begin(params, context)
-    schema = _results_of(item)
+    schema = results_of(item)
     task = f"{task}\n\nReply with one result for each document of `data`, under its `id`."
     answers = Answers({}, {})
     work, lock = context.work, threading.Lock()
@@ -207,7 +207,7 @@ def ask_about(
             return
         with lock:
             work.count(reply.calls, reply.tokens)
-        found = _by_id(reply.value)
+        found = by_id(reply.value)
         for number in numbers:
             value = found.get(number + 1)
             why = "has no answer of the form that was asked for"
@@ -249,7 +249,8 @@ def field_value(payload: Payload, path: str) -> Any:
     return shown_text(payload, "content") if value is None and path == "content" else value
 
 
-def _by_id(value: Any) -> dict[int, Any]:
+def by_id(value: Any) -> dict[int, Any]:
+    """Return the answers in a reply of the form of `results_of`, by the id that each has."""
     results = value.get("results") if isinstance(value, Mapping) else None
     if not isinstance(results, list):
         return {}
@@ -268,7 +269,7 @@ def _begin(params: LanguageParams, context: StageContext) -> LanguageModel:
     return model
 
 
-def _results_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
+def results_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the JSON schema of a reply that holds an answer, of schema `item`, for each document."""
     result = {
         "type": "object",

@@ -44,7 +44,9 @@ ORIGIN_FIELDS = frozenset(
 
 
 #: What a place says of itself, and what stages say of hits: no text of the document.
-ADDED_FIELDS = frozenset({"locator", "merged", "llm_filter", "query_expand"})
+ADDED_FIELDS = frozenset(
+    {"locator", "merged", "llm_filter", "query_expand", "cluster_id", "cluster_label", "cluster_score"}
+)
 
 
 def _readable(path: str) -> str:
@@ -225,6 +227,10 @@ class Stage(ABC):
     def secrets_in(self, parameters: Mapping[str, Any]) -> set[str]:
         """Return the names of the secrets that `parameters` refer to."""
         return {path[0] for root, path in templates.references(parameters) if root == "SECRET"}
+
+    def is_installed(self) -> bool:
+        """Say whether the library is there that the stage stands on; without it, it is not listed."""
+        return True
 
     def searches_in(
         self, parameters: Mapping[str, Any]
