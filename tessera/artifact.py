@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from tessera.blobs import sync_folder
@@ -99,28 +100,57 @@ class Payloads:
         return payload
 
 
-def read(path: Path | str) -> Iterator[list[Document]]:
-    """Yield the documents of the artifact at `path` in slices of at most 200, memory-mapped."""
+class VectorColumn(NamedTuple):
+    """One named vector of some documents."""
+
+    #: ``float32[n, dimensions]``, mapped from the file: good while the file is.
+    numbers: npt.NDArray[np.float32]
+    #: ``bool[n]``, which of the documents have it; None: all of them.
+    present: npt.NDArray[np.bool_] | None
+
+
+class Part(NamedTuple):
+    """Documents of an artifact, in columns."""
+
+    document_ids: list[str]
+    #: JSON, as it stands in the file.
+    payloads: list[bytes]
+    vectors: dict[str, VectorColumn]
+
+    def document(self, row: int) -> Document:
+        """Return one of them, which outlives the file."""
+        vectors = {
+            name: column.numbers[row].copy()
+            for name, column in self.vectors.items()
+            if column.present is None or column.present[row]
+        }
+        return Document(self.document_ids[row], orjson.loads(self.payloads[row]), vectors)
+
+
+def parts(path: Path | str) -> Iterator[Part]:
+    """Yield the documents of the artifact at `path` in parts of at most 200, memory-mapped: use one before the next."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
-            ids = batch.column("document_id").to_pylist()
-            payloads = batch.column("payload").to_pylist()
-            vectors: list[dict[str, np.ndarray]] = [{} for _ in ids]
-            for name in batch.schema.names:
-                if not name.startswith(VECTOR_PREFIX):
-                    continue
-                column = batch.column(name)
-                flat = column.values.to_numpy(zero_copy_only=False)
-                size = column.type.list_size
-                rows = flat.reshape(-1, size)[column.offset : column.offset + len(column)]
-                valid = column.is_valid().to_numpy(zero_copy_only=False)
-                for index in np.flatnonzero(valid):
-                    vectors[index][name[len(VECTOR_PREFIX) :]] = rows[index].copy()
-            yield [
-                Document(document_id, orjson.loads(payload), vector)
-                for document_id, payload, vector in zip(ids, payloads, vectors, strict=True)
-            ]
+            vectors = {
+                name[len(VECTOR_PREFIX) :]: _vector_column(batch.column(name))
+                for name in batch.schema.names
+                if name.startswith(VECTOR_PREFIX)
+            }
+            yield Part(batch.column("document_id").to_pylist(), batch.column("payload").to_pylist(), vectors)
+
+
+def _vector_column(column: Any) -> VectorColumn:
+    flat = column.values.to_numpy(zero_copy_only=False)
+    numbers = flat.reshape(-1, column.type.list_size)[column.offset : column.offset + len(column)]
+    present = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
+    return VectorColumn(numbers, present)
+
+
+def read(path: Path | str) -> Iterator[list[Document]]:
+    """Yield the documents of the artifact at `path` in slices of at most 200."""
+    for part in parts(path):
+        yield [part.document(row) for row in range(len(part.document_ids))]

@@ -78,8 +78,9 @@ def _make_due(wh: Warehouse, namespace_id: str) -> None:
             _decided(wh, index, namespace_id, MADE)
             logger.info("%s has an index on %s by itself: %d documents", namespace_id, field_name, points)
         else:
-            _change(wh, namespace_id, field_name, "dropped", f"{points} of {documents} documents in it")
-            _decided(wh, index, namespace_id, REFUSED)
+            # Where it is gone already, the flag was turned off meanwhile: that says nothing of the index.
+            if _change(wh, namespace_id, field_name, "dropped", f"{points} of {documents} documents in it"):
+                _decided(wh, index, namespace_id, REFUSED)
 
 
 def _held(wh: Warehouse, namespace_id: str, field_name: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ stays; of other fields nothing is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tessera import document_edits
@@ -15,7 +15,7 @@ from tessera.context import Warehouse
 from tessera.models.base import JsonObject
 
 if TYPE_CHECKING:
-    from tessera.cluster_runs import Found
+    from tessera.cluster_artifacts import Found
 
 #: What a document gets unless a cluster says otherwise.
 DEFAULT_FIELDS = {name: name for name in ("cluster_id", "cluster_label", "distance_to_centroid")}
@@ -23,19 +23,35 @@ DEFAULT_FIELDS = {name: name for name in ("cluster_id", "cluster_label", "distan
 PORTION = 1000
 
 
-def enrich_all(wh: Warehouse, row: Mapping[str, Any], result: Mapping[str, Any], found: Found) -> int:
-    """Enrich the documents of all collections that were clustered, and return how many that were."""
+def enrich_all(
+    wh: Warehouse,
+    row: Mapping[str, Any],
+    result: Mapping[str, Any],
+    found: Found,
+    still_wanted: Callable[[], None],
+) -> int:
+    """Enrich the documents of all collections that were clustered, and return how many that were.
+
+    `still_wanted` is called before each portion, and raises when there is to be no other.
+    """
     return sum(
-        enrich(wh, row, result, found, collection_id) for collection_id in dict.fromkeys(found.collection_ids)
+        enrich(wh, row, result, found, collection_id, still_wanted)
+        for collection_id in dict.fromkeys(found.collection_ids)
     )
 
 
 def enrich(
-    wh: Warehouse, row: Mapping[str, Any], result: Mapping[str, Any], found: Found, collection_id: str
+    wh: Warehouse,
+    row: Mapping[str, Any],
+    result: Mapping[str, Any],
+    found: Found,
+    collection_id: str,
+    still_wanted: Callable[[], None] = lambda: None,
 ) -> int:
     """Enrich the documents of one collection that are there still. Durable and findable when it returns."""
     enriched = 0
     for portion in _portions(_changes(row, result, found, collection_id)):
+        still_wanted()
         enriched += document_edits.add_fields(wh, row["namespace_id"], collection_id, portion)
     return enriched
 

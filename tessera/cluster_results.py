@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tessera import audit, cluster_enrichment, cluster_runs, clusters, collections, listing, namespaces
-from tessera.cluster_runs import Found
+from tessera.cluster_artifacts import Found, artifact_key, read
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import cluster_runs as rows
 from tessera.errors import BadRequestError, ConflictError, NotFoundError, quote
@@ -130,7 +130,7 @@ def groups(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         {
             "cluster_id": each["cluster_id"],
             "label": labels[each["cluster_id"]],
-            "summary": None,
+            "summary": each.get("summary"),
             "keywords": each["keywords"],
             "member_count": each["num_members"],
         }
@@ -340,7 +340,7 @@ def _found(wh: Warehouse, run: Mapping[Any, Any]) -> Found:
     if run["status"] != "completed":
         raise ConflictError(f"Execution {run['run_id']} is {run['status']} and has no results.")
     try:
-        return cluster_runs.read(wh.blobs.path(clusters.artifact_key(run["namespace_id"], run["run_id"])))
+        return read(wh.blobs.path(artifact_key(run["namespace_id"], run["run_id"])))
     except FileNotFoundError:
         raise NotFoundError("result of the cluster execution", run["run_id"]) from None
 
@@ -405,12 +405,13 @@ def _answer(row: Mapping[Any, Any]) -> JsonObject:
                 "cluster_id": each["cluster_id"],
                 "num_members": each["num_members"],
                 "label": labels[each["cluster_id"]],
-                "summary": None,
+                "summary": each.get("summary"),
                 "keywords": each["keywords"],
             }
             for each in centroids
         ],
         "label_overrides": result.get("label_overrides") or {},
+        "llm_labeling": result.get("llm_labeling"),
         "member_counts_stale": bool(result.get("has_erased")),
         "source_documents": source,
         "vectors_retrieved": taken,

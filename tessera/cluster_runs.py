@@ -8,14 +8,17 @@ was found is committed in one transaction, and refused when the row is another s
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import json
-import os
+import logging
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,19 +28,31 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import cluster_enrichment, clustering, clusters, events, failpoints
+from tessera import (
+    cluster_enrichment,
+    cluster_labels,
+    cluster_triggers,
+    clustering,
+    clusters,
+    events,
+    failpoints,
+)
+from tessera.cluster_artifacts import Found, artifact_key, drop_parts, part_of, put, write
 from tessera.context import Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import cluster_runs
+from tessera.db.tables import cluster_runs, erasures
 from tessera.db.tables import clusters as cluster_rows
 from tessera.db.tables import tasks as task_rows
-from tessera.errors import BadRequestError, TesseraError
+from tessera.errors import BadRequestError, TesseraError, storage_error
 from tessera.filters import values_at
 from tessera.models.base import JsonObject
+from tessera.models.clusters import LlmLabeling
 from tessera.models.tasks import TaskStatus
 from tessera.models.webhooks import EventType
 from tessera.plan import RESERVED_FIELDS
 from tessera.ports import Page
+
+logger = logging.getLogger("tessera.clusters")
 
 #: Documents read at once.
 _SLICE = 500
@@ -47,6 +62,12 @@ _TEXT_CHARS = 4_000
 _POLL_S = 0.5
 #: So many servers in a row may end under an execution before it fails.
 MAX_CRASHES = 3
+#: Executions of a cluster that are kept; of those that have ended, older ones go with what they found.
+KEPT_RUNS = 100
+#: Most groups of one execution: each stands in its result with label and keywords.
+MAX_GROUPS = 10_000
+#: Any constant: servers on one PostgreSQL take up executions one after the other.
+_ADVISORY_LOCK = 0x7E55E7D
 
 
 class Stopped(Exception):
@@ -64,30 +85,20 @@ class Claim:
 # --- taking up -----------------------------------------------------------------------------------------
 
 
-def claim(wh: Warehouse, holder: str, alive: Collection[str]) -> Claim | None:
+def claim(wh: Warehouse, holder: str, alive: Callable[[], Collection[str]]) -> Claim | None:
     """Take up the oldest execution that no live server holds; None when there is none.
 
-    One under which too many servers ended fails instead.
+    One under which too many servers ended fails instead. None is begun in a namespace in which documents are being
+    erased, so that the erasing ends.
     """
-    c = cluster_runs.c
-    free = sa.or_(
-        c.status == "pending",
-        sa.and_(
-            c.status == "processing",
-            sa.or_(c.holder.is_(None), c.holder == holder, c.holder.not_in(list(alive))),
-        ),
-    )
-    oldest = (
-        sa.select(c.run_id, c.status, c.holder, c.crashes)
-        .where(free)
-        .order_by(c.created_at, c.run_id)
-        .limit(1)
-    )
     with wh.db.read() as connection:
-        if connection.execute(oldest).one_or_none() is None:
+        if connection.execute(_oldest(holder, alive())).first() is None:
             return None
     with wh.db.write() as connection:
-        row = connection.execute(oldest).one_or_none()
+        if not wh.db.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+        # Asked again, when nobody else can take up anything: who did so before has shown itself alive before.
+        row = connection.execute(_oldest(holder, alive())).one_or_none()
         if row is None:
             return None
         crashes = row.crashes + (row.status == "processing" and row.holder is not None)
@@ -98,19 +109,34 @@ def claim(wh: Warehouse, holder: str, alive: Collection[str]) -> Claim | None:
                 f"{crashes} times in a row the server ended while it ran. Its log may say why.",
             )
             return None
-        same_holder = c.holder.is_(None) if row.holder is None else c.holder == row.holder
-        taken = connection.execute(
+        connection.execute(
             sa.update(cluster_runs)
-            .where(c.run_id == row.run_id, c.status == row.status, same_holder)
+            .where(cluster_runs.c.run_id == row.run_id)
             .values(status="processing", holder=holder, crashes=crashes)
-        ).rowcount
-        if not taken:
-            return None
+        )
         run = _row(connection, row.run_id)
         _tell_task(connection, run, TaskStatus.IN_PROGRESS, stage="reading")
         if row.status == "pending":
             _emit(connection, EventType.CLUSTER_EXECUTION_STARTED, run)
     return Claim(row.run_id, holder)
+
+
+def _oldest(holder: str, alive: Collection[str]) -> sa.Select[Any]:
+    """Return the query for the oldest execution that may be taken up by `holder`."""
+    c = cluster_runs.c
+    free = sa.or_(
+        sa.and_(c.status == "pending", c.namespace_id.not_in(sa.select(erasures.c.namespace_id))),
+        sa.and_(
+            c.status == "processing",
+            sa.or_(c.holder.is_(None), c.holder == holder, c.holder.not_in(list(alive))),
+        ),
+    )
+    return (
+        sa.select(c.run_id, c.status, c.holder, c.crashes)
+        .where(free)
+        .order_by(c.created_at, c.run_id)
+        .limit(1)
+    )
 
 
 def run(wh: Warehouse, claimed: Claim, park: threading.Event) -> None:
@@ -122,12 +148,19 @@ def run(wh: Warehouse, claimed: Claim, park: threading.Event) -> None:
         _Run(wh, claimed, park, folder).do()
     except Stopped:
         _release(wh, claimed)
-    except TesseraError as error:
-        if error.retryable:
+    except Exception as error:
+        told = error if isinstance(error, TesseraError) else storage_error(error)
+        if told is not None and told.retryable:
             _release(wh, claimed)
-            raise
+            if told is error:
+                raise
+            raise told from error
+        if told is None:
+            # A defect of ours: done again it would only happen again.
+            logger.exception("execution %s failed", claimed.run_id)
+            told = BadRequestError(f"Internal error: {type(error).__name__}. The server's log has more.")
         with wh.db.write() as connection:
-            end(connection, claimed.run_id, error.message, holder=claimed.holder)
+            end(connection, claimed.run_id, told.message, holder=claimed.holder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -151,6 +184,8 @@ def end(
     row = _row(connection, run_id)
     _tell_task(connection, row, status, stage="done", error=error)
     _emit(connection, EventType.CLUSTER_EXECUTION_FAILED, row)
+    how = "cancelled" if status is TaskStatus.CANCELED else "failed"
+    cluster_triggers.ended(connection, row, how, error)
     return True
 
 
@@ -165,6 +200,25 @@ def _release(wh: Warehouse, claimed: Claim) -> None:
             )
             .values(holder=None)
         )
+
+
+def prune(wh: Warehouse, cluster_id: str) -> None:
+    """Remove the oldest executions of a cluster beyond `KEPT_RUNS`, but for those that have not ended."""
+    c = cluster_runs.c
+    ended = sa.select(c.run_id, c.namespace_id).where(
+        c.cluster_id == cluster_id, c.status.in_(["completed", "failed"])
+    )
+    with wh.db.read() as connection:
+        # Of the good ones the newest always stays: what clusters show is its result.
+        good = clusters.last_run(connection, cluster_id, "completed")
+        old = connection.execute(ended.order_by(c.created_at.desc(), c.run_id).offset(KEPT_RUNS)).all()
+    for run_id, namespace_id in old:
+        if good is not None and run_id == good["run_id"]:
+            continue
+        if not wh.blobs.remove(artifact_key(namespace_id, run_id)):
+            return  # a backup is being made; the next execution removes them
+        with wh.db.write() as connection:
+            connection.execute(sa.delete(cluster_runs).where(c.run_id == run_id))
 
 
 # --- doing ---------------------------------------------------------------------------------------------
@@ -188,14 +242,23 @@ class _Run:
         else:
             found, result = self._by_attributes(wanted)
         result |= {"num_points": len(found), "source_documents": len(wanted)}
-        key = clusters.artifact_key(self.namespace_id, self.claimed.run_id)
+        path = self.wh.blobs.new_path(artifact_key(self.namespace_id, self.claimed.run_id))
+        part = part_of(path, self.claimed.holder)
         self._still_ours()  # so that nothing is written for a namespace that is gone
-        write(self.wh.blobs.new_path(key), found)
-        failpoints.reach("cluster.written")
-        if self.definition["enrich_source_collection"]:
-            self._still_ours()
-            cluster_enrichment.enrich_all(self.wh, self.row, result, found)
-        result["seconds"] = round(time.monotonic() - self.began, 3)
+        try:
+            drop_parts(path)
+            write(part, found)
+            failpoints.reach("cluster.written")
+            if self.definition["enrich_source_collection"]:
+                cluster_enrichment.enrich_all(self.wh, self.row, result, found, self._still_ours)
+            result["seconds"] = round(time.monotonic() - self.began, 3)
+            self._commit(part, path, result, len(found))
+        finally:
+            part.unlink(missing_ok=True)
+        prune(self.wh, self.row["cluster_id"])
+
+    def _commit(self, part: Path, path: Path, result: JsonObject, count: int) -> None:
+        """Let what was found count, unless the execution was cancelled or is another server's by now."""
         with self.wh.db.write() as connection:
             done = connection.execute(
                 sa.update(cluster_runs)
@@ -206,18 +269,14 @@ class _Run:
                 )
                 .values(status="completed", holder=None, result=result, completed_at=now(), crashes=0)
             ).rowcount
-            if done:
-                row = _row(connection, self.claimed.run_id)
-                count = len(found)
-                _tell_task(connection, row, TaskStatus.COMPLETED, stage="done", total=count, done=count)
-                _emit(connection, EventType.CLUSTER_EXECUTION_COMPLETED, row)
-        if not done:
-            with self.wh.db.read() as connection:
-                state = connection.execute(
-                    sa.select(cluster_runs.c.status).where(cluster_runs.c.run_id == self.claimed.run_id)
-                ).scalar()
-            if state in (None, "failed"):  # cancelled; another server would write the same file again
-                self.wh.blobs.remove(key)
+            if not done:
+                return
+            # Inside, so that the file is always that of the result: who loses the row puts none.
+            put(part, path)
+            row = _row(connection, self.claimed.run_id)
+            _tell_task(connection, row, TaskStatus.COMPLETED, stage="done", total=count, done=count)
+            _emit(connection, EventType.CLUSTER_EXECUTION_COMPLETED, row)
+            cluster_triggers.ended(connection, row, "completed", None)
 
     def _still_ours(self) -> None:
         with self.wh.db.read() as connection:
@@ -233,22 +292,27 @@ class _Run:
         """Return the ids of the documents to cluster, in order; of more than the sample a sample by seed."""
         within = clusters.within(self.definition, self.own)
         clusters.check_size(self.definition, self.own, self.wh.views.count(self.namespace_id, within))
+        size = clusters.sample_size(self.definition, self.own)
+        # Of more than the sample those that come first by a hash: the same ones in whatever order they are read, and no
+        # more of them in memory than are wanted.
         found: list[str] = []
+        drawn: list[tuple[int, str]] = []
         after = None
         while True:
             page = Page(limit=_SLICE, filter=within, after=after, fields=("document_id",))
             result = self.wh.views.page(self.namespace_id, page)
-            found += [hit.document_id for hit in result.hits]
+            for hit in result.hits:
+                if size is None:
+                    found.append(hit.document_id)
+                    continue
+                heapq.heappush(drawn, (-_draw(hit.document_id), hit.document_id))
+                if len(drawn) > size:
+                    heapq.heappop(drawn)
             after = result.next_after
             self._still_ours()
             if after is None:
                 break
-        found.sort()
-        size = clusters.sample_size(self.definition, self.own)
-        if size is not None and size < len(found):
-            chosen = np.random.default_rng(clustering.SEED).choice(len(found), size, replace=False)
-            found = [found[index] for index in np.sort(chosen)]
-        return found
+        return sorted(found or (document_id for _, document_id in drawn))
 
     def _slices(self, wanted: Sequence[str], *, with_vectors: bool) -> Iterator[list[Any]]:
         for start in range(0, len(wanted), _SLICE):
@@ -257,6 +321,8 @@ class _Run:
             yield sorted(hits, key=lambda hit: str(hit.document_id))
 
     def _by_vectors(self, wanted: Sequence[str]) -> tuple[Found, JsonObject]:
+        if not clustering.is_installed():
+            raise BadRequestError(clustering.MISSING)
         features = self.definition["features"]
         config = self.definition["vector_config"]
         ids: list[str] = []
@@ -292,18 +358,24 @@ class _Run:
         }
         (self.folder / "spec.json").write_bytes(orjson.dumps(spec))
         self._fit()
+        result = json.loads((self.folder / "result.json").read_text())
+        check_groups(len(result["centroids"]))
         with np.load(self.folder / "labels.npz") as fitted:
-            found = Found(
-                ids,
-                collection_ids,
-                fitted["labels"].tolist(),
-                fitted["distances"].tolist(),
-                fitted["points"].tolist(),
+            labels, distances = fitted["labels"], fitted["distances"]
+            found = Found(ids, collection_ids, labels.tolist(), distances.tolist(), fitted["points"].tolist())
+        asked = LlmLabeling.model_validate(
+            self.own.get("llm_labeling") or self.definition.get("llm_labeling") or {}
+        )
+        if asked.enabled:
+            cluster_labels.label(
+                self.wh.language, asked, self.folder, result, labels, distances, self._still_ours
             )
-        return found, json.loads((self.folder / "result.json").read_text())
+        return found, result
 
     def _fit(self) -> None:
         """Run the fit in a process of its own, and end that when the execution is not to go on."""
+        limit_s = self.wh.settings.cluster_timeout_s
+        until = time.monotonic() + limit_s
         with (self.folder / "output.txt").open("wb") as output:
             child = subprocess.Popen(
                 [sys.executable, "-m", "tessera.clustering", str(self.folder)],
@@ -318,6 +390,11 @@ class _Run:
                         break
                     except subprocess.TimeoutExpired:
                         self._still_ours()
+                        if time.monotonic() > until:
+                            raise BadRequestError(
+                                f"The fit took more than {limit_s:g} s (setting cluster_timeout_s). Cluster fewer "
+                                "documents (sample_size), choose kmeans, or raise the setting."
+                            ) from None
             finally:
                 child.kill()
                 child.wait()
@@ -346,17 +423,34 @@ class _Run:
         names = {
             key: number for number, key in enumerate(dict.fromkeys(key for key in keys if key is not None))
         }
+        check_groups(len(names))
         labels = clustering.numbered(
             np.array([names.get(key, -1) if key else -1 for key in keys], np.int32)
         ).tolist()
         told = {label: key for label, key in zip(labels, keys, strict=True) if key is not None}
+        sizes = Counter(labels)
         centroids = [
-            {"cluster_id": f"cl_{n}", "num_members": labels.count(n), "label": told[n], "keywords": []}
+            {"cluster_id": f"cl_{n}", "num_members": sizes[n], "label": told[n], "keywords": []}
             for n in sorted(told)
         ]
         nothing = [None] * len(ids)
         found = Found(ids, collection_ids, labels, nothing, [(None, None)] * len(ids))
-        return found, {"centroids": centroids, "metrics": None, "noise": labels.count(-1)}
+        return found, {"centroids": centroids, "metrics": None, "noise": sizes[-1]}
+
+
+def check_groups(count: int) -> None:
+    """Raise `BadRequestError` where there are more groups than a result holds."""
+    if count > MAX_GROUPS:
+        raise BadRequestError(
+            f"These are {count:,} groups, nearly one for each document; a result holds {MAX_GROUPS:,}. Choose "
+            "attributes with fewer values, or parameters that make larger groups."
+        )
+
+
+def _draw(document_id: str) -> int:
+    """Return a document's lot, the same each time."""
+    key = f"{clustering.SEED}:{document_id}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
 
 
 def _shown(values: Sequence[Any]) -> str:
@@ -379,113 +473,6 @@ def text_of(payload: Mapping[str, Any]) -> str:
             each for each in inside if isinstance(each, str) and " " in each.strip() and "://" not in each
         ]
     return "\n".join(texts)[:_TEXT_CHARS]
-
-
-# --- what was found ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Which cluster each document belongs to (-1: none), how far from its centre, and where on the map."""
-
-    document_ids: Sequence[str]
-    collection_ids: Sequence[str]
-    labels: Sequence[int]
-    distances: Sequence[float | None]
-    points: Sequence[Sequence[float | None]]
-
-    def __len__(self) -> int:
-        return len(self.document_ids)
-
-
-def write(path: Path, found: Found) -> None:
-    """Write an artifact, whole or not at all."""
-    import pyarrow as pa
-
-    table = pa.table(
-        {
-            "document_id": pa.array(found.document_ids, pa.string()),
-            "collection_id": pa.array(found.collection_ids, pa.string()),
-            "label": pa.array(found.labels, pa.int32()),
-            "distance": pa.array(found.distances, pa.float32(), from_pandas=True),
-            "x": pa.array([point[0] for point in found.points], pa.float32()),
-            "y": pa.array([point[1] for point in found.points], pa.float32()),
-        }
-    )
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=10_000)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def read(path: Path) -> Found:
-    """Read an artifact. Raises `FileNotFoundError` where there is none."""
-    import pyarrow as pa
-
-    with path.open("rb") as file, pa.ipc.open_file(file) as reader:
-        columns = reader.read_all().to_pydict()
-    return Found(
-        columns["document_id"],
-        columns["collection_id"],
-        columns["label"],
-        columns["distance"],
-        list(zip(columns["x"], columns["y"], strict=True)),
-    )
-
-
-# --- erasing -------------------------------------------------------------------------------------------
-
-
-def erase(wh: Warehouse, namespace_id: str, document_ids: Collection[str]) -> str | None:
-    """Take documents out of every result, and what was said of their clusters' words; say what has to be waited for."""
-    mine = cluster_runs.c.namespace_id == namespace_id
-    with wh.db.read() as connection:
-        rows = connection.execute(sa.select(cluster_runs.c.run_id, cluster_runs.c.status).where(mine)).all()
-    if any(row.status == "processing" for row in rows):
-        return "an execution of a cluster"
-    for row in rows:
-        path = wh.blobs.path(clusters.artifact_key(namespace_id, row.run_id))
-        part = path.with_name(f"{path.name}.part")
-        part.unlink(missing_ok=True)
-        if not path.exists():
-            continue
-        found = read(path)
-        kept = [index for index, each in enumerate(found.document_ids) if each not in document_ids]
-        if len(kept) == len(found):
-            continue
-        gone = {found.labels[index] for index in set(range(len(found))).difference(kept)}
-        with wh.db.write() as connection:
-            _forget_words(connection, row.run_id, gone)
-        left = Found(*([column[index] for index in kept] for column in _columns(found)))
-        write(path, left)
-    return None
-
-
-def _columns(found: Found) -> tuple[Sequence[Any], ...]:
-    return found.document_ids, found.collection_ids, found.labels, found.distances, found.points
-
-
-def _forget_words(connection: Connection, run_id: str, labels: Collection[int]) -> None:
-    """Replace label and keywords of clusters that lost a member: they may be made of its words."""
-    this = cluster_runs.c.run_id == run_id
-    result = connection.execute(sa.select(cluster_runs.c.result).where(this)).scalar()
-    if not result:
-        return
-    ids = {f"cl_{label}" for label in labels}
-    centroids = [
-        {**each, "label": f"Cluster {each['cluster_id'][3:]}", "keywords": []}
-        if each["cluster_id"] in ids
-        else each
-        for each in result["centroids"]
-    ]
-    connection.execute(
-        sa.update(cluster_runs)
-        .where(this)
-        .values(result={**result, "centroids": centroids, "has_erased": True})
-    )
 
 
 # --- rows ----------------------------------------------------------------------------------------------

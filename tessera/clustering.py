@@ -187,6 +187,8 @@ def model(method: str, params: Mapping[str, Any], count: int) -> Any:
         return cluster.SpectralClustering(**given)
     if method == "optics" and given.get("max_eps") is None:
         given["max_eps"] = math.inf
+    if method == "hdbscan":
+        given["copy"] = True  # what is given stays as it is, in every release
     kinds = {
         "kmeans": cluster.KMeans,
         "dbscan": cluster.DBSCAN,
@@ -248,6 +250,15 @@ def centers(vectors: Floats, labels: Integers, how: str) -> Floats:
         mean = members.mean(axis=0)
         rows.append(members[np.linalg.norm(members - mean, axis=1).argmin()] if how == "medoid" else mean)
     return np.array(rows, np.float32).reshape(len(rows), vectors.shape[1])
+
+
+def distances(vectors: Floats, labels: Integers, middle: Floats) -> Floats:
+    """Return how far each row lies from the centre of its cluster; NaN for what belongs to none."""
+    found = np.full(len(vectors), np.nan, np.float32)
+    for number, center in enumerate(middle):
+        members = labels == number
+        found[members] = np.linalg.norm(vectors[members] - center, axis=1)
+    return found
 
 
 def plane(vectors: Floats, middle: Floats) -> tuple[Floats, Floats]:
@@ -314,14 +325,11 @@ def run(folder: Path) -> None:
     del stored
     labels = assign(spec["method"], spec["params"], vectors)
     middle = centers(vectors, labels, spec["center"])
-    distances = np.full(len(vectors), np.nan, np.float32)
-    for number, center in enumerate(middle):
-        members = labels == number
-        distances[members] = np.linalg.norm(vectors[members] - center, axis=1)
+    far = distances(vectors, labels, middle)
     points, center_points = plane(vectors, middle)
     with (folder / "texts.jsonl").open(encoding="utf-8") as lines:
         keywords = terms((json.loads(line) for line in lines), labels.tolist())
-    np.savez(folder / "labels.npz", labels=labels, distances=distances, points=points)
+    np.savez(folder / "labels.npz", labels=labels, distances=far, points=points)
     centroids = [
         {
             "cluster_id": f"cl_{number}",

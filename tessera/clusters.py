@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import (
     audit,
     clustering,
-    collections,
     events,
     listing,
     names,
     namespaces,
     new_tasks,
-    retriever_features,
     tasks,
 )
+from tessera.cluster_artifacts import artifact_key, drop_parts
+from tessera.cluster_definition import check_labeling, definition_of, name_problems
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import cluster_runs, clusters
+from tessera.db.tables import cluster_runs, cluster_triggers, clusters
 from tessera.db.tables import tasks as task_rows
 from tessera.errors import (
     AlreadyExistsError,
@@ -38,25 +37,19 @@ from tessera.errors import (
     quote,
     raise_problems,
 )
-from tessera.filters import And, Condition, Filter, Or, is_path, parse
+from tessera.filters import And, Condition, Filter, Or, parse
 from tessera.ids import new_id
 from tessera.models.base import JsonObject
 from tessera.models.clusters import (
-    PARAMS,
-    ClusteringMethod,
     ClusterType,
     CreateClusterRequest,
     ExecuteClusterRequest,
     ListClustersRequest,
-    LlmLabeling,
     PatchClusterRequest,
-    VectorConfig,
 )
 from tessera.models.tasks import TaskResponse, TaskType
 from tessera.models.webhooks import EventType
 from tessera.pagination import PageRequest
-from tessera.plan import RESERVED_FIELDS
-from tessera.validation import schema_problems
 
 #: What a run's state is called where a cluster tells of it.
 TASK_STATUS = {
@@ -65,39 +58,44 @@ TASK_STATUS = {
     "completed": "COMPLETED",
     "failed": "FAILED",
 }
-_PARAMS_OF = {
-    ClusteringMethod.KMEANS: "kmeans_parameters",
-    ClusteringMethod.DBSCAN: "dbscan_parameters",
-    ClusteringMethod.HDBSCAN: "hdbscan_parameters",
-}
 #: Executions of one cluster that wait or run at a time; the next has to wait for its predecessor's end.
-_OPEN = ("pending", "processing")
+OPEN = ("pending", "processing")
 
 
 def create(wh: Warehouse, principal: Principal, namespace: str, request: CreateClusterRequest) -> JsonObject:
     """Store a cluster. Raises with everything that is wrong at once; a taken name is a 409."""
-    at, cluster_id = now(), new_id("clust")
-    name = names.clean(request.cluster_name) if request.cluster_name else cluster_id
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        namespace_id = place["namespace_id"]
-        definition, problems = _definition(wh, connection, place, request)
-        problems += _name_problems(name)
-        if not problems:
-            problems += _taken(connection, namespace_id, name)
-        raise_problems(problems)
-        row = {
-            "cluster_id": cluster_id,
-            "namespace_id": namespace_id,
-            "cluster_name": name,
-            "definition": definition,
-            "created_at": at,
-            "updated_at": at,
-        }
-        connection.execute(clusters.insert().values(**row))
-        audit.record(connection, principal, "cluster_created", "cluster", cluster_id, {"name": name})
-        _tell(connection, EventType.CLUSTER_CREATED, row)
-        return answer(connection, row)
+        return answer(connection, add(wh, connection, principal, place, request))
+
+
+def add(
+    wh: Warehouse,
+    connection: Connection,
+    principal: Principal,
+    place: RowMapping,
+    request: CreateClusterRequest,
+) -> JsonObject:
+    """Add a cluster to the transaction of `connection`, and return its row. Raises as `create` does."""
+    at, cluster_id = now(), new_id("clust")
+    name = names.clean(request.cluster_name) if request.cluster_name else cluster_id
+    definition, problems = definition_of(wh, connection, place, request)
+    problems += name_problems(name)
+    if not problems:
+        problems += _taken(connection, place["namespace_id"], name)
+    raise_problems(problems)
+    row = {
+        "cluster_id": cluster_id,
+        "namespace_id": place["namespace_id"],
+        "cluster_name": name,
+        "definition": definition,
+        "created_at": at,
+        "updated_at": at,
+    }
+    connection.execute(clusters.insert().values(**row))
+    audit.record(connection, principal, "cluster_created", "cluster", cluster_id, {"name": name})
+    _tell(connection, EventType.CLUSTER_CREATED, row)
+    return row
 
 
 def get(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> JsonObject:
@@ -118,7 +116,12 @@ def list_(
             .where(clusters.c.namespace_id == place["namespace_id"])
             .order_by(clusters.c.created_at.desc(), clusters.c.cluster_id)
         ).mappings()
-        answers = [answer(connection, row) for row in rows.all()]
+        of_namespace = cluster_runs.c.namespace_id == place["namespace_id"]
+        latest = _newest(connection, of_namespace)
+        done = _newest(connection, of_namespace & (cluster_runs.c.status == "completed"))
+        answers = [
+            _shown(row, latest.get(row["cluster_id"]), done.get(row["cluster_id"])) for row in rows.all()
+        ]
     chosen = listing.choose(
         answers,
         filters=request.filters,
@@ -157,7 +160,7 @@ def patch(
             return answer(connection, row)
         name = names.clean(given.pop("cluster_name", None) or row["cluster_name"])
         if name != row["cluster_name"]:
-            raise_problems(_name_problems(name) or _taken(connection, place["namespace_id"], name))
+            raise_problems(name_problems(name) or _taken(connection, place["namespace_id"], name))
         row |= {"cluster_name": name, "definition": {**row["definition"], **given}, "updated_at": now()}
         connection.execute(
             sa.update(clusters)
@@ -171,7 +174,7 @@ def patch(
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> str:
-    """Delete a cluster with its executions, and return its id. What documents were enriched with stays.
+    """Delete a cluster with its executions and triggers, and return its id. What documents were enriched with stays.
 
     Raises `ConflictError` while an execution waits or runs.
     """
@@ -185,6 +188,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
         keys = [artifact_key(place["namespace_id"], run_id) for run_id in runs.all()]
         _refuse_open(connection, cluster_id, "deleted")
     for key in keys:
+        drop_parts(wh.blobs.path(key))
         # Files first: rows without a file say so, a file without a row would never be found again.
         if not wh.blobs.remove(key):
             raise ConflictError(
@@ -192,7 +196,14 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             )
     with wh.db.write() as connection:
         namespaces.resolve(connection, principal, namespace)
+        hold(connection, cluster_id)
         _refuse_open(connection, cluster_id, "deleted")
+        of_cluster = cluster_triggers.c.cluster_id == cluster_id
+        for trigger in connection.execute(sa.select(cluster_triggers).where(of_cluster)).mappings().all():
+            told = {"cluster_id": cluster_id, "trigger_type": trigger["trigger_type"]}
+            events.emit(
+                connection, row["namespace_id"], EventType.TRIGGER_DELETED, trigger["trigger_id"], told
+            )
         connection.execute(sa.delete(clusters).where(clusters.c.cluster_id == cluster_id))
         audit.record(
             connection, principal, "cluster_deleted", "cluster", cluster_id, {"name": row["cluster_name"]}
@@ -214,19 +225,20 @@ def execute(
             f"mode {quote(request.mode)} is not available: every execution clusters all documents anew. Leave it out, "
             'or send "full".'
         )
-    _refuse_language_model(request.llm_labeling)
     parse(request.filters)
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         row = find(connection, place["namespace_id"], identifier)
         _refuse_open(connection, row["cluster_id"], "executed again")
-    own = request.model_dump(include={"filters", "sample_size"}, exclude_none=True)
+    check_labeling(wh, request.llm_labeling, ClusterType(row["definition"]["cluster_type"]))
+    own = request.model_dump(include={"filters", "sample_size", "llm_labeling"}, exclude_none=True)
     if row["definition"]["cluster_type"] == ClusterType.VECTOR and not clustering.is_installed():
         raise BadRequestError(clustering.MISSING)
     check_size(row["definition"], own, wh.views.count(place["namespace_id"], within(row["definition"], own)))
     with wh.db.write() as connection:
         namespaces.resolve(connection, principal, namespace)
         row = find(connection, place["namespace_id"], row["cluster_id"])
+        hold(connection, row["cluster_id"])
         _refuse_open(connection, row["cluster_id"], "executed again")
         task_id = begin(connection, place["organization_id"], row, own)
         audit.record(
@@ -238,7 +250,23 @@ def execute(
     return shown
 
 
-def begin(connection: Connection, organization_id: str, row: Mapping[Any, Any], own: JsonObject) -> str:
+def hold(connection: Connection, cluster_id: str) -> None:
+    """Let no other transaction begin an execution of a cluster, or delete it, until this one has ended.
+
+    On SQLite writers stand in line anyway.
+    """
+    this = sa.select(clusters.c.cluster_id).where(clusters.c.cluster_id == cluster_id)
+    connection.execute(this.with_for_update())
+
+
+def begin(
+    connection: Connection,
+    organization_id: str,
+    row: Mapping[Any, Any],
+    own: JsonObject,
+    *,
+    trigger_id: str | None = None,
+) -> str:
     """Add an execution and its task, in the transaction of `connection`, and return the task's id."""
     at, run_id = now(), new_id("run")
     about = {"cluster_id": row["cluster_id"], "run_id": run_id, "stage": "queued"}
@@ -261,6 +289,7 @@ def begin(connection: Connection, organization_id: str, row: Mapping[Any, Any], 
             crashes=0,
             request=own,
             created_at=at,
+            trigger_id=trigger_id,
         )
     )
     return task_id
@@ -295,11 +324,6 @@ def last_run(connection: Connection, cluster_id: str, *states: str) -> RowMappin
         .order_by(cluster_runs.c.created_at.desc(), cluster_runs.c.run_id)
     )
     return connection.execute(newest.limit(1)).mappings().one_or_none()
-
-
-def artifact_key(namespace_id: str, run_id: str) -> str:
-    """Return where it is written which document belongs to which cluster."""
-    return f"{namespace_id}/clusters/{run_id}.arrow"
 
 
 def within(definition: Mapping[str, Any], own: Mapping[str, Any]) -> Filter:
@@ -337,12 +361,27 @@ def check_size(definition: Mapping[str, Any], own: Mapping[str, Any], count: int
 
 def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
     """Return a cluster as the API shows it: what both clients read, the one at creation and the other later."""
-    definition = row["definition"]
-    vector, attribute = definition["vector_config"], definition["attribute_config"]
     latest = last_run(connection, row["cluster_id"])
     done = latest if latest is not None and latest["status"] == "completed" else None
     if done is None and latest is not None:
         done = last_run(connection, row["cluster_id"], "completed")
+    return _shown(row, latest, done)
+
+
+def _newest(connection: Connection, chosen: sa.ColumnElement[bool]) -> dict[str, RowMapping]:
+    """Return the newest of the `chosen` executions of each cluster, by its id."""
+    c = cluster_runs.c
+    place = sa.func.row_number().over(partition_by=c.cluster_id, order_by=(c.created_at.desc(), c.run_id))
+    numbered = sa.select(c.run_id, place.label("place")).where(chosen).subquery()
+    rows = connection.execute(
+        sa.select(cluster_runs).join(numbered, numbered.c.run_id == c.run_id).where(numbered.c.place == 1)
+    ).mappings()
+    return {row["cluster_id"]: row for row in rows}
+
+
+def _shown(row: Mapping[Any, Any], latest: RowMapping | None, done: RowMapping | None) -> JsonObject:
+    definition = row["definition"]
+    vector, attribute = definition["vector_config"], definition["attribute_config"]
     result = done["result"] if done is not None else None
     return {
         "cluster_id": row["cluster_id"],
@@ -366,7 +405,8 @@ def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
         "enrich_source": definition["enrich_source_collection"],
         "enrich_source_collection": definition["enrich_source_collection"],
         "source_enrichment_config": definition["source_enrichment_config"],
-        "llm_labeling": None,
+        "llm_labeling": _labeling(definition),
+        "llm_labeling_errors": _labeling_errors(result),
         "hierarchy_detected": False,
         "num_clusters": result and len(result["centroids"]),
         "num_documents_clustered": result and result["num_points"],
@@ -389,167 +429,23 @@ def answer(connection: Connection, row: Mapping[Any, Any]) -> JsonObject:
     }
 
 
-# --- what can be wrong ---------------------------------------------------------------------------------
+def _labeling(definition: Mapping[str, Any]) -> JsonObject | None:
+    """Return what is asked of labels, but for the model's name: clients know those of some vendors only."""
+    asked = definition.get("llm_labeling")
+    return asked and {name: value for name, value in asked.items() if name not in ("model_name", "provider")}
 
 
-def _definition(
-    wh: Warehouse, connection: Connection, place: RowMapping, request: CreateClusterRequest
-) -> tuple[JsonObject, list[Problem]]:
-    """Return what is stored of a request, and what is wrong with it."""
-    _refuse_language_model(request.llm_labeling)
-    problems: list[Problem] = []
-    rows = []
-    for number, identifier in enumerate(request.collection_ids):
-        try:
-            rows.append(collections.find(connection, place["namespace_id"], identifier))
-        except NotFoundError as error:
-            problems.append(_problem(("collection_ids", number), error.message))
-    parse(request.filters)
-    kind = request.cluster_type or (ClusterType.ATTRIBUTE if request.attribute_config else ClusterType.VECTOR)
-    config = request.vector_config if kind is ClusterType.VECTOR else request.attribute_config
-    if config is None:
-        problems.append(
-            _problem((f"{kind}_config",), f"A cluster of type {kind} needs {kind}_config.", "missing")
-        )
-    vector, features = None, None
-    if kind is ClusterType.VECTOR and request.vector_config is not None:
-        vector, features, found = _vector_config(wh, place, rows, request.vector_config)
-        problems += found
-    attribute = request.attribute_config if kind is ClusterType.ATTRIBUTE else None
-    if attribute is not None:
-        problems += _attribute_problems(attribute.attributes, hierarchical=attribute.hierarchical_grouping)
-    mapped = request.source_enrichment_config
-    for number, mapping in enumerate((mapped.field_mappings if mapped else None) or ()):
-        field = mapping.target_field
-        if field.partition(".")[0] in RESERVED_FIELDS or not is_path(field):
-            problems.append(
-                _problem(
-                    ("source_enrichment_config", "field_mappings", number, "target_field"),
-                    f"{quote(field)} belongs to the system, or is no path. Choose another field.",
-                )
-            )
-    return {
-        "collection_ids": list(dict.fromkeys(row["collection_id"] for row in rows)),
-        "cluster_type": kind,
-        "vector_config": vector,
-        "features": features,
-        "attribute_config": attribute.model_dump() if attribute else None,
-        "filters": request.filters,
-        "description": request.description,
-        "metadata": request.metadata,
-        "enrich_source_collection": request.enrich_source_collection
-        or bool(request.vector_config and request.vector_config.enrich_source),
-        "source_enrichment_config": mapped.model_dump() if mapped else None,
-    }, problems
+def _labeling_errors(result: Mapping[str, Any] | None) -> list[str] | None:
+    """Return why groups of the last result have labels of terms although others were asked for."""
+    told = (result or {}).get("llm_labeling")
+    return told and ([told["error"]] if told["error"] else [])
 
 
-def _vector_config(
-    wh: Warehouse, place: RowMapping, rows: list[RowMapping], config: VectorConfig
-) -> tuple[JsonObject, list[JsonObject], list[Problem]]:
-    """Return a vector_config as it is stored, its features ({name, dimensions, weight}), and what is wrong."""
-    problems: list[Problem] = []
-    uris = list(dict.fromkeys(config.feature_uris or ([config.feature_uri] if config.feature_uri else [])))
-    if not uris:
-        problems.append(
-            _problem(
-                ("vector_config", "feature_uris"),
-                "vector_config needs feature_uris, a list of features.",
-                "missing",
-            )
-        )
-    if config.multi_feature_strategy == "independent" or config.output_strategy == "per_feature":
-        problems.append(
-            _problem(
-                ("vector_config", "multi_feature_strategy"),
-                "Features are clustered together, into one result. For each by itself, create a cluster for each.",
-            )
-        )
-    weights = config.feature_weights or {}
-    if config.multi_feature_strategy == "weighted" and not weights:
-        problems.append(
-            _problem(
-                ("vector_config", "feature_weights"),
-                "Weights are not learned: send feature_weights, a number from 0 to 1 for each feature URI.",
-            )
-        )
-    features: list[JsonObject] = []
-    for number, uri in enumerate(uris):
-        weight = weights.get(uri, 1.0)
-        if not 0 <= weight <= 1:
-            problems.append(
-                _problem(("vector_config", "feature_weights", uri), "A weight is a number from 0 to 1.")
-            )
-        try:
-            vector, _ = retriever_features.vector_of(wh, place, uri)
-        except BadRequestError as error:
-            problems.append(_problem(("vector_config", "feature_uris", number), error.message))
-            continue
-        reason = _unfit(wh, place, rows, vector.name)
-        if reason is not None:
-            problems.append(_problem(("vector_config", "feature_uris", number), f"{quote(uri)} {reason}"))
-            continue
-        features.append({"name": vector.name, "dimensions": vector.dimensions, "weight": weight})
-    given = {
-        **(getattr(config, _PARAMS_OF.get(config.clustering_method, ""), None) or {}),
-        **(config.algorithm_params or {}),
-    }
-    if config.clustering_method is ClusteringMethod.GAUSSIAN_MIXTURE and "n_clusters" in given:
-        given.setdefault("n_components", given["n_clusters"])
-    params: JsonObject = {}
-    try:
-        params = PARAMS[config.clustering_method].model_validate(given).model_dump()
-    except pydantic.ValidationError as error:
-        problems += schema_problems(error, ("body", "vector_config", "algorithm_params"))
-    if params.get("linkage") == "ward" and params["metric"] != "euclidean":
-        problems.append(
-            _problem(
-                ("vector_config", "algorithm_params", "linkage"),
-                f"linkage ward takes euclidean distances only, not {params['metric']}. Choose average, complete or "
-                "single.",
-            )
-        )
-    stored = config.model_dump(exclude={"feature_uri", *_PARAMS_OF.values()})
-    return {**stored, "feature_uris": uris, "algorithm_params": params}, features, problems
-
-
-def _unfit(wh: Warehouse, place: RowMapping, rows: list[RowMapping], name: str) -> str | None:
-    """Say why the documents of these collections cannot be clustered by a vector, or None."""
-    for row in rows:
-        kept = collections.vector_indexes(wh.registry, place, row["feature_extractor"])
-        index = next((index for index in kept if index.name == name), None)
-        if index is None:
-            return f"is not written by collection {row['collection_id']}; each collection must have it."
-        if index.index.dimensions is None:
-            return "holds words, not a vector of fixed length. Choose a dense feature."
-    return None
-
-
-def _attribute_problems(attributes: list[str], *, hierarchical: bool) -> list[Problem]:
-    problems = [
-        _problem(("attribute_config", "attributes", number), f"{quote(path)} is not a field or path.")
-        for number, path in enumerate(attributes)
-        if not is_path(path)
-    ]
-    if hierarchical:
-        problems.append(
-            _problem(
-                ("attribute_config", "hierarchical_grouping"),
-                "Clusters of clusters are not available. Leave it out: one cluster for each combination of values.",
-            )
-        )
-    return problems
-
-
-def _refuse_language_model(asked: LlmLabeling | None) -> None:
-    if asked is not None and asked.enabled:
-        raise BadRequestError(
-            "Labels by a language model are not available. Leave llm_labeling out: labels are the terms that set a "
-            "cluster's texts apart, and an execution's labels can be changed."
-        )
+# --- rows ----------------------------------------------------------------------------------------------
 
 
 def _refuse_open(connection: Connection, cluster_id: str, verb: str) -> None:
-    latest = last_run(connection, cluster_id, *_OPEN)
+    latest = last_run(connection, cluster_id, *OPEN)
     if latest is not None:
         raise ConflictError(
             f"Cluster {cluster_id} has an execution under way ({latest['run_id']}), and cannot be {verb} before it has "
@@ -557,16 +453,6 @@ def _refuse_open(connection: Connection, cluster_id: str, verb: str) -> None:
             f"{latest['run_id']}/cancel).",
             details={"run_id": latest["run_id"], "task_id": latest["task_id"]},
         )
-
-
-def _problem(path: tuple[str | int, ...], message: str, kind: str = "value_error") -> Problem:
-    return Problem(("body", *path), message, kind, BadRequestError.status)
-
-
-def _name_problems(name: str) -> list[Problem]:
-    if name.strip():
-        return []
-    return [_problem(("cluster_name",), "cluster_name is empty; name the cluster, or leave it out.")]
 
 
 def _taken(connection: Connection, namespace_id: str, name: str) -> list[Problem]:

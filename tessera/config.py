@@ -161,6 +161,9 @@ class Settings(BaseModel):
         description="Several servers on one database: one that is not heard for so long loses its batches.",
     )
     extract_timeout_s: float = Field(1800, gt=0, description="Longest time for one chunk of a batch.")
+    cluster_timeout_s: float = Field(
+        3600, gt=0, description="Longest time for the fit of one execution of a cluster."
+    )
     row_attempts: int = Field(2, ge=1, le=10, description="Tries for a row whose worker died under it.")
     row_retries: int = Field(
         3,

@@ -71,17 +71,20 @@ def forget(connection: Connection, namespace_id: str, document_ids: Iterable[str
     while level:
         below: list[str] = []
         for start in range(0, len(level), _SLICE):
-            below += _forget_level(connection, namespace_id, level[start : start + _SLICE])
+            ids = list(map(document_source, level[start : start + _SLICE]))
+            below += forget_sources(connection, namespace_id, ids)
         level = [document_id for document_id in dict.fromkeys(below) if document_id not in seen]
         seen.update(level)
         gone += level
     return gone
 
 
-def _forget_level(connection: Connection, namespace_id: str, document_ids: Sequence[str]) -> list[str]:
-    """Delete the sources that these documents are, and return the documents that they had."""
-    ids = [document_source(document_id) for document_id in document_ids]
-    mine = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
+def forget_sources(connection: Connection, namespace_id: str, source_ids: Sequence[str]) -> list[str]:
+    """Take sources off the tables, tell the webhooks of the collections they were in; return what was made of them.
+
+    Their documents are to be deleted by an entry of the same transaction, and what was derived of those with `forget`.
+    """
+    mine = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(source_ids))
     found = [
         (collection_id, document_id)
         for collection_id, known in connection.execute(
@@ -89,8 +92,7 @@ def _forget_level(connection: Connection, namespace_id: str, document_ids: Seque
         ).all()
         for document_id in known
     ]
-    if found:
-        connection.execute(sa.delete(sources).where(mine))
+    connection.execute(sa.delete(sources).where(mine))
     for collection_id, count in Counter(collection_id for collection_id, _ in found).items():
         events.documents_written(connection, namespace_id, collection_id, deleted=count)
     return [document_id for _, document_id in found]

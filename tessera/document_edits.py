@@ -410,7 +410,14 @@ def _made(
         noted: Changes | None = None
         if before is not None:
             edit = Edit(with_twins(edit.changes, twins), edit.replaces)
-            noted = edit.changes if edit.replaces else merged(before, edit.changes)
+            if edit.replaces:
+                different = with_twins(dict(_different(hit.payload, edit.changes)), twins)
+                edit = Edit(merged(edit.changes, different), replaces=True)
+                # What was set before stays so, as it is now; what was left out is the extraction's again.
+                kept = {path: found[0] for path in before if (found := _value_in(edit.changes, path))}
+                noted = merged(kept, different)
+            else:
+                noted = merged(before, edit.changes)
             if _is_same(noted, before):
                 noted = None
         try:
@@ -437,6 +444,24 @@ def _made(
         if noted is not None or not _is_same(payload, hit.payload):
             made.changed.append(Document(hit.document_id, payload))
     return made
+
+
+def _different(payload: Payload, changes: Changes, inside: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of what `payload` has not, or not so: the innermost field whose value says so."""
+    for path, value in changes.items():
+        found = _value_in(payload, path)
+        if found and _is_same(found[0], value):
+            continue
+        whole = found[0] if found else None
+        if (
+            isinstance(whole, dict)
+            and isinstance(value, dict)
+            and whole.keys() <= value.keys()
+            and all("." not in name and is_path(f"{inside}{path}.{name}") for name in value)
+        ):
+            yield from _different(whole, value, f"{inside}{path}.")
+        else:
+            yield f"{inside}{path}", value
 
 
 def with_twins(changes: Changes, twins: Collection[tuple[str, str]]) -> dict[str, Any]:
@@ -598,7 +623,9 @@ def log_payloads(
             between = {"after": read_at, "before": first}
             if log.touched(connection, namespace_id, decided, **between, local_path=wh.blobs.path):
                 raise Overtaken
-            events.documents_written(connection, namespace_id, collection_id, written=len(changed))
+            events.documents_written(
+                connection, namespace_id, collection_id, written=len(changed), are_edits=True
+            )
         is_logged = True
     except sa.exc.IntegrityError as error:
         raise Overtaken from error  # a source that it refers to is gone: so are its documents

@@ -22,7 +22,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from sqlalchemy.engine import Connection
 from tessera import (
     artifact,
     audit,
-    cluster_runs,
+    cluster_artifacts,
     compaction,
     derivation,
     documents,
@@ -63,7 +63,6 @@ from tessera.db.tables import (
     fetches,
     idempotency,
     log_entries,
-    sources,
     uploads,
 )
 from tessera.db.tables import namespaces as namespace_rows
@@ -93,7 +92,9 @@ _CLEARED = "The text was erased together with an object."
 
 _COUNTS = (
     "documents",
+    "documents_unknown",
     "objects",
+    "objects_unknown",
     "entries_rewritten",
     "artifacts_rewritten",
     "artifacts_removed",
@@ -143,18 +144,25 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         log.hold(connection, namespace_id)
-        document_ids = {*(body.document_ids or ()), *(document_id for document_id, _ in found)}
+        there = {document_id for document_id, _ in found}
+        document_ids = there.union(body.document_ids or ())
         documents.forget(connection, namespace_id, found)
-        blob_keys, more = _take_objects(connection, namespace_id, sorted(object_ids))
-        document_ids |= more
-        document_ids.update(derivation.forget(connection, namespace_id, document_ids))
+        taken = _take_objects(connection, namespace_id, sorted(object_ids))
+        there |= taken.document_ids
+        document_ids |= taken.document_ids
+        derived = derivation.forget(connection, namespace_id, document_ids)
+        there.update(derived)
+        document_ids.update(derived)
         task_id, seq = _record(
             connection,
             principal,
             place,
             {
                 "document_ids": sorted(document_ids),
+                # What the log knows of them is seen when it is rewritten: they may have been deleted before.
+                "unknown": sorted(document_ids - there),
                 "object_ids": sorted(object_ids),
+                "objects_unknown": len(object_ids - taken.object_ids),
                 # Whose error texts may quote them.
                 "source_ids": sorted(
                     {
@@ -163,7 +171,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
                         *map(derivation.document_source, document_ids),
                     }
                 ),
-                "blob_keys": sorted(blob_keys),
+                "blob_keys": sorted(taken.blob_keys),
             },
         )
         answer = tasks.answer(connection, _task(connection, task_id))
@@ -196,23 +204,27 @@ def _objects_of(wh: Warehouse, namespace_id: str, found: Sequence[tuple[str, str
     return roots
 
 
-def _take_objects(
-    connection: Connection, namespace_id: str, object_ids: Sequence[str]
-) -> tuple[set[str], set[str]]:
+@dataclass(slots=True)
+class _Taken:
+    """What was known of objects: `object_ids` are those of which anything was."""
+
+    object_ids: set[str] = field(default_factory=set)
+    blob_keys: set[str] = field(default_factory=set)
+    document_ids: set[str] = field(default_factory=set)
+
+
+def _take_objects(connection: Connection, namespace_id: str, object_ids: Sequence[str]) -> _Taken:
     """Remove objects with what the tables know of them; return their files and their documents."""
-    blob_keys: set[str] = set()
-    document_ids: set[str] = set()
+    taken = _Taken()
     for ids in _slices(object_ids):
         mine = sa.and_(object_rows.c.namespace_id == namespace_id, object_rows.c.object_id.in_(ids))
         for row in connection.execute(sa.select(object_rows).where(mine)).mappings().all():
             events.object_changed(connection, "deleted", row)
             # A short text stands in the row, and was a file all the same when it was uploaded.
             hashes = {blob["details"]["hash"] for blob in row["blobs"]} - {None}
-            blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
-        of_objects = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id.in_(ids))
-        for known in connection.execute(sa.select(sources.c.document_ids).where(of_objects)).scalars():
-            document_ids.update(known)
-        connection.execute(sa.delete(sources).where(of_objects))
+            taken.object_ids.add(row["object_id"])
+            taken.blob_keys |= {f"{namespace_id}/blobs/{digest}" for digest in hashes}
+        taken.document_ids.update(derivation.forget_sources(connection, namespace_id, ids))
         connection.execute(
             sa.update(batch_rows)
             .where(
@@ -229,13 +241,15 @@ def _take_objects(
         )
         came_by = sa.and_(uploads.c.namespace_id == namespace_id, uploads.c.object_id.in_(ids))
         # Also of objects that were deleted before.
-        blob_keys |= set(connection.execute(sa.select(uploads.c.blob_key).where(came_by)).scalars()) - {None}
+        for upload in connection.execute(sa.select(uploads.c.object_id, uploads.c.blob_key).where(came_by)):
+            taken.object_ids.add(upload.object_id)
+            taken.blob_keys |= {upload.blob_key} - {None}
         for table in (uploads, fetches):
             connection.execute(
                 sa.delete(table).where(table.c.namespace_id == namespace_id, table.c.object_id.in_(ids))
             )
         connection.execute(sa.delete(object_rows).where(mine))
-    return blob_keys, document_ids
+    return taken
 
 
 def _record(
@@ -246,8 +260,10 @@ def _record(
     seq = log.append_edit(connection, namespace_id, deletes=targets["document_ids"])
     report = {
         **dict.fromkeys(_COUNTS, 0),
-        "documents": len(targets["document_ids"]),
-        "objects": len(targets["object_ids"]),
+        "documents": len(targets["document_ids"]) - len(targets["unknown"]),
+        "documents_unknown": len(targets["unknown"]),
+        "objects": len(targets["object_ids"]) - targets["objects_unknown"],
+        "objects_unknown": targets["objects_unknown"],
         "keys": [],
     }
     task_id = new_tasks.add(
@@ -446,7 +462,11 @@ def _rewrite_edit(work: _Work, row: Any) -> None:
     ]
     if kept == value["upserts"]:
         return
-    gone = [item["payload"] for item in value["upserts"] if item["document_id"] in work.documents]
+    gone = [
+        (item["document_id"], item["payload"])
+        for item in value["upserts"]
+        if item["document_id"] in work.documents
+    ]
     body = orjson.dumps({**value, "upserts": kept})
     work.count(entries_rewritten=1, bytes_rewritten=len(row.body))
     _write_entry(work, row, gone, body=body)
@@ -463,7 +483,11 @@ def _rewrite_artifact(work: _Work, row: Any) -> None:
             for document in part
             if document.document_id not in work.documents
         ]
-        gone += [document.payload for document in part if document.document_id in work.documents]
+        gone += [
+            (document.document_id, document.payload)
+            for document in part
+            if document.document_id in work.documents
+        ]
     size = path.stat().st_size
     work.count(artifacts_rewritten=1, bytes_rewritten=size)
     if len(work.report["keys"]) < _REPORTED_KEYS:
@@ -498,9 +522,14 @@ def _without_copies(work: _Work, payload: dict[str, Any]) -> dict[str, Any]:
     return payload if work.documents.isdisjoint(nodes_of(payload)) else undone(payload)
 
 
-def _write_entry(work: _Work, row: Any, gone: Sequence[Any], **values: Any) -> None:
-    """Replace an entry, and remember which files the documents had that it loses."""
-    if files := set(_files_in(work.namespace_id, gone)).difference(work.targets["blob_keys"]):
+def _write_entry(work: _Work, row: Any, gone: Sequence[tuple[str, Any]], **values: Any) -> None:
+    """Replace an entry, and remember which documents (id, payload) it loses, and which files those had."""
+    unknown = work.targets.get("unknown", ())
+    if met := {document_id for document_id, _ in gone}.intersection(unknown):
+        work.targets["unknown"] = sorted(set(unknown) - met)
+        work.count(documents=len(met), documents_unknown=-len(met))
+    payloads = [payload for _, payload in gone]
+    if files := set(_files_in(work.namespace_id, payloads)).difference(work.targets["blob_keys"]):
         work.targets["blob_keys"] = sorted(files.union(work.targets["blob_keys"]))
     with work.wh.db.write() as connection:
         connection.execute(
@@ -641,7 +670,7 @@ def _remove_files(work: _Work) -> str | None:
         return "batches that are at work in this namespace"
     if (waits_for := exports.remove_all(wh, work.namespace_id)) is not None:
         return waits_for
-    if (waits_for := cluster_runs.erase(wh, work.namespace_id, work.documents)) is not None:
+    if (waits_for := cluster_artifacts.erase(wh, work.namespace_id, work.documents)) is not None:
         return waits_for
     asked_at = datetime.fromisoformat(work.created_at).timestamp()
     if any(written_at <= asked_at for _, written_at in compaction.being_stored(wh, work.namespace_id)):

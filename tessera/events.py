@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tessera.db.engine import notify, now
-from tessera.db.tables import namespaces, webhook_deliveries, webhooks
+from tessera.db.tables import cluster_triggers, namespaces, webhook_deliveries, webhooks
 from tessera.ids import new_id
 from tessera.models.webhooks import EventType
 
@@ -39,6 +39,14 @@ CACHE_SCOPES: Mapping[EventType, str] = {
     EventType.CLUSTER_EXECUTION_STARTED: "key",
     EventType.CLUSTER_EXECUTION_COMPLETED: "key",
     EventType.CLUSTER_EXECUTION_FAILED: "key",
+    EventType.TRIGGER_CREATED: "key",
+    EventType.TRIGGER_UPDATED: "key",
+    EventType.TRIGGER_DELETED: "key",
+    EventType.TRIGGER_PAUSED: "key",
+    EventType.TRIGGER_RESUMED: "key",
+    EventType.TRIGGER_FIRED: "key",
+    EventType.TRIGGER_EXECUTION_COMPLETED: "key",
+    EventType.TRIGGER_EXECUTION_FAILED: "key",
     EventType.TAXONOMY_CREATED: "namespace",
     EventType.TAXONOMY_UPDATED: "namespace",
     EventType.TAXONOMY_DELETED: "namespace",
@@ -53,6 +61,32 @@ _SUBSCRIBED = (
     )
     .join(namespaces, namespaces.c.organization_id == webhooks.c.organization_id)
     .where(namespaces.c.namespace_id == sa.bindparam("namespace_id"), webhooks.c.is_active)
+)
+
+#: Counts documents for the triggers that wait for them. One that has enough is due, after its cooldown.
+_COUNT = (
+    sa.update(cluster_triggers)
+    .where(
+        cluster_triggers.c.collection_id == sa.bindparam("of"),
+        cluster_triggers.c.event_type == sa.bindparam("what"),
+        cluster_triggers.c.status == "active",
+    )
+    .values(
+        event_counter=cluster_triggers.c.event_counter + sa.bindparam("more", type_=sa.Integer),
+        due_at=sa.case(
+            (cluster_triggers.c.due_at.is_not(None), cluster_triggers.c.due_at),
+            (
+                cluster_triggers.c.event_counter + sa.bindparam("more", type_=sa.Integer)
+                < cluster_triggers.c.event_threshold,
+                sa.null(),
+            ),
+            (
+                cluster_triggers.c.cooldown_until > sa.bindparam("at", type_=sa.String),
+                cluster_triggers.c.cooldown_until,
+            ),
+            else_=sa.bindparam("at", type_=sa.String),
+        ),
+    )
 )
 
 
@@ -140,9 +174,21 @@ def documents_written(
     *,
     written: int = 0,
     deleted: int = 0,
+    are_edits: bool = False,
     **ids: str,
 ) -> None:
-    """Write down that a collection's documents changed: so many were made or replaced, so many went."""
+    """Write down that a collection's documents changed: so many were made or replaced, so many went.
+
+    Triggers of clusters count them, but for edits: what clusters write into documents is one, and fires none.
+    """
+    if written and not are_edits:
+        connection.execute(
+            _COUNT, {"of": collection_id, "what": "documents_added", "more": written, "at": now()}
+        )
+    if deleted:
+        connection.execute(
+            _COUNT, {"of": collection_id, "what": "documents_deleted", "more": deleted, "at": now()}
+        )
     metadata = {"documents_written": written, "documents_deleted": deleted, **ids}
     emit(connection, namespace_id, EventType.COLLECTION_DOCUMENTS_WRITTEN, collection_id, metadata)
 

@@ -12,12 +12,12 @@ import orjson
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.errors import TesseraError
+from tessera.fusion import SHARE
 from tessera.ids import new_id
 from tessera.models.retrievers import BudgetLimits
 from tessera.retriever_pages import Ranked
 from tessera.retriever_plan import Plan
 from tessera.stages.base import FIRST, Work
-from tessera.stages.fusion import SCALED
 
 #: So many hits of a page are kept to learn from.
 MOST_SHOWN = 50
@@ -63,9 +63,7 @@ class Note:
         shown = []
         for position, hit in enumerate(ranked.hits[:MOST_SHOWN], ranked.offset):
             signals = {
-                name: told[SCALED]
-                for name, told in (hit.signals or {}).items()
-                if told.get(SCALED) is not None
+                name: told[SHARE] for name, told in (hit.signals or {}).items() if told.get(SHARE) is not None
             }
             if signals:
                 shown.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +14,9 @@ from tessera.db.tables import executions
 from tessera.errors import NotFoundError
 from tessera.models.base import JsonObject
 from tessera.pagination import PageRequest, paginate
+
+#: So many executions tell what a stage takes.
+_LAST = 20
 
 
 def list_(
@@ -97,6 +101,46 @@ def get(
         "total_stages": row["total_stages"],
         "current_stage": None,
     }
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a stage took in so many executions, all together."""
+
+    executions: int = 0
+    documents: int = 0
+    duration_ms: float = 0.0
+    tokens: int = 0
+
+    def share(self, documents: int) -> float:
+        """Return which part of it a run over so many documents is: by documents, where any came to the stage."""
+        return documents / self.documents if self.documents else 1 / self.executions
+
+
+def seen_of(wh: Warehouse, retriever_id: str) -> dict[str, Seen]:
+    """Return what each stage of a retriever took in its last executions that went through."""
+    if wh.executions is not None:
+        wh.executions.flush()
+    with wh.db.read() as connection:
+        kept = connection.execute(
+            sa.select(executions.c.statistics)
+            .where(
+                executions.c.retriever_id == retriever_id,
+                executions.c.status == "completed",
+                executions.c.cache_hit.is_(False),
+            )
+            .order_by(executions.c.created_at.desc())
+            .limit(_LAST)
+        ).scalars()
+        found: dict[str, Seen] = {}
+        for statistics in kept:
+            for name, told in statistics.get("stages", {}).items():
+                seen = found.setdefault(name, Seen())
+                seen.executions += 1
+                seen.documents += told["input_count"]
+                seen.duration_ms += told["duration_ms"]
+                seen.tokens += told.get("tokens_used") or 0
+    return found
 
 
 def _summary(row: Mapping[Any, Any]) -> JsonObject:

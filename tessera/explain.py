@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from sqlalchemy.engine import RowMapping
 
-from tessera import retriever_context, retriever_plan, templates
+from tessera import executions, retriever_context, retriever_definition, retriever_plan, templates
 from tessera.context import Principal, Warehouse
 from tessera.errors import BadRequestError, ValidationError, quote
 from tessera.filter_uses import uses_left
@@ -36,20 +36,26 @@ def explain(
     """Return the plan of a stored retriever for these inputs; what needs an input that is not given is told so."""
     plan, row = retriever_plan.stored_plan(wh, principal, namespace, identifier)
     inputs, missing = _inputs(plan, request.inputs)
-    reading = _Reading(wh, plan, inputs, request.filters)
+    seen = executions.seen_of(wh, plan.retriever_id)
+    reading = _Reading(wh, plan, inputs, request.filters, seen)
     stages = [reading.stage(index, spec) for index, spec in enumerate(plan.stages)]
     duration_ms = round(sum(stage["estimated_duration_ms"] for stage in stages), 3)
     slowest = max(stages, key=lambda stage: stage["estimated_duration_ms"])
+    unknown = [stage["stage_name"] for stage in stages if stage["estimate_basis"] == "unknown"]
     suggestions = [
         suggestion for stage in stages for suggestion in stage.pop("_suggestions") if suggestion is not None
     ]
     return {
         "retriever_id": plan.retriever_id,
         "retriever_name": row["retriever_name"],
-        "estimated_cost": {"total_credits": 0.0, "total_duration_ms": duration_ms},
+        "estimated_cost": {
+            "total_credits": round(sum(stage["estimated_cost_credits"] for stage in stages), 6),
+            "total_duration_ms": duration_ms,
+        },
         "execution_plan": stages,
         "total_estimated_stages": len(stages),
-        "bottleneck_stages": [slowest["stage_name"]],
+        # What asks a model is slower than anything that is estimated by rule.
+        "bottleneck_stages": unknown or [slowest["stage_name"]],
         "optimization_suggestions": _once(suggestions),
         "optimization_applied": False,
         "missing_inputs": missing,
@@ -72,8 +78,9 @@ class _Reading:
         plan: retriever_plan.Plan,
         inputs: dict[str, Any],
         filters: Mapping[str, Any] | None,
+        seen: Mapping[str, executions.Seen],
     ) -> None:
-        self._wh, self._plan, self._inputs = wh, plan, inputs
+        self._wh, self._plan, self._inputs, self._seen = wh, plan, inputs, seen
         self._namespace_id: str = plan.place["namespace_id"]
         self._context = retriever_context.context_of(wh, plan, inputs, None)
         self._collections = self._context.within
@@ -107,14 +114,18 @@ class _Reading:
             self._rows = self._count(self._context.within)
             notes.append("It is not run by itself: the next stage searches within its conditions.")
         else:
-            asked += self._filters_of(params)
-            self._rows = _handed_on(params, before)
+            asked += self._filters_of(stage, params)
+            self._rows = _handed_on(stage, params, before)
             self._is_read = True
-        self._results[spec["stage_name"]] = {"count": self._rows}
+        name = (
+            spec["stage_name"] if spec["stage_name"] not in self._results else f"{spec['stage_name']}_{index}"
+        )
+        self._results[name] = {"count": self._rows}
         told = [self._told(source, condition) for source, filter in asked for condition in conditions(filter)]
         scanned = sum(item["served_by"] != "index" for item in told) * before
-        embeds = _EMBED_MS if stage.stage_id == "feature_search" else 0.0
+        embeds = _EMBED_MS if any(stage.searches_in(spec["config"]["parameters"])) else 0.0
         duration_ms = _STAGE_MS + embeds + _DOCUMENT_MS * (self._rows + scanned)
+        estimate, unknown = self._estimate(stage, spec, name, before, duration_ms)
         return {
             "stage_index": index,
             "stage_name": spec["stage_name"],
@@ -123,14 +134,43 @@ class _Reading:
             "estimated_input": before,
             "estimated_output": self._rows,
             "estimated_efficiency": min(1.0, self._rows / before) if before else 0.0,
-            "estimated_cost_credits": 0.0,
-            "estimated_duration_ms": round(duration_ms, 3),
+            **estimate,
             "cache_likely": self._plan.cache_ttl_s is not None,
             "filters": told,
             "optimization_notes": notes,
-            "warnings": [item["warning"] for item in told if item["warning"]],
+            "warnings": [*unknown, *(item["warning"] for item in told if item["warning"])],
             "_suggestions": [item.pop("_suggestion") for item in told],
         }
+
+    def _estimate(
+        self, stage: Stage, spec: Mapping[str, Any], name: str, documents: int, ruled_ms: float
+    ) -> tuple[JsonObject, list[str]]:
+        """Return credits and time of a stage, and a warning where what it asks has not been measured yet.
+
+        A stage that asks somebody takes what it took in the retriever's last executions; others go by rule.
+        """
+        asks = stage.asks(spec["config"]["parameters"], retriever_definition.equipment_of(self._wh))
+        seen = self._seen.get(name)
+        estimate = {
+            "estimated_cost_credits": 0.0,
+            "estimated_duration_ms": round(ruled_ms, 3),
+            "estimate_basis": "rule" if asks is None else "unknown",
+        }
+        if asks is None:
+            return estimate, []
+        if seen is None:
+            warning = (
+                f"unknown: asks {asks}, and no execution of this retriever is in the log yet. Time and credits are "
+                "those of everything else; execute it once to have them measured."
+            )
+            return estimate, [warning]
+        share = seen.share(documents)
+        credits = seen.tokens * share / self._wh.settings.llm_tokens_per_credit
+        return {
+            "estimated_cost_credits": round(credits, 6),
+            "estimated_duration_ms": round(max(ruled_ms, seen.duration_ms * share), 3),
+            "estimate_basis": "measured",
+        }, []
 
     def _params(self, stage: Stage, spec: Mapping[str, Any], index: int, notes: list[str]) -> Any:
         scope = {"INPUT": self._inputs, "STAGE": self._results, "CONTEXT": {}}
@@ -145,16 +185,16 @@ class _Reading:
             notes.append("Some of its parameters come from inputs that are not given: send `inputs`.")
             return known
 
-    def _filters_of(self, params: Any) -> list[tuple[str, Filter]]:
+    def _filters_of(self, stage: Stage, params: Any) -> list[tuple[str, Filter]]:
         """Return the filters of a search's own; what a later stage asks of documents in hand needs no index."""
         if self._is_read or isinstance(params, dict):
             return []
         found = []
-        for number, search in enumerate(getattr(params, "searches", ())):
-            filters = getattr(search, "filters", None)
-            parsed = parse(filters, inputs=self._inputs) if filters else None
-            if parsed is not None:
-                found.append((f"filters of search {number}", parsed))
+        for _, searching in stage.searches_in(params.model_dump()):
+            for number, search in enumerate(searching["searches"]):
+                parsed = parse(search["filters"], inputs=self._inputs) if search["filters"] else None
+                if parsed is not None:
+                    found.append((f"filters of search {number}", parsed))
         return found
 
     def _within(self, asked: Filter) -> None:
@@ -246,14 +286,11 @@ def _warning(
     return f"{asked} looks into each document: the {index.type} index does not answer it with this value."
 
 
-def _handed_on(params: Any, rows: int) -> int:
-    values = (
-        params.items()
-        if isinstance(params, dict)
-        else ((name, getattr(params, name, None)) for name in _BOUNDS)
-    )
-    bounds = [value for name, value in values if name in _BOUNDS and isinstance(value, int)]
-    return min([rows, *bounds])
+def _handed_on(stage: Stage, params: Any, rows: int) -> int:
+    values = params if isinstance(params, dict) else params.model_dump()
+    held = [values, *(searching for _, searching in stage.searches_in(values))]
+    bounds = [each.get(name) for each in held for name in _BOUNDS]
+    return min([rows, *(bound for bound in bounds if isinstance(bound, int))])
 
 
 def _once(suggestions: list[JsonObject]) -> list[JsonObject]:

@@ -11,10 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection
 
-from tessera.db.engine import Database, now
+from tessera.db.engine import Database, insert_or_add, now
 from tessera.db.tables import filter_uses
 from tessera.filters import Filter, conditions, helpful_type
 from tessera.index_choice import served_by
@@ -118,7 +116,7 @@ class FilterUses:
         ]
         try:
             with self._db.write() as connection:
-                _add(connection, rows)
+                insert_or_add(connection, filter_uses, rows, sums=("uses",), latest=("last_used_at",))
         except Exception as error:  # noqa: BLE001  what was not written counts the next time
             logger.warning("uses of filters were not written: %s", error)
             with self._lock:
@@ -140,20 +138,3 @@ def uses_left(db: Database, namespace_id: str, field_name: str, kind: str, neede
     if row is not None and row.state == REFUSED:
         return None
     return max(0, needed - (row.uses if row is not None else 0))
-
-
-def _add(connection: Connection, rows: list[dict[str, object]]) -> None:
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(filter_uses)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["namespace_id", "field_name", "index_type"],
-            set_={
-                "uses": filter_uses.c.uses + statement.excluded["uses"],
-                "last_used_at": sa.func.max(filter_uses.c.last_used_at, statement.excluded["last_used_at"])
-                if connection.dialect.name == "sqlite"
-                else sa.func.greatest(filter_uses.c.last_used_at, statement.excluded["last_used_at"]),
-            },
-        ),
-        rows,
-    )

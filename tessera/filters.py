@@ -87,6 +87,19 @@ class Not:
 Filter = Condition | And | Or | Not
 
 
+def flattened(filter: Filter) -> Filter:
+    """Return what means the same with no `And` or `Or` of one child, and none directly inside its like."""
+    if isinstance(filter, Condition):
+        return filter
+    children = tuple(map(flattened, filter.children))
+    if isinstance(filter, Not):
+        return Not(children)
+    kind = type(filter)
+    within = (child.children if isinstance(child, kind) else (child,) for child in children)
+    joined = tuple(itertools.chain.from_iterable(within))
+    return joined[0] if len(joined) == 1 else kind(joined)
+
+
 # --- reading -------------------------------------------------------------------------------------------
 
 

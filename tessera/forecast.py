@@ -60,6 +60,8 @@ class Load:
     unchanged: int = 0
     #: The collection that feeds it, when documents are its sources: their number is that one's prediction.
     fed_by: tuple[str, ...] = ()
+    #: Whether the extractor reads elsewhere: each source is a chunk of its own then.
+    reads_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +103,19 @@ def predict(load: Load, known: Known) -> Part:
         rows += [average] * load.unmeasured
     if not rows and (load.measures or load.unmeasured):
         return Part(load, (), None, 0.0, "none")
-    chunks = tuple(_chunks([row.seconds for row in rows], [row.size_bytes for row in load.measures]))
+    sizes = [row.size_bytes for row in load.measures]
+    chunks = tuple(_chunks([row.seconds for row in rows], sizes, reads_elsewhere=load.reads_elsewhere))
     size_bytes = sum(row.size_bytes for row in rows)
     return Part(load, chunks, sum(row.documents for row in rows), size_bytes * (1 + INDEX_SHARE), basis)
 
 
-def _chunks(seconds: Sequence[float], sizes: Sequence[int]) -> Iterator[float]:
+def _chunks(seconds: Sequence[float], sizes: Sequence[int], *, reads_elsewhere: bool) -> Iterator[float]:
     """Yield the time of each chunk that rows are cut into, as ingest cuts them."""
     total, count, size = 0.0, 0, 0
     for number, row_s in enumerate(seconds):
         total, count = total + row_s, count + 1
         size += sizes[number] if number < len(sizes) else 0
-        if count >= ingest_rows.CHUNK_ROWS or size >= ingest_rows.CHUNK_BYTES:
+        if ingest_rows.is_full(count, size, reads_elsewhere=reads_elsewhere):
             yield total
             total, count, size = 0.0, 0, 0
     if count:
@@ -283,7 +286,12 @@ def _load(
     except TesseraError as error:
         problems.append(Problem((*location, "parameters"), error.message, "model_not_installed"))
         return None
-    return Load({"feature_extractor_name": name, "version": version}, implementation.name, digest)
+    return Load(
+        {"feature_extractor_name": name, "version": version},
+        implementation.name,
+        digest,
+        reads_elsewhere=implementation.reads_elsewhere,
+    )
 
 
 def _measure_of(source: PlannedSource) -> Measure:
@@ -304,8 +312,7 @@ def _workers(wh: Warehouse, place: Mapping[Any, Any]) -> tuple[int, str]:
     compute = HERE
     if "namespace_id" in place:
         compute = ingest.compute_of(wh, place["namespace_id"], place["infrastructure"], place["place"])
-    workers = compute.max_workers if compute.cluster else wh.settings.workers
-    return workers, rates.place_of(compute.cluster, workers)
+    return ingest.workers_of(wh, compute)
 
 
 def _answer(
@@ -459,6 +466,9 @@ class _Measuring:
         files: list[list[tuple[str | None, str | None, str | None]]] = []
         for inputs in rows:
             paths = [ref for ref in inputs.values() if ref.blob_key is not None]
+            if not inputs:
+                yield Measure("other")
+                continue
             if not paths:
                 length = max((len(ref.text or "") for ref in inputs.values()), default=0)
                 yield Measure("text", length, characters=length)

@@ -192,7 +192,7 @@ def _take_up(wh: Warehouse, claim: Claim) -> Attempt | None:
     if claim.crashes:
         # What was under way when the servers ended is done one by one: only the culprit is met again and again.
         attempt.pace.crashes = claim.crashes
-        attempt.pace.wary_chunks = 2 * (wh.settings.workers if compute is HERE else compute.max_workers)
+        attempt.pace.wary_chunks = 2 * workers_of(wh, compute)[0]
     if attempt.number > 1:
         _sweep(wh, attempt)
     return attempt if _log_begin(wh, attempt) else None
@@ -245,6 +245,12 @@ def compute_of(
         max_workers=asked["max_workers"],
         autoscaling=asked["autoscaling_enabled"],
     )
+
+
+def workers_of(wh: Warehouse, compute: Compute) -> tuple[int, str]:
+    """Return how many workers there are where rows are extracted, and under which name rates of that place are kept."""
+    workers = wh.settings.workers if compute.cluster is None else compute.max_workers
+    return workers, rates.place_of(compute.cluster, workers)
 
 
 def _tell(wh: Warehouse, task_id: str | None, values: Mapping[str, str]) -> dict[str, Any]:
@@ -661,9 +667,7 @@ def _record_rates(connection: Connection, wh: Warehouse, attempt: Attempt, *, is
     seen = attempt.pace.seen
     if not seen.chunks:
         return
-    cluster = attempt.compute.cluster
-    workers = attempt.compute.max_workers if cluster else wh.settings.workers
-    place = rates.place_of(cluster, workers)
+    workers, place = workers_of(wh, attempt.compute)
     is_first = place not in wh.warm
     is_alone = wh.under_way.get(attempt.batch_id, False)
     took_s = time.monotonic() - attempt.pace.began_s if is_whole and is_alone else None

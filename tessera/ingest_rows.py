@@ -106,6 +106,11 @@ def row_of(
     }
 
 
+def is_full(rows: int, size_bytes: int, *, reads_elsewhere: bool) -> bool:
+    """Say whether a chunk with so many rows closes; what one source leads to elsewhere may take as long as many."""
+    return reads_elsewhere or rows >= CHUNK_ROWS or size_bytes >= CHUNK_BYTES
+
+
 def cut_into_chunks(
     wh: Warehouse,
     attempt: Attempt,
@@ -159,8 +164,7 @@ def cut_into_chunks(
             continue
         rows.append(row)
         size += item["size_bytes"]
-        # What one source leads to may take as long as a whole chunk of others.
-        if reads_elsewhere or len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+        if is_full(len(rows), size, reads_elsewhere=reads_elsewhere):
             close()
     close()
     if unchanged:

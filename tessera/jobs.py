@@ -23,9 +23,12 @@ from sqlalchemy.engine import Connection
 
 from tessera import (
     cluster_runs,
+    cluster_triggers,
     compaction,
     enrichment_requests,
     erasure,
+    evaluation_runs,
+    evaluations,
     exports,
     ingest,
     materialising,
@@ -103,6 +106,8 @@ class Jobs:
         #: Set when this server ends, or when others took it for dead and may go on with what it maintains.
         self._maintenance_stop = threading.Event()
         self._next_maintenance = 0.0
+        #: The evaluation that runs, one at a time.
+        self._evaluating: set[str] = set()
         self._rests: dict[str, _Rest] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -116,6 +121,7 @@ class Jobs:
         #: One execution of a cluster at a time: each may want a worker's memory and a processor.
         self._cluster_thread: ThreadPoolExecutor | None = None
         self._clustering: set[str] = set()
+        self._evaluation_thread: ThreadPoolExecutor | None = None
         self._next_sweep = 0.0
         self._deliverer: Deliverer | None = None
 
@@ -127,6 +133,7 @@ class Jobs:
         self._batch_threads = ThreadPoolExecutor(wh.settings.job_threads, thread_name_prefix="job")
         self._maintenance_threads = ThreadPoolExecutor(1, thread_name_prefix="maintenance")
         self._cluster_thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
+        self._evaluation_thread = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._purge_threads = ThreadPoolExecutor(PURGE_THREADS, thread_name_prefix="purge")
         self._dispatcher = threading.Thread(target=self._dispatch, args=(wh,), name="jobs", daemon=True)
         self._heart = threading.Thread(
@@ -166,6 +173,7 @@ class Jobs:
             self._purge_threads,
             self._maintenance_threads,
             self._cluster_thread,
+            self._evaluation_thread,
         ):
             if threads is not None:
                 threads.shutdown(wait=True, cancel_futures=True)
@@ -241,8 +249,10 @@ class Jobs:
                 self._deliverer.wake()
         if self._slots.leads(slot):
             self._maintain(wh)
+            self._evaluate(wh, slot)
         for claim in self._claim_batches(wh, slot, self._slots):
             self._start_batch(wh, claim)
+        cluster_triggers.fire_due(wh, now())
         self._start_clustering(wh, slot, self._slots)
         _give_up(wh)
 
@@ -342,6 +352,21 @@ class Jobs:
                 self._maintenance_threads.submit(self._working, namespace_id, work, ended)
                 return
 
+    def _evaluate(self, wh: Warehouse, slot: Slot) -> None:
+        """Go on with the evaluation that waits longest, if none runs; as with maintenance, on one server only."""
+        assert self._evaluation_thread is not None
+        with self._lock:
+            if self._evaluating or self._park.is_set():
+                return
+            resting = self._resting()
+        due = next((found for found in evaluations.due(wh) if found not in resting), None)
+        if due is None:
+            return
+        with self._lock:
+            self._evaluating.add(due)
+        work = partial(evaluation_runs.run, wh, due, lambda: self._park.is_set() or self._slot is not slot)
+        self._evaluation_thread.submit(self._working, due, work, partial(self._evaluating.discard, due))
+
     def _claim_batches(self, wh: Warehouse, slot: Slot, slots: Slots) -> list[Claim]:
         """Take up the batches to start now; of namespaces that wait, the one with the fewest under way is next."""
         with self._lock:
@@ -390,7 +415,7 @@ class Jobs:
         with self._lock:
             if self._clustering or self._park.is_set() or "clustering" in self._resting():
                 return
-        claimed = cluster_runs.claim(wh, slot.token, slots.alive())
+        claimed = cluster_runs.claim(wh, slot.token, slots.alive)
         if claimed is None:
             return
         with self._lock:

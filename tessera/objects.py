@@ -601,13 +601,7 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, bucket: str, obj
         namespace_id = place["namespace_id"]
         log.hold(connection, namespace_id)
         row = _row(connection, place, object_id)
-        of_object = sa.and_(sources.c.namespace_id == namespace_id, sources.c.source_id == row["object_id"])
-        documents = [
-            document_id
-            for ids in connection.execute(sa.select(sources.c.document_ids).where(of_object)).scalars()
-            for document_id in ids
-        ]
-        connection.execute(sa.delete(sources).where(of_object))
+        documents = derivation.forget_sources(connection, namespace_id, [row["object_id"]])
         documents += derivation.forget(connection, namespace_id, documents)
         connection.execute(
             sa.update(batch_rows)

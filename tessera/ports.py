@@ -20,6 +20,7 @@ from tessera.models import PayloadIndex
 Payload = dict[str, Any]
 Vector = npt.NDArray[np.float32]
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
+FusionMethod = Literal["rrf", "dbsf", "weighted", "max"]
 
 #: Root fields that never leave the server as they are: the organization's secret id, the engine's shadows, and what
 #: takes back what taxonomies wrote.
@@ -141,6 +142,29 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One search of a fused ranking: its name in `Hit.signals`, its weight, and the least score that counts."""
+
+    name: str
+    weight: float = 1.0
+    min_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How the rankings of searches become one (``tessera/fusion.py`` has the formulas); one alone stays as it is.
+
+    `parts` go with the searches, in their order. Only the first `most` are wanted, all when it is None. `with_shares`
+    asks of each search also what it gave a hit, before its weight.
+    """
+
+    parts: tuple[Part, ...]
+    method: FusionMethod = "rrf"
+    most: int | None = None
+    with_shares: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Documents that `filter` lets through, by point id, or by `sort_path` (nulls last, ties by id).
 
@@ -215,11 +239,23 @@ class Vectors(Protocol):
     def apply(self, view: View, entries: Sequence[Entry]) -> Mark:
         """Apply `entries` in order. When it returns they are findable, not yet durable."""
 
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """Apply `entry` behind what is being applied now; None when the one before it is not in the view then.
+
+        An engine may refuse it always: whoever asks then waits for that one, and calls `apply`.
+        """
+
     def flush(self, view: View) -> Mark:
         """Make everything applied durable, then move the durable mark."""
 
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches at once, in their order."""
+
+    def ranked(self, view: View, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """Answer several searches as one ranking, best first, each hit with its `signals`.
+
+        The hits are those of `search`, fused by ``tessera.fusion.fused_hits``; what is not shown is not read.
+        """
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""

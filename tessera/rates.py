@@ -42,6 +42,8 @@ class Moments:
         count = len(names)
         self.names = tuple(names)
         self._half_life = half_life
+        #: How many were added here: what is joined to has aged by so many.
+        self._count = 0
         self._products = np.zeros((count, count))
         self._amounts = np.zeros(count)
         self._with: dict[str, Any] = {}
@@ -50,14 +52,24 @@ class Moments:
 
     def add(self, amounts: Sequence[float], values: Mapping[str, float]) -> None:
         """Add what something with these amounts took, by target."""
-        keep = 0.5 ** (1 / self._half_life)
+        one = Moments(self.names, self._half_life)
         row = np.asarray(amounts, dtype=float)
-        self._products = keep * self._products + np.outer(row, row)
-        self._amounts = keep * self._amounts + row
-        for target, value in values.items():
-            self._with[target] = keep * self._with.get(target, np.zeros(len(row))) + row * value
-            self._squares[target] = keep * self._squares.get(target, 0.0) + value * value
-            self._totals[target] = keep * self._totals.get(target, 0.0) + value
+        one._count, one._products, one._amounts = 1, np.outer(row, row), row
+        one._with = {target: row * value for target, value in values.items()}
+        one._squares = {target: value * value for target, value in values.items()}
+        one._totals = dict(values)
+        self.join(one)
+
+    def join(self, later: Moments) -> None:
+        """Add what was added to `later` since it was empty; the same as adding each of it here."""
+        keep = 0.5 ** (later._count / self._half_life)
+        self._count += later._count
+        self._products = keep * self._products + later._products
+        self._amounts = keep * self._amounts + later._amounts
+        for target, row in later._with.items():
+            self._with[target] = keep * self._with.get(target, np.zeros(len(row))) + row
+            self._squares[target] = keep * self._squares.get(target, 0.0) + later._squares[target]
+            self._totals[target] = keep * self._totals.get(target, 0.0) + later._totals[target]
 
     def weights(self, target: str) -> tuple[float, ...]:
         """Return what one of each amount takes: the fewest weights, none negative, that explain what was seen.
@@ -129,6 +141,12 @@ class Rates:
         if load_s > _LOADED_S:
             self._loading = (self._loading[0] + load_s, self._loading[1] + 1)
 
+    def join(self, later: Rates) -> None:
+        """Add what was added to `later` since it was empty."""
+        self._time.join(later._time)
+        self._made.join(later._made)
+        self._loading = (self._loading[0] + later._loading[0], self._loading[1] + later._loading[1])
+
     def add_time(self, amounts: Sequence[float], seconds: float) -> None:
         """Add time alone."""
         self._time.add(amounts, {"seconds": seconds})
@@ -194,9 +212,12 @@ Key = tuple[str, str, str]
 
 @dataclass(slots=True)
 class Seen:
-    """What an attempt has seen of its chunks, by (extractor, plan hash, kind), and their times in order."""
+    """What an attempt has seen of its chunks, by (extractor, plan hash, kind), and their times in order.
 
-    used: dict[Key, list[tuple[Used, float]]] = field(default_factory=dict)
+    Added up as they come: when the batch ends no more is to be done about it than about one chunk.
+    """
+
+    used: dict[Key, Rates] = field(default_factory=dict)
     #: Seconds of each chunk, by collection: they are run one collection after the other.
     chunks: dict[str, list[float]] = field(default_factory=dict)
     documents: int = 0
@@ -206,7 +227,8 @@ class Seen:
         self.chunks.setdefault(collection_id, []).append(cost.seconds)
         for number, used in enumerate(cost.used):
             load_s = cost.load_s if number == 0 else 0.0
-            self.used.setdefault((extractor, plan_hash, used.kind), []).append((used, load_s))
+            key = (extractor, plan_hash, used.kind)
+            _of_names(self.used, key, AMOUNTS[used.kind]).add_chunk(used, load_s)
             self.documents += sum(documents for _, documents, _ in used.rows)
 
 
@@ -230,11 +252,9 @@ def record(
     """Add what an attempt has seen; `wall_s` is how long all of it took, None when it was not all of it."""
     known = _read(connection, place, {"", *(extractor for extractor, _, _ in seen.used)})
     changed: set[Key] = set()
-    for key, chunks in seen.used.items():
+    for key, found in seen.used.items():
         changed.add(key)
-        found = _of_names(known, key, AMOUNTS[key[2]])
-        for used, load_s in chunks:
-            found.add_chunk(used, load_s)
+        _of_names(known, key, found.names).join(found)
     if wall_s is not None and seen.chunks:
         inside = sum(makespan(times, workers) for times in seen.chunks.values())
         key = ("", "", FIRST_BATCH if is_first else BATCH)

@@ -208,6 +208,9 @@ class Registry:
         address = parse_feature_uri(uri)
         versions = self.versions(address.extractor)
         if not versions:
+            trouble = self.trouble(address.extractor)
+            if trouble:
+                raise LookupError(trouble.strip().removesuffix("."))
             raise LookupError(
                 f"no extractor is named {address.extractor}; there are {', '.join(self.extractor_names())}"
             )

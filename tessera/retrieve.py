@@ -99,6 +99,12 @@ def execute_adhoc(
     return _run(wh, plan, _asked_for(wh, plan, request, return_urls, return_vectors, skip_cache=True))
 
 
+def ranking(wh: Warehouse, plan: Plan, inputs: Mapping[str, Any], depth: int) -> Ranked:
+    """Return the best `depth` of a plan's hits. Nothing is kept of it, and it is in no log of executions."""
+    request = ExecuteRequest(inputs=dict(inputs), limit=depth)
+    return _last(_steps(wh, plan, _asked_for(wh, plan, request, False, False, skip_cache=True)))
+
+
 def search_documents(
     wh: Warehouse, principal: Principal, namespace: str, request: SearchDocumentsRequest
 ) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from tessera.context import Warehouse
 from tessera.errors import TesseraError
-from tessera.ports import Hit, Page, Search
+from tessera.fusion import fused_hits
+from tessera.ports import Fusion, Hit, Page, Search
 from tessera.retriever_context import context_of, installed, narrowed, read_inputs, stage_params
 from tessera.retriever_features import vector_of
 from tessera.retriever_plan import Plan
@@ -102,7 +103,10 @@ def _run(wh: Warehouse, run: Run, state: _State) -> list[Hit]:
                 raise _Searches(searches)
             return known
 
-        context = replace(context, search=search)
+        def ranked(searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+            return fused_hits(search(searches), fusion)
+
+        context = replace(context, search=search, ranked=ranked)
     context = replace(context, embed=lambda uri, query: _embedded(wh, run, state, uri, query, context))
     hits: list[Hit] | None = None
     results: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from tessera.filters import And, Condition, Filter, parse
 from tessera.models import PayloadIndex
 from tessera.models.retrievers import InputField
 from tessera.plan import effective_indexes, stored_indexes
-from tessera.ports import Hit, Page, PageResult, Search
+from tessera.ports import Fusion, Hit, Page, PageResult, Search
 from tessera.query_vectors import embed, vectors_of, word_query
 from tessera.retriever_definition import Location, collections_named, equipment_of
 from tessera.retriever_features import text_features
@@ -63,6 +63,10 @@ def context_of(
         used(search.filter for search in searches)
         return wh.views.search(namespace_id, searches)
 
+    def ranked(searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        used(search.filter for search in searches)
+        return wh.views.ranked(namespace_id, searches, fusion)
+
     def page(page: Page) -> PageResult:
         used([page.filter])
         return wh.views.page(namespace_id, page)
@@ -72,6 +76,7 @@ def context_of(
         indexes=indexes,
         inputs=inputs,
         search=search,
+        ranked=ranked,
         page=page,
         embed=lambda uri, query: embed(wh, plan, uri, query),
         words=lambda query: word_query(wh, plan, query),

@@ -91,7 +91,7 @@ def available_stages(wh: Warehouse) -> dict[str, Stage]:
     return {
         name: stage
         for name, stage in wh.registry.stages.items()
-        if wh.language is not None or not stage.needs_language
+        if (wh.language is not None or not stage.needs_language) and stage.is_installed()
     }
 
 
@@ -153,14 +153,11 @@ def checked_stages(
             continue
         stages.append(stage)
         before = [earlier["stage_name"] for earlier in stages[:-1]]
+        kind = wh.registry.stages[stage["config"]["stage_id"]]
         problems += _reference_problems(
-            stage["parameters"],
-            fields if declared else None,
-            before,
-            index,
-            wh.registry.stages[stage["config"]["stage_id"]],
+            stage["parameters"], fields if declared else None, before, index, kind
         )
-        for path, searching in _searches_in(stage["config"]["stage_id"], stage["parameters"]):
+        for path, searching in kind.searches_in(stage["parameters"]):
             if not wrong:
                 problems += _feature_problems(
                     wh, place, searching, ("body", "stages", index, "parameters", *path)
@@ -210,17 +207,6 @@ def _reference_problems(
     return problems
 
 
-def _searches_in(
-    stage_id: str, parameters: Mapping[str, Any]
-) -> Iterator[tuple[Location, Mapping[str, Any]]]:
-    """Yield where a stage holds the parameters of a feature_search, and these."""
-    if stage_id == "feature_search":
-        yield (), parameters
-    inner = parameters.get("feature_search_config")
-    if stage_id == "query_expand" and isinstance(inner, Mapping):
-        yield ("feature_search_config",), inner
-
-
 def _feature_problems(
     wh: Warehouse, place: RowMapping, parameters: Mapping[str, Any], location: Location
 ) -> list[Problem]:
@@ -251,6 +237,7 @@ def _feature_problems(
 
 def join_problems(
     connection: Connection,
+    wh: Warehouse,
     namespace_id: str,
     raw_stages: Sequence[Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
@@ -263,32 +250,36 @@ def join_problems(
     if len(stages) != len(raw_stages):
         return []  # one of them is unknown: told, and the numbers of the others are not theirs any more
     problems: list[Problem] = []
-    for index, stage in enumerate(stages):
-        for path, named in _collections_in(stage["config"]["stage_id"], stage["parameters"]):
-            location = ("body", "stages", index, "parameters", *path)
-            searches = path[-1] == "collection_identifiers"
-            _, unknown = collections_named(connection, namespace_id, named, own if searches else None)
-            problems += [
-                replace(problem, location=location, message=f"{path[-1]}: {problem.message}")
-                for problem in unknown
-            ]
-            if searches and any(map(templates.is_template, named)):
+
+    def check(location: Location, named: Sequence[str], among: Sequence[str] | None) -> None:
+        _, unknown = collections_named(connection, namespace_id, named, among)
+        problems.extend(
+            replace(problem, location=location, message=f"{location[-1]}: {problem.message}")
+            for problem in unknown
+        )
+
+    for index, spec in enumerate(stages):
+        stage, parameters = wh.registry.stages[spec["config"]["stage_id"]], spec["parameters"]
+        here: Location = ("body", "stages", index, "parameters")
+        for key in stage.names_collections:
+            if isinstance(parameters.get(key), str):
+                check((*here, key), [parameters[key]], None)
+        for path, named in _narrowing(stage, parameters):
+            check((*here, *path), named, own)
+            if any(map(templates.is_template, named)):
                 problems.append(
-                    Problem(location, "Collections are written out, not taken from inputs.", "template")
+                    Problem((*here, *path), "Collections are written out, not taken from inputs.", "template")
                 )
-        taxonomy = stage["parameters"].get("taxonomy_id")
-        if stage["config"]["stage_id"] == "taxonomy_enrich" and isinstance(taxonomy, str):
-            problems += _taxonomy_problems(connection, namespace_id, taxonomy, index)
+        for key in stage.names_taxonomies:
+            if isinstance(parameters.get(key), str):
+                problems += _taxonomy_problems(connection, namespace_id, parameters[key], (*here, key))
     return problems
 
 
-def _collections_in(stage_id: str, parameters: Mapping[str, Any]) -> Iterator[tuple[Location, list[str]]]:
-    """Yield where parameters name collections, and their ids or names."""
-    for key in ("target_collection_id", "reference_collection_id"):
-        if stage_id in ("document_enrich", "cross_compare") and isinstance(parameters.get(key), str):
-            yield (key,), [parameters[key]]
+def _narrowing(stage: Stage, parameters: Mapping[str, Any]) -> Iterator[tuple[Location, list[str]]]:
+    """Yield where searches name the collections that they read, and their ids or names."""
     places: list[tuple[Location, Any]] = []
-    for path, searching in _searches_in(stage_id, parameters):
+    for path, searching in stage.searches_in(parameters):
         searches = searching.get("searches")
         places.append((path, searching))
         places += [
@@ -302,7 +293,7 @@ def _collections_in(stage_id: str, parameters: Mapping[str, Any]) -> Iterator[tu
 
 
 def _taxonomy_problems(
-    connection: Connection, namespace_id: str, identifier: str, index: int
+    connection: Connection, namespace_id: str, identifier: str, location: Location
 ) -> list[Problem]:
     known = connection.execute(
         sa.select(taxonomies.c.taxonomy_id).where(
@@ -314,7 +305,7 @@ def _taxonomy_problems(
         return []
     return [
         Problem(
-            ("body", "stages", index, "parameters", "taxonomy_id"),
+            location,
             f"Taxonomy {quote(identifier)} was not found in this namespace. POST /v1/taxonomies/list lists them.",
             "not_found",
             400,
@@ -356,7 +347,10 @@ def secret_problems(
 def name_problems(name: str) -> list[Problem]:
     """Return what is wrong with a name for a retriever."""
     return names.check(
-        name, ("body", "retriever_name"), id_prefix="ret", reserved=("list", "execute", "stages")
+        name,
+        ("body", "retriever_name"),
+        id_prefix="ret",
+        reserved=("list", "execute", "stages", "evaluations"),
     )
 
 

@@ -102,7 +102,7 @@ def adhoc_plan(wh: Warehouse, principal: Principal, namespace: str, request: Adh
             wh, place, request.stages, request.input_schema, declared=False
         )
         found, unknown = collections_named(connection, place["namespace_id"], wanted)
-        problems += join_problems(connection, place["namespace_id"], request.stages, stages, found)
+        problems += join_problems(connection, wh, place["namespace_id"], request.stages, stages, found)
         problems += secret_problems(connection, wh, principal, stages)
         raise_problems(problems + unknown)
         if not wanted:

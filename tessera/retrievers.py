@@ -48,7 +48,7 @@ def create(
         )
         problems += secret_problems(connection, wh, principal, stages)
         found, unknown = collections_named(connection, namespace_id, request.collection_identifiers)
-        problems += join_problems(connection, namespace_id, request.stages, stages, found)
+        problems += join_problems(connection, wh, namespace_id, request.stages, stages, found)
         problems += unknown + name_problems(retriever_name)
         taken = connection.execute(
             sa.select(retrievers.c.retriever_id).where(

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from tessera.context import Principal, Warehouse
-from tessera.db.engine import now
+from tessera.db.engine import insert_or_add, now
 from tessera.db.tables import api_keys, usage_counts
 from tessera.errors import NotFoundError
 from tessera.models.organizations import EndpointUsage, UsageCount, UsageResponse
@@ -68,7 +67,11 @@ class Usage:
             }
             for (key_id, hour, endpoint, organization_id, name), (requests, errors, ms) in counts.items()
         ]
-        self._db.later(lambda connection: _add(connection, rows))
+        self._db.later(
+            lambda connection: insert_or_add(
+                connection, usage_counts, rows, sums=("requests", "errors", "duration_ms")
+            )
+        )
 
     def close(self) -> None:
         """Write what is left."""
@@ -180,20 +183,3 @@ def _check_key(wh: Warehouse, principal: Principal, key_id: str) -> None:
         ).first()
     if found is None:
         raise NotFoundError("key", key_id)
-
-
-def _add(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(usage_counts)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["key_id", "hour", "endpoint"],
-            set_={
-                name: usage_counts.c[name] + statement.excluded[name]
-                for name in ("requests", "errors", "duration_ms")
-            },
-        ),
-        rows,
-    )

@@ -34,6 +34,7 @@ from tessera.models import PayloadIndex
 from tessera.ports import (
     DenseVector,
     Entry,
+    Fusion,
     Hit,
     IndexReport,
     Mark,
@@ -198,10 +199,14 @@ class Views:
         state = self._state(namespace_id)
         if state.ready and seq is not None and state.applied >= seq:
             return state.mark
+        ahead = None if seq is None else self._apply_ahead(namespace_id, state, seq)
         with self._attending(namespace_id, state, patience_s):
             for _ in range(3):
                 try:
                     self._make_ready(namespace_id, state)
+                    if ahead is not None and ahead[0] == state.openings and state.applied < ahead[1].seq:
+                        state.mark = ahead[1]
+                        self._dirty.add(namespace_id)
                     target = self._head(namespace_id) if seq is None else seq
                     self._catch_up(namespace_id, state, target)
                     state.behind = False
@@ -220,11 +225,37 @@ class Views:
                 "The namespace's index could not be brought up to date; try again.", retry_after_s=2
             )
 
+    def _apply_ahead(self, namespace_id: str, state: _Open, seq: int) -> tuple[int, Mark] | None:
+        """Have the engine go on with artifact `seq` once it has the entry before, for which another thread waits.
+
+        From that one's answer to the next one's request the engine would stand still, for 3 to 15 ms of the 35 that a
+        thousand documents take it. Returns which opening of the view took it, and the mark. Whatever goes wrong is
+        met again, and treated, where entries are applied in their order.
+        """
+        view, openings = state.view, state.openings
+        if view is None or not state.ready or state.applied >= seq - 1:
+            return None
+        try:
+            with self._db.read() as connection:
+                entries = log.read(
+                    connection, namespace_id, after=seq - 1, limit=1, local_path=self._blobs.path
+                )
+            if len(entries) != 1 or entries[0].seq != seq or entries[0].artifact_path is None:
+                return None
+            mark = self._vectors.apply_next(view, entries[0])
+        except Exception:  # noqa: BLE001  see above
+            return None
+        return None if mark is None else (openings, mark)
+
     # --- reading -----------------------------------------------------------------------------------
 
     def search(self, namespace_id: str, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer `searches` together."""
         return self._reading(namespace_id, lambda view: self._vectors.search(view, searches))
+
+    def ranked(self, namespace_id: str, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """Answer `searches` as one ranking."""
+        return self._reading(namespace_id, lambda view: self._vectors.ranked(view, searches, fusion))
 
     def page(self, namespace_id: str, page: Page) -> PageResult:
         """List documents, exactly."""

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from tessera.cli.connection import connected
 from tessera.cli.options import add_data
-from tessera.cli.terminal import EXIT_FAILED, EXIT_OK, EXIT_USAGE, CommandError, print_table
+from tessera.cli.terminal import EXIT_FAILED, EXIT_OK, EXIT_USAGE, CommandError, counted, note, print_table
 from tessera.cli.watch import follow
 
 
@@ -44,4 +44,12 @@ def _erase(options: argparse.Namespace) -> int:
         (task,) = follow(api, [task["task_id"]])
     report = task["additional_data"]["report"]
     print_table([(name, str(value)) for name, value in report.items() if name != "keys"])
+    unknown = report["documents_unknown" if options.document else "objects_unknown"]
+    if unknown:
+        note(
+            f"Namespace {options.namespace} knows nothing of {counted(unknown, 'id')} of these, now or before. "
+            f"`tessera search WORDS -n {options.namespace} --json` and the API's lists show ids."
+        )
+    if not report["documents"] and not report["objects"]:
+        raise CommandError("nothing was erased.")
     return EXIT_OK if task["status"] == "COMPLETED" else EXIT_FAILED

@@ -49,7 +49,7 @@ PREFERRED = (
 _SENDERS = 4
 _PIECE_BYTES = 2**20
 #: Objects of one batch.
-_BATCH = 10_000
+BATCH = 10_000
 
 
 @dataclass(slots=True)
@@ -396,8 +396,8 @@ def process(
     batches = []
     for kind, collection in sorted(collections.items()):
         ids = [object_id for object_id, (of_kind, _) in objects.items() if of_kind == kind]
-        for start in range(0, len(ids), _BATCH):
-            body = {"object_ids": ids[start : start + _BATCH], "collection_ids": [collection]}
+        for start in range(0, len(ids), BATCH):
+            body = {"object_ids": ids[start : start + BATCH], "collection_ids": [collection]}
             batch = api.call("POST", f"/buckets/{bucket}/batches", body)["batch_id"]
             task = api.call("POST", f"/buckets/{bucket}/batches/{batch}/submit", {})
             report.tasks.append(task["task_id"])

@@ -84,7 +84,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.calibrate:
         _calibrate(options, files, measures, places, extractors, namespace)
     with connected(options, options.namespace if namespace is not None else None) as api:
-        answer = api.call("POST", "/batches/plan", {"groups": _groups(files, measures, places)})
+        answer = api.call("POST", "/batches/plan", {"groups": groups_of(files, measures, places)})
     answer["left_out"] = [{"path": path, "why": why} for path, why in (*left_out, *unreadable)]
     if options.json:
         print(json.dumps(answer, indent=2))
@@ -117,10 +117,10 @@ def _measured(options: argparse.Namespace, files: Sequence[File]) -> list[Measur
     return found
 
 
-def _groups(
+def groups_of(
     files: Sequence[File], measures: Sequence[Measure | None], places: Mapping[str, Place]
 ) -> list[dict[str, Any]]:
-    """Return the groups of a plan: the files of each kind, as `tessera ingest` makes a batch of them."""
+    """Return the groups of a plan: the files of each kind, cut as `tessera ingest` makes batches of them."""
     from tessera.measures import AMOUNTS
 
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -139,9 +139,10 @@ def _groups(
         {
             "feature_extractor_name": places[kind].extractor,
             "version": places[kind].version,
-            "sources": sources,
+            "sources": sources[start : start + ingest.BATCH],
         }
         for kind, sources in sorted(groups.items())
+        for start in range(0, len(sources), ingest.BATCH)
     ]
 
 

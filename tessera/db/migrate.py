@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tessera.db.engine import Database
 
 #: The newest revision in ``migrations/versions``.
-HEAD = "0020_v0.5.0"
+HEAD = "0021_v0.5.0"
 
 #: Any constant: replicas that start together on one PostgreSQL migrate one after the other.
 _ADVISORY_LOCK = 0x7E55E7A

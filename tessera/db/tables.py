@@ -679,10 +679,111 @@ cluster_runs = Table(
     Column("error", String),
     Column("created_at", String, nullable=False),
     Column("completed_at", String),
+    #: What began it, if that was a trigger; it may be gone.
+    Column("trigger_id", String),
     Index("ix_cluster_runs_list", "cluster_id", "created_at"),
     Index("ix_cluster_runs_due", "status", "created_at"),
     Index("ix_cluster_runs_namespace", "namespace_id"),
+    Index("ix_cluster_runs_trigger", "trigger_id", "created_at"),
     ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], ondelete="CASCADE"),
+)
+
+#: What executes clusters by itself. One that is active and whose `due_at` has come begins an execution.
+cluster_triggers = Table(
+    "cluster_triggers",
+    metadata,
+    Column("trigger_id", String, primary_key=True),
+    Column("cluster_id", String, nullable=False),
+    Column("namespace_id", String, nullable=False),
+    #: cron, interval or event
+    Column("trigger_type", String, nullable=False),
+    Column("schedule", JSON, nullable=False),
+    Column("description", String),
+    #: active, paused, disabled or failed
+    Column("status", String, nullable=False),
+    #: When it fires next; null while an event waits for more documents, and while it is not active.
+    Column("due_at", String),
+    #: Of an event: of which collection what is counted, from how many on it fires, and how many there are.
+    Column("collection_id", String),
+    Column("event_type", String),
+    Column("event_threshold", Integer),
+    Column("event_counter", Integer, nullable=False, default=0),
+    Column("cooldown_until", String),
+    Column("last_cooldown_at", String),
+    Column("last_triggered_at", String),
+    Column("last_task_id", String),
+    Column("last_status", String),
+    Column("last_error", String),
+    #: How often it fired, and how many of its executions failed since the last that did not.
+    Column("executions", Integer, nullable=False, default=0),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("created_by", String),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Index("ix_cluster_triggers_due", "status", "due_at"),
+    Index("ix_cluster_triggers_list", "namespace_id", "created_at"),
+    Index("ix_cluster_triggers_cluster", "cluster_id"),
+    Index("ix_cluster_triggers_collection", "collection_id"),
+    ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], ondelete="CASCADE"),
+)
+
+#: Queries with the documents that answer them: [{query_id, query_input, relevant_documents, relevance_scores}]
+evaluation_datasets = Table(
+    "evaluation_datasets",
+    metadata,
+    Column("dataset_id", String, primary_key=True),
+    Column("namespace_id", String, nullable=False),
+    Column("dataset_name", String, nullable=False),
+    Column("description", String),
+    Column("queries", JSON, nullable=False),
+    Column("metadata", JSON),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    UniqueConstraint("namespace_id", "dataset_name"),
+    _in_namespace(),
+)
+
+#: Runs of a retriever over a dataset. `status` is pending, in_progress, completed or failed.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("evaluation_id", String, primary_key=True),
+    Column("retriever_id", String, nullable=False),
+    Column("namespace_id", String, nullable=False),
+    Column("organization_id", String, nullable=False),
+    Column("dataset_id", String, nullable=False),
+    Column("dataset_name", String, nullable=False),
+    #: {k_values, metrics}
+    Column("config", JSON, nullable=False),
+    Column("status", String, nullable=False),
+    Column("task_id", String, nullable=False),
+    Column("query_count", Integer, nullable=False),
+    Column("evaluated", Integer, nullable=False, default=0),
+    Column("skipped", Integer, nullable=False, default=0),
+    #: What was tried since the last query that came to an end.
+    Column("tries", Integer, nullable=False, default=0),
+    #: {k: {metric: mean}}
+    Column("metrics_by_k", JSON),
+    Column("error", String),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Column("completed_at", String),
+    Index("ix_evaluations_list", "retriever_id", "created_at"),
+    Index("ix_evaluations_due", "status", "updated_at"),
+    ForeignKeyConstraint(["retriever_id"], ["retrievers.retriever_id"], ondelete="CASCADE"),
+)
+
+#: What came of each query of an evaluation; one with an `error` was skipped.
+evaluation_queries = Table(
+    "evaluation_queries",
+    metadata,
+    Column("evaluation_id", String, primary_key=True),
+    Column("query_id", String, primary_key=True),
+    Column("place", Integer, nullable=False),
+    Column("retrieved", JSON),
+    Column("metrics_by_k", JSON),
+    Column("error", String),
+    ForeignKeyConstraint(["evaluation_id"], ["evaluations.evaluation_id"], ondelete="CASCADE"),
 )
 
 #: Namespaces that are being removed: what is still to be wiped, so that a kill in the middle is resumed.

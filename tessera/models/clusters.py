@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from tessera.models.base import JsonObject, Model
 
@@ -188,11 +188,30 @@ class SourceEnrichmentConfig(Model):
 
 
 class LlmLabeling(Model):
-    """Labels by a language model: not available; labels are terms."""
+    """Labels by the language model of the settings, instead of terms. `provider` has no effect: there is one endpoint.
 
-    model_config = ConfigDict(extra="allow")
+    A `model_name` that the operator does not offer stands for the model of the server. `custom_prompt` replaces what
+    the model is asked, `labeling_context` tells it what the documents are.
+    """
 
     enabled: bool = False
+    provider: str | None = Field(None, max_length=100)
+    model_name: str | None = Field(None, max_length=200)
+    include_summary: bool = True
+    include_keywords: bool = True
+    max_samples_per_cluster: int = Field(10, ge=1, le=20)
+    sample_text_max_length: int = Field(200, ge=50, le=500)
+    custom_prompt: str | None = Field(None, min_length=1, max_length=10_000)
+    labeling_context: str | None = Field(None, max_length=2000)
+    labeling_inputs: JsonObject | None = Field(None, description="Not available: labels are made of texts.")
+    response_shape: Any = Field(None, description="Not available: a label, a summary and keywords.")
+    candidate_labels: Any = Field(None, description="Not available: name them in custom_prompt.")
+
+    @field_validator("max_samples_per_cluster", "sample_text_max_length", mode="before")
+    @classmethod
+    def _default(cls, value: Any, info: ValidationInfo) -> Any:
+        # One release of the official client sends null for the default.
+        return cls.model_fields[str(info.field_name)].default if value is None else value
 
 
 class CreateClusterRequest(Model):

@@ -48,6 +48,7 @@ class TaskType(StrEnum):
     #: One tier of a batch that has several.
     FEATURE_EXTRACTOR_RUN = "engine_feature_extractor_run"
     CLUSTER_BUILD = "engine_cluster_build"
+    EVALUATIONS_RUN = "api_evaluations_run"
 
 
 class TaskProgress(Model):

@@ -11,7 +11,6 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -21,10 +20,10 @@ from pydantic import Field, field_validator, model_validator
 from tessera import fetching, templates
 from tessera.errors import BadRequestError, Problem, ProcessingError, TesseraError, quote
 from tessera.fetching import FetchError, Windows
-from tessera.filters import matches, parse
 from tessera.ports import HIDDEN_FIELDS, Hit
 from tessera.stages.asking import Secrets, document_problems
 from tessera.stages.base import (
+    Equipment,
     FieldPath,
     FieldPaths,
     Stage,
@@ -32,10 +31,11 @@ from tessera.stages.base import (
     StageParams,
     collected,
     filter_problems,
+    let_through,
     tree_at,
     with_tree_at,
 )
-from tessera.stages.outside import ON_ERROR, OnError, output_path, settle, unfit
+from tessera.stages.outside import ON_ERROR, OnError, at_once, output_path, settle, unfit
 
 #: Most requests of one stage in one execution, and most bytes of all their answers together.
 MAX_CALLS = 500
@@ -207,11 +207,14 @@ class ApiCall(Stage):
                 problems.append(Problem((*location, "url"), _not_allowed(host), "not_allowed"))
         return problems
 
+    def asks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return the server at the URL."""
+        return "another server"
+
     def run(self, hits: list[Hit] | None, params: ApiCallParams, context: StageContext) -> list[Hit]:
         """Return the hits in their order, each with what was answered at `output_field`; ids and scores stay."""
         found = collected(hits, context)
-        when = parse(params.when, inputs=context.inputs, location=("when",)) if params.when else None
-        chosen = [n for n, hit in enumerate(found) if when is None or matches(when, hit.payload)]
+        chosen = let_through(params.when, found, context)
         calls = 1 if params.mode == "batch" else len(chosen)
         if calls > MAX_CALLS:
             raise BadRequestError(
@@ -265,14 +268,7 @@ class _Caller:
             except (FetchError, ProcessingError) as error:
                 errors[number] = error
 
-        with ThreadPoolExecutor(min(self._params.max_concurrency, len(hits))) as pool:
-            futures = [pool.submit(ask, number) for number in range(len(hits))]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+        at_once(ask, range(len(hits)), self._params.max_concurrency)
         return values, errors
 
     def _one(self, hit: Hit) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from tessera.language import LanguageError, LanguageModel, Prompt
 from tessera.ports import HIDDEN_FIELDS, Hit, Payload
 from tessera.stages.base import Stage, StageContext, StageParams, tree_at
 from tessera.stages.deduplicate import text_of
-from tessera.stages.outside import ON_ERROR, OnError, unfit
+from tessera.stages.outside import ON_ERROR, OnError, at_once, unfit
 
 #: Most hits that one stage asks about: each costs a part of a call.
 MAX_ASKED = 1000
@@ -185,7 +184,7 @@ def ask_about(
     is asked again document by document. Raises `BudgetSpent`; calls and tokens are noted in the context's `work`.
     """
     model = _begin(params, context)
-    schema = _results_of(item)
+    schema = results_of(item)
     task = f"{task}\n\nReply with one result for each document of `data`, under its `id`."
     answers = Answers({}, {})
     work, lock = context.work, threading.Lock()
@@ -208,7 +207,7 @@ def ask_about(
             return
         with lock:
             work.count(reply.calls, reply.tokens)
-        found = _by_id(reply.value)
+        found = by_id(reply.value)
         for number in numbers:
             value = found.get(number + 1)
             why = "has no answer of the form that was asked for"
@@ -221,14 +220,7 @@ def ask_about(
             answers.errors[number] = LanguageError("unreadable", f"The language model's reply {why}.")
 
     batches = list(_batches(documents, batch_size, model.max_prompt_chars - len(task) - 2000))
-    with ThreadPoolExecutor(min(params.max_concurrency, model.concurrency, len(batches) or 1)) as pool:
-        futures = [pool.submit(ask, batch) for batch in batches]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    at_once(ask, batches, min(params.max_concurrency, model.concurrency))
     return answers
 
 
@@ -257,7 +249,8 @@ def field_value(payload: Payload, path: str) -> Any:
     return shown_text(payload, "content") if value is None and path == "content" else value
 
 
-def _by_id(value: Any) -> dict[int, Any]:
+def by_id(value: Any) -> dict[int, Any]:
+    """Return the answers in a reply of the form of `results_of`, by the id that each has."""
     results = value.get("results") if isinstance(value, Mapping) else None
     if not isinstance(results, list):
         return {}
@@ -276,7 +269,7 @@ def _begin(params: LanguageParams, context: StageContext) -> LanguageModel:
     return model
 
 
-def _results_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
+def results_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the JSON schema of a reply that holds an answer, of schema `item`, for each document."""
     result = {
         "type": "object",

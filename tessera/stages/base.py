@@ -7,7 +7,7 @@ finds it. A stage reaches the namespace only through the `StageContext` it is gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -18,11 +18,11 @@ from tessera import templates
 from tessera.budget import Budget
 from tessera.enrichment import Verdict
 from tessera.errors import BadRequestError, Problem, TesseraError, ValidationError, quote
-from tessera.filters import And, Filter, is_path, parse, values_at
+from tessera.filters import And, Filter, is_path, parse, predicate, values_at
 from tessera.language import NOT_SET
 from tessera.models import PayloadIndex
 from tessera.models.taxonomies import EnrichmentStyle
-from tessera.ports import HIDDEN_FIELDS, Hit, Page, PageResult, Payload, Search, Vector
+from tessera.ports import HIDDEN_FIELDS, Fusion, Hit, Page, PageResult, Payload, Search, Vector
 
 if TYPE_CHECKING:
     from tessera.fetching import Fetcher
@@ -44,7 +44,9 @@ ORIGIN_FIELDS = frozenset(
 
 
 #: What a place says of itself, and what stages say of hits: no text of the document.
-ADDED_FIELDS = frozenset({"locator", "merged", "llm_filter", "query_expand"})
+ADDED_FIELDS = frozenset(
+    {"locator", "merged", "llm_filter", "query_expand", "cluster_id", "cluster_label", "cluster_score"}
+)
 
 
 def _readable(path: str) -> str:
@@ -162,7 +164,8 @@ def _nothing_learned(
 class StageContext:
     """What a stage may use.
 
-    `within` limits every read to the retriever's collections (and the request's filters). `embed` turns
+    `within` limits every read to the retriever's collections (and the request's filters). `search` answers
+    searches each by itself, `ranked` as one ranking, whose hits have `signals`. `embed` turns
     a feature URI and an input into a vector, `words` an input into a search of the keyword index;
     `text_features` lists the URIs of the vectors that take a text query.
     `collection` gives the filter that limits a read to another collection of the namespace, by its id or name.
@@ -178,6 +181,7 @@ class StageContext:
     indexes: Mapping[str, PayloadIndex]
     inputs: Mapping[str, Any]
     search: Callable[[Sequence[Search]], list[list[Hit]]]
+    ranked: Callable[[Sequence[Search], Fusion], list[Hit]]
     page: Callable[[Page], PageResult]
     embed: Callable[[str, QueryInput], QueryVector]
     words: Callable[[QueryInput], QueryVector]
@@ -217,6 +221,10 @@ class Stage(ABC):
     is_repeatable: ClassVar[bool] = True
     #: Whether the stage is there only where a language model is.
     needs_language: ClassVar[bool] = False
+    #: Parameters that name a collection of the namespace, beside those that the retriever reads.
+    names_collections: ClassVar[tuple[str, ...]] = ()
+    #: Parameters that name a taxonomy of the namespace.
+    names_taxonomies: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def run(self, hits: list[Hit] | None, params: Any, context: StageContext) -> list[Hit]:
@@ -242,11 +250,25 @@ class Stage(ABC):
         """Return the names of the secrets that `parameters` refer to."""
         return {path[0] for root, path in templates.references(parameters) if root == "SECRET"}
 
+    def is_installed(self) -> bool:
+        """Say whether the library is there that the stage stands on; without it, it is not listed."""
+        return True
+
+    def searches_in(
+        self, parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+        """Yield where `parameters` hold those of a feature_search, and these."""
+        yield from ()
+
     def lacks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
         """Return why this server cannot run the stage with `parameters`, and what would help; None when it can."""
         if self.needs_language and equipment.language is None:
             return f"{self.stage_id} needs a language model, and {NOT_SET}."
         return None
+
+    def asks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return whom a run asks, so that its time is no matter of documents alone; None when it asks nobody."""
+        return "a language model" if self.needs_language else None
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return `parameters` in this stage's own form; older and shorter spellings are translated here."""
@@ -306,6 +328,18 @@ def number_at(payload: Payload, path: str) -> float | None:
     """Return the first value at `path` if it is a number (a boolean is none), else None."""
     value = first_value(payload, path)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def let_through(when: Mapping[str, Any] | None, hits: Sequence[Hit], context: StageContext) -> list[int]:
+    """Return the numbers of the hits that a stage's `when` lets through, all without one.
+
+    Its conditions mean what they mean in a search: one on words goes by the namespace's text index.
+    """
+    wanted = parse(when, inputs=context.inputs, location=("when",)) if when else None
+    if wanted is None:
+        return list(range(len(hits)))
+    passes = predicate(wanted, context.indexes)
+    return [number for number, hit in enumerate(hits) if passes(hit.payload)]
 
 
 def filter_problems(raw: Any, location: tuple[str | int, ...]) -> list[Problem]:

@@ -134,6 +134,7 @@ class CrossCompare(Stage):
         "source_field": "text",
         "reference_field": "text",
     }
+    names_collections = ("reference_collection_id",)
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return a problem for a collection that an input would choose, and for looks without a feature."""

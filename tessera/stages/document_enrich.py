@@ -72,6 +72,7 @@ class DocumentEnrich(Stage):
         "source_field": "metadata.sku",
         "target_field": "sku",
     }
+    names_collections = ("target_collection_id",)
 
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Write the collection under its first name."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from tessera import locators
 from tessera.errors import BadRequestError, Problem, ValidationError
 from tessera.filters import And, Condition, Filter, Or, parse
-from tessera.ports import Hit, Search
+from tessera.ports import Fusion, Hit, Part, Search
 from tessera.stages.base import (
     FieldPath,
     QueryInput,
@@ -25,8 +25,8 @@ from tessera.stages.base import (
     first_value,
 )
 from tessera.stages.facets import Facet, count_facets
-from tessera.stages.fusion import SCALED, Fusion, LearningConfig, fuse, scaled, weights_for, weights_told
 from tessera.stages.group_by import group_key
+from tessera.stages.learning import FusionWord, LearningConfig, weights_for, weights_told
 
 #: How an input of the API is spelled, and what kind of query it is.
 _INPUT_KINDS = {
@@ -115,7 +115,7 @@ class FeatureSearchParams(StageParams):
 
     searches: list[SearchParams] = Field(min_length=1, max_length=16)
     final_top_k: int = Field(25, ge=1, le=10_000)
-    fusion: Fusion = "rrf"
+    fusion: FusionWord = "rrf"
     learning_config: LearningConfig | None = Field(
         None, description="With fusion `learned`: from which interactions, and from how many."
     )
@@ -180,6 +180,12 @@ class FeatureSearch(Stage):
             out["final_top_k"] = limit
         return out | {name: parameters[name] for name in _STAGE_KEYS if name in parameters}
 
+    def searches_in(
+        self, parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+        """Yield the parameters themselves."""
+        yield (), parameters
+
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return what is wrong with the searches' filters, and a problem for each that has no query."""
         searches = parameters.get("searches")
@@ -241,21 +247,12 @@ class FeatureSearch(Stage):
         return [weights_told(work.metadata["fusion"])]
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a search of the engine was asked for by: its name in `signals`, and what the fusion makes of it."""
-
-    name: str
-    weight: float
-    min_score: float | None
-
-
 def _searches(
     params: FeatureSearchParams, within: Filter, context: StageContext
-) -> tuple[list[Search], list[_Asked]]:
+) -> tuple[list[Search], list[Part]]:
     """Return the searches of the engine; those that are empty and may be are left out, or choose without a query."""
     searches: list[Search] = []
-    asked: list[_Asked] = []
+    asked: list[Part] = []
     for number, wanted in enumerate(params.searches):
         if _is_empty(wanted.query) and wanted.on_empty == "skip":
             continue
@@ -274,7 +271,7 @@ def _searches(
                 Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter, text=vector.text)
             )
             name = _named(uri, number, [each.name for each in asked])
-            asked.append(_Asked(name, wanted.weight, wanted.min_score))
+            asked.append(Part(name, wanted.weight, wanted.min_score))
     if not searches:
         raise BadRequestError(
             "Every search of feature_search is empty and says on_empty skip: give one of them a query."
@@ -288,47 +285,18 @@ def _named(uri: str, number: int, before: Sequence[str]) -> str:
 
 
 def _ranked(
-    searches: Sequence[Search], asked: Sequence[_Asked], params: FeatureSearchParams, context: StageContext
+    searches: Sequence[Search], asked: Sequence[Part], params: FeatureSearchParams, context: StageContext
 ) -> list[Hit]:
     """Return what the searches find, fused, each hit with its signals; without groups the first `final_top_k`."""
     most = params.final_top_k if params.group_by is None else None
-    kept = [
-        ranking
-        if each.min_score is None
-        else [hit for hit in ranking if (hit.score or 0.0) >= each.min_score]
-        for ranking, each in zip(context.search(searches), asked, strict=True)
-    ]
-    method = "weighted" if params.fusion == "learned" else params.fusion
-    # Of the hundreds of hits that are fused only those are touched that are handed on.
-    found = (
-        kept[0][:most] if len(kept) == 1 else fuse(kept, [each.weight for each in asked], method, most=most)
-    )
-    told = ("rank", "score", SCALED) if params.fusion == "learned" and len(kept) > 1 else ("rank", "score")
-    places = [
-        {
-            hit.document_id: (rank, hit.score, share)
-            for rank, (hit, share) in enumerate(zip(ranking, scaled(ranking, method), strict=True), 1)
-        }
-        if SCALED in told
-        else {hit.document_id: (rank, hit.score) for rank, hit in enumerate(ranking, 1)}
-        for ranking in kept
-    ]
-    nowhere = (None,) * len(told)
-    return [
-        replace(
-            hit,
-            signals={
-                each.name: dict(zip(told, place.get(hit.document_id, nowhere), strict=True))
-                for each, place in zip(asked, places, strict=True)
-            },
-        )
-        for hit in found
-    ]
+    if params.fusion == "learned":
+        return context.ranked(searches, Fusion(tuple(asked), "weighted", most, with_shares=len(asked) > 1))
+    return context.ranked(searches, Fusion(tuple(asked), params.fusion, most))
 
 
 def _grouped(
     searches: Sequence[Search],
-    asked: Sequence[_Asked],
+    asked: Sequence[Part],
     params: FeatureSearchParams,
     group_by: SearchGroups,
     found: list[Hit],

@@ -10,7 +10,6 @@ from pydantic import AliasChoices, Field, field_validator
 
 from tessera import templates
 from tessera.errors import Problem
-from tessera.filters import Filter, matches, parse
 from tessera.ports import HIDDEN_FIELDS, Hit, Payload
 from tessera.stages.asking import (
     LanguageParams,
@@ -27,6 +26,7 @@ from tessera.stages.base import (
     StageContext,
     collected,
     filter_problems,
+    let_through,
     with_tree_at,
 )
 from tessera.stages.outside import output_path, settle
@@ -76,8 +76,7 @@ class LlmEnrich(LanguageStage):
     def run(self, hits: list[Hit] | None, params: LlmEnrichParams, context: StageContext) -> list[Hit]:
         """Return the hits in their order, each with its answer at `output_field`; ids and scores stay."""
         found = collected(hits, context)
-        when = parse(params.when, inputs=context.inputs, location=("when",)) if params.when else None
-        chosen = [number for number, hit in enumerate(found) if _applies(when, hit)]
+        chosen = let_through(params.when, found, context)
         asked([found[number] for number in chosen])
         if not chosen:
             return found
@@ -111,10 +110,6 @@ class LlmEnrich(LanguageStage):
             elif number in goes_on or number not in chosen:
                 out.append(hit)
         return out
-
-
-def _applies(when: Filter | None, hit: Hit) -> bool:
-    return when is None or matches(when, hit.payload)
 
 
 class _Names(Mapping[str, Any]):

@@ -44,7 +44,7 @@ class Mmr(Stage):
         if not found:
             return []
         stored = context.vectors([hit.document_id for hit in found], params.feature_uri)
-        chosen = choose(found, _of_one_kind(stored), params.lambda_, params.top_n)
+        chosen = choose(found, of_one_kind(stored), params.lambda_, params.top_n)
         return [found[number] for number in chosen]
 
 
@@ -77,7 +77,7 @@ def choose(hits: Sequence[Hit], vectors: Mapping[str, Vector], weight: float, to
     return chosen
 
 
-def _of_one_kind(stored: Mapping[str, Mapping[str, Vector]]) -> dict[str, Vector]:
+def of_one_kind(stored: Mapping[str, Mapping[str, Vector]]) -> dict[str, Vector]:
     """Return each document's vector of the name that most of them have; vectors of two names cannot be compared."""
     counts = Counter(name for named in stored.values() for name in named)
     if not counts:

@@ -6,12 +6,15 @@ signed in answers), and where it does not come a policy says what becomes of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
 
 from tessera.errors import TesseraError, quote
 from tessera.ports import Hit
 from tessera.stages.base import FIRST, ORIGIN_FIELDS, StageContext
+
+_Item = TypeVar("_Item")
 
 #: What happens to a document for which nothing usable came.
 OnError = Literal["skip", "remove", "raise"]
@@ -27,6 +30,20 @@ MAX_CHARS = 200_000
 MAX_OUTPUT_LEVELS = 16
 #: Errors of documents that are named in the statistics.
 _MAX_ERRORS_TOLD = 10
+
+
+def at_once(work: Callable[[_Item], None], items: Sequence[_Item], most: int) -> None:
+    """Do `work` on each of `items`, `most` at once; an error of one is raised, and what has not begun is not done."""
+    if not items:
+        return
+    with ThreadPoolExecutor(min(most, len(items))) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def output_path(path: str | None) -> str | None:

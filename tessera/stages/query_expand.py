@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -16,13 +16,13 @@ from pydantic import AliasChoices, Field, field_validator
 
 from tessera import templates
 from tessera.errors import BadRequestError, Problem
+from tessera.fusion import fuse
 from tessera.language import NOT_SET, LanguageError
 from tessera.ports import Hit, Page
 from tessera.stages.asking import LanguageParams, ask_once, document_problems, key_problems
 from tessera.stages.base import Equipment, Stage, StageContext, Work
 from tessera.stages.deduplicate import text_of
 from tessera.stages.feature_search import FeatureSearch, FeatureSearchParams, text_of_query, with_text
-from tessera.stages.fusion import fuse
 
 #: Documents that stand for the collections when terms are weighed, and words of one text that are counted.
 BACKGROUND_DOCUMENTS = 500
@@ -114,11 +114,24 @@ class QueryExpand(Stage):
             found += FeatureSearch().problems(config, (*location, "feature_search_config"))
         return found
 
+    def searches_in(
+        self, parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+        """Yield the search that gets further forms."""
+        config = parameters.get("feature_search_config")
+        if isinstance(config, Mapping):
+            yield ("feature_search_config",), config
+
     def lacks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
         """Return that there is no language model, where the method asks for one."""
         if parameters.get("method") == "model" and equipment.language is None:
             return f"query_expand with method model needs a language model, and {NOT_SET}."
         return None
+
+    def asks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return the language model, where the method asks it."""
+        method = parameters.get("method") or _method(bool(parameters.get("synonyms")), equipment)
+        return None if method in ("feedback", "synonyms") else "a language model"
 
     def run(self, hits: list[Hit] | None, params: QueryExpandParams, context: StageContext) -> list[Hit]:
         """Return what all forms of the query find, fused; `query_expand` of a hit says which found it, and where.
@@ -134,7 +147,7 @@ class QueryExpand(Stage):
             )
         search = FeatureSearch()
         first = search.run(hits, config, context)
-        method = params.method or _method(params, context)
+        method = params.method or _method(bool(params.synonyms), context.equipment)
         forms = _forms(method, query, first, params, context)
         context.work.metadata |= {"method": method, "queries": [query, *forms]}
         asked = [query, *forms] if params.include_original or not forms else forms
@@ -166,10 +179,10 @@ def _told(hit: Hit, asked: Sequence[str], ranks: Sequence[Mapping[str, int]]) ->
     }
 
 
-def _method(params: QueryExpandParams, context: StageContext) -> str:
-    if params.synonyms:
+def _method(has_synonyms: bool, equipment: Equipment) -> str:
+    if has_synonyms:
         return "synonyms"
-    return "feedback" if context.equipment.language is None else "model"
+    return "feedback" if equipment.language is None else "model"
 
 
 def _forms(

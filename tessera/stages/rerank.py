@@ -76,6 +76,10 @@ class Rerank(Stage):
             return f"rerank: {error.message}"
         return None
 
+    def asks(self, parameters: Mapping[str, Any], equipment: Equipment) -> str | None:
+        """Return the model that reads every text."""
+        return "a cross-encoder"
+
     def run(self, hits: list[Hit] | None, params: RerankParams, context: StageContext) -> list[Hit]:
         """Return the `top_n` best hits, best first; the score is the model's, that of before in `original_score`.
 

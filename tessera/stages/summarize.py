@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -25,13 +26,14 @@ from tessera.stages.asking import (
 from tessera.stages.base import (
     FieldPath,
     StageContext,
+    Work,
     collected,
     common_collection,
     first_value,
     with_tree_at,
 )
 from tessera.stages.group_by import group_key
-from tessera.stages.outside import OnError, output_path, settle, unfit
+from tessera.stages.outside import OnError, at_once, output_path, settle, unfit
 from tessera.stages.rag_prepare import BYTES_PER_TOKEN, tokens_in
 
 #: Most groups, each of which costs a call.
@@ -98,6 +100,8 @@ class Summarize(LanguageStage):
         answer comes is left out, or ends the execution with `on_error` ``raise``.
         """
         found = asked(collected(hits, context))
+        if not found:
+            return []
         groups: dict[bytes, list[Hit]] = {}
         for number, hit in enumerate(found):
             value = first_value(hit.payload, params.group_by) if params.group_by else None
@@ -111,13 +115,23 @@ class Summarize(LanguageStage):
         made: dict[int, Hit] = {}
         errors: dict[int, TesseraError] = {}
         members = list(groups.values())
-        for number, group in enumerate(members):
+        lock = threading.Lock()
+
+        def ask(number: int) -> None:
+            own = replace(context, work=Work())
             try:
-                made[number] = _summary(number, group, params, context)
+                made[number] = _summary(number, members[number], params, own)
             except LanguageError as error:
                 if params.on_error == "raise":
                     raise
                 errors[number] = error
+            finally:
+                with lock:
+                    context.work.count(own.work.llm_calls or 0, own.work.tokens_used or 0)
+                    context.work.metadata |= own.work.metadata
+
+        most = min(params.max_concurrency, language_of(context).concurrency)
+        at_once(ask, range(len(members)), most)
         kept = settle([group[0] for group in members], errors, params.on_error, context)
         if params.mode == "per_document":
             return [made.get(number, members[number][0]) for number in kept]
@@ -125,7 +139,7 @@ class Summarize(LanguageStage):
 
 
 def _summary(number: int, group: Sequence[Hit], params: SummarizeParams, context: StageContext) -> Hit:
-    """Ask for one summary. Raises `LanguageError`."""
+    """Ask for one summary; the context's `work` is its own. Raises `LanguageError`."""
     value = first_value(group[0].payload, params.group_by) if params.group_by else None
     texts = _fitting(group, params, context)
     scope = {
@@ -141,7 +155,6 @@ def _summary(number: int, group: Sequence[Hit], params: SummarizeParams, context
         "documents": [{"index": index + 1, "text": text} for index, text in texts],
     }
     schema = params.output_schema or {"type": "string"}
-    before = context.work.tokens_used or 0
     reply = ask_once(
         task,
         data,
@@ -171,7 +184,7 @@ def _summary(number: int, group: Sequence[Hit], params: SummarizeParams, context
         payload |= {
             "document_count": len(group),
             "documents_used": len(texts),
-            "tokens_used": (context.work.tokens_used or 0) - before,
+            "tokens_used": context.work.tokens_used or 0,
             "model": context.work.metadata["model"],
         }
     return Hit(f"summary_{number}", with_tree_at(payload, params.output_field, text))

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 from tessera import templates
 from tessera.enrichment import SHOWN, Tier, Verdict, enriched
 from tessera.errors import Problem, TesseraError, quote
-from tessera.filters import is_path, matches, parse
+from tessera.filters import is_path
 from tessera.models.taxonomies import EnrichmentField, EnrichmentStyle
 from tessera.ports import HIDDEN_FIELDS, Hit
 from tessera.stages.base import (
@@ -22,6 +22,7 @@ from tessera.stages.base import (
     Wanted,
     collected,
     filter_problems,
+    let_through,
 )
 from tessera.stages.outside import settle
 
@@ -76,6 +77,7 @@ class TaxonomyEnrich(Stage):
     Params = TaxonomyEnrichParams
     cost_tier = "moderate"
     example: ClassVar = {"taxonomy_id": "topics", "top_k": 3}
+    names_taxonomies = ("taxonomy_id",)
     # Another version of the taxonomy is no write to the namespace: what was kept would not show it.
     is_repeatable = False
 
@@ -95,12 +97,7 @@ class TaxonomyEnrich(Stage):
     def run(self, hits: list[Hit] | None, params: TaxonomyEnrichParams, context: StageContext) -> list[Hit]:
         """Return the hits in their order, each with what the taxonomy says of it; ids and scores stay."""
         found = collected(hits, context)
-        wanted = parse(params.when, inputs=context.inputs, location=("when",)) if params.when else None
-        numbers = [
-            number
-            for number, hit in enumerate(found)
-            if wanted is None or matches(wanted, hit.payload, context.indexes)
-        ]
+        numbers = let_through(params.when, found, context)
         asked = Wanted(
             params.top_k, params.min_confidence, params.version, params.hierarchical_enrichment_style
         )

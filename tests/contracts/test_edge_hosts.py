@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qdrant_edge
 
 from tessera import artifact
 from tessera.adapters.qdrant import edge, edge_host
@@ -417,6 +418,32 @@ def _ignore_lost(vectors: EdgeVectors, where: View) -> None:
         vectors.apply(where, [Entry(1, "edit")])
 
 
+def test_an_entry_is_not_applied_ahead_of_the_one_before_it(
+    start: Callable[..., EdgeVectors], tmp_path: Path
+) -> None:
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    first = Entry(1, "edit", upserts=(document(1, k="first"),))
+    second = Entry(2, "edit", upserts=(document(1, k="second"), document(2)))
+    assert vectors.apply_next(where, second) is None
+    assert vectors.count(where) == 0
+    vectors.apply(where, [first])
+    for _ in range(2):  # the second time it has it already
+        mark = vectors.apply_next(where, second)
+        assert mark is not None
+        assert (mark.seq, mark.document_count) == (2, 2)
+    with pytest.raises(QdrantError):  # what it is queued behind fails
+        vectors.apply(where, [Entry(3, "artifact", artifact_path=str(tmp_path / "missing"))])
+    vectors.open(where)
+    assert vectors.apply_next(where, Entry(4, "edit", deletes=(document(2).document_id,))) is None
+    assert [
+        hit.payload.get("k") for hit in vectors.get(where, [document(n).document_id for n in (1, 2)])
+    ] == [
+        "second",
+        None,
+    ]
+
+
 def test_an_artifact_is_counted_back_after_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +462,33 @@ def test_an_artifact_is_counted_back_after_it_was_written(
     monkeypatch.undo()
     finish(opened.live.apply([Entry(1, "artifact", artifact_path=str(path))]))
     assert opened.live.mark().document_count == 300
+    opened.close()
+
+
+def test_searches_that_differ_in_their_vector_alone_are_neighbours_for_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It evaluates the filter of neighbours once; the answers still go to who asked."""
+    opened = edge_host.open_view(view(tmp_path), max_scan_documents=100)
+    some = [document(n, half=n % 2) for n in range(20)]
+    finish(opened.live.apply([Entry(1, "edit", indexes=(index("half", "integer"),), upserts=tuple(some))]))
+    asked: list[list[str]] = []
+    batch = qdrant_edge.QueryBatchRequest
+
+    def noted(requests: list[qdrant_edge.QueryRequest]) -> qdrant_edge.QueryBatchRequest:
+        asked.append([f"{request.limit} {request.filter}" for request in requests])
+        return batch(requests)
+
+    monkeypatch.setattr(qdrant_edge, "QueryBatchRequest", noted)
+    searches = [
+        Search("text", some[n].vectors["text"], limit, Condition("half", "eq", n % 2))
+        for n, limit in ((0, 1), (1, 1), (2, 1), (2, 3), (3, 1), (4, 3))
+    ]
+    found = finish(opened.live.search(searches))
+    assert [hits[0].document_id for hits in found] == [some[n].document_id for n in (0, 1, 2, 2, 3, 4)]
+    (order,) = asked
+    kinds = [kind for kind, _ in itertools.groupby(order)]
+    assert len(kinds) == len(set(kinds)) == 3
     opened.close()
 
 

@@ -49,6 +49,7 @@ def context() -> StageContext:
         "indexes": {},
         "inputs": {},
         "search": nothing,
+        "ranked": nothing,
         "page": lambda _: PageResult(()),
         "embed": nothing,
         "words": nothing,
@@ -75,6 +76,12 @@ def test_a_stage_describes_itself(stage: Stage) -> None:
     named = set(schema["properties"])
     assert (stage.per_document | stage.secret_in) <= named
     assert all(word.isidentifier() for word in stage.words)
+    # What names something of the namespace is looked up when a retriever is made.
+    assert {name for name in named if name.endswith("collection_id")} == set(stage.names_collections)
+    assert {name for name in named if name.endswith("taxonomy_id")} == set(stage.names_taxonomies)
+    holders = [searching for _, searching in stage.searches_in(parameters(stage))]
+    assert all("searches" in searching for searching in holders)
+    assert bool(holders) == bool({"searches", "feature_search_config"} & named)
 
 
 @each

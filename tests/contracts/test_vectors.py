@@ -406,6 +406,59 @@ def test_searches_of_many_threads_are_answered_each_with_its_own(log: Log) -> No
     assert wrong == []
 
 
+def test_filters_that_wait_together_are_answered_each_by_itself(engine: Engine) -> None:
+    """Equal ones are searched in one pass: two views, equal and other filters, limits and queries in any order."""
+    rng = random.Random(7)
+    logs = [Log(engine), Log(engine)]
+    for log in logs:
+        log.index(index("fifth", "integer"), index("name", "keyword"))
+    stored = [
+        [document(1000 * v + n, fifth=n % (5 - v), name=f"N{n % 3}") for n in range(200)] for v in (0, 1)
+    ]
+    for log, documents in zip(logs, stored, strict=True):
+        log.upsert(*documents)
+    filters: list[Filter | None] = [None, *(Condition("fifth", "eq", n) for n in range(5))]
+    filters += [And((Condition("fifth", "eq", n), Condition("name", "ne", "n1"))) for n in range(2)]
+    filters += [
+        Condition("name", "in", ["n0", "N2"]),
+        Condition("plain", "is_null", True),
+        And((And(filters[1:2]),)),
+    ]
+
+    def drawn(v: int) -> tuple[Search, list[str]]:
+        query, limit, filter = rng.randrange(200), rng.choice([1, 5, 5, 300]), rng.choice(filters)
+        search = Search("text", vector(1000 * v + query), limit, filter)
+        passing = [d for d in stored[v] if filter is None or matches(filter, d.payload)]
+        near = {d.document_id: float(_cosine(d.vectors["text"], search.vector)) for d in passing}
+        return search, sorted(near, key=lambda document_id: -near[document_id])[:limit]
+
+    asked = [
+        [[drawn(v) for _ in range(rng.randrange(1, 9))] for _ in range(12)] for v in (0, 1) for _ in (0, 1)
+    ]
+    wrong: list[object] = []
+
+    def ask(number: int) -> None:
+        log = logs[number // 2]
+        for batch in asked[number]:
+            answers = log.vectors.search(log.view, [search for search, _ in batch])
+            wrong.extend(
+                (search.filter, search.limit)
+                for (search, expected), hits in zip(batch, answers, strict=True)
+                if [hit.document_id for hit in hits] != expected
+            )
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def _cosine(one: Any, other: Any) -> Any:
+    return np.dot(one, other) / np.linalg.norm(one) / np.linalg.norm(other)
+
+
 def test_vectors_come_back_on_request(log: Log) -> None:
     log.upsert(document(1))
     ((plain,),) = log.vectors.search(log.view, [Search("text", vector(1), 1)])

@@ -185,6 +185,12 @@ def test_erase_from_the_command_line(server: Server) -> None:
         assert done.returncode == 0, done.stderr
         assert "artifacts_rewritten" in done.stdout and CANARY.decode() not in done.stdout
         assert set(notes.documents()) == set(notes.others)
+        for what in ("--document", "--object"):
+            vain = tessera("erase", notes.place, what, "nope", "--data", server.data)
+            assert vain.returncode == 1, vain.stdout
+            assert "nothing was erased" in vain.stderr and "knows nothing of 1 id" in vain.stderr
+            counted = dict(line.split() for line in vain.stdout.splitlines())
+            assert (counted["documents"], counted["objects"]) == ("0", "0")
         absent = tessera("erase", "no_such_place", "--object", "obj_1", "--data", server.data)
         assert absent.returncode == 4 and "no_such_place" in absent.stderr
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.http.loop import TEXT, Loop
 from tests.http.processes import Server
+from tests.language_endpoint import Endpoint
 
 TEXT_URI = "mixpeek://text_extractor@v1/multilingual_e5_large_instruct_v1"
 TENTS = [
@@ -154,7 +155,11 @@ def test_two_topics_are_found_labelled_and_put_on_a_map(place: Topics) -> None:
     [
         pytest.param("dbscan", {"eps": 0.9, "min_samples": 2}, marks=pytest.mark.slow),
         ("hdbscan", {"min_cluster_size": 3}),
-        ("agglomerative", {"n_clusters": 2, "linkage": "average", "affinity": "cosine"}),
+        pytest.param(
+            "agglomerative",
+            {"n_clusters": 2, "linkage": "average", "affinity": "cosine"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("spectral", {"n_clusters": 2}, marks=pytest.mark.slow),
         pytest.param(
             "gaussian_mixture", {"n_components": 2, "covariance_type": "diag"}, marks=pytest.mark.slow
@@ -188,8 +193,15 @@ def test_documents_with_the_same_values_come_together(place: Topics) -> None:
     run = place.executed(cluster["cluster_id"])
     assert [(each["label"], each["num_members"]) for each in run["centroids"]] == [("tent", 5), ("soup", 4)]
     place.refused(400, "GET", f"/clusters/{cluster['cluster_id']}/visualization")
-    sampled = place.executed(cluster["cluster_id"], {"sample_size": 3})
-    assert sampled["num_points"] == 3
+    path = f"/clusters/{cluster['cluster_id']}/executions"
+    samples = []
+    for _ in range(2):
+        sampled = place.executed(cluster["cluster_id"], {"sample_size": 3})
+        assert sampled["num_points"] == 3
+        samples.append(place.get(f"{path}/{sampled['run_id']}/data")["results"])
+    assert samples[0] == samples[1]
+    listed = place.post("/clusters/list", {"search": cluster["cluster_id"]})["results"]
+    assert listed == [place.get(f"/clusters/{cluster['cluster_id']}")]
 
 
 @pytest.mark.operation("POST", "/v1/clusters/enrich", 200)
@@ -270,7 +282,16 @@ def test_an_execution_is_cancelled_or_had_ended(place: Topics) -> None:
         ({"vector_config": {"multi_feature_strategy": "independent"}}, "create a cluster for each"),
         ({"vector_config": {"multi_feature_strategy": "weighted"}}, "feature_weights"),
         ({"cluster_type": "attribute"}, "attribute_config"),
-        ({"llm_labeling": {"enabled": True}}, "language model"),
+        ({"llm_labeling": {"enabled": True, "response_shape": {"topic": "x"}}}, "response_shape"),
+        ({"llm_labeling": {"enabled": True, "max_samples_per_cluster": 21}}, "max_samples_per_cluster"),
+        (
+            {
+                "cluster_type": "attribute",
+                "attribute_config": {"attributes": ["kind"]},
+                "llm_labeling": {"enabled": True},
+            },
+            "values",
+        ),
         (
             {
                 "source_enrichment_config": {
@@ -312,6 +333,74 @@ def test_another_namespace_sees_none_of_it(place: Topics, fitted: dict[str, Any]
     ):
         other.refused(404, method, path)
     assert other.get("/clusters")["results"] == []
+
+
+def test_a_language_model_names_groups(place: Topics, language_endpoint: Endpoint) -> None:
+    language_endpoint.reset()
+    asked = {"enabled": True, "labeling_context": "Notes of a camp.", "max_samples_per_cluster": None}
+    cluster = place.cluster(llm_labeling=asked)
+    assert cluster["llm_labeling"]["max_samples_per_cluster"] == 10
+    run = place.executed(cluster["cluster_id"])
+    tents, soups = run["centroids"]
+    assert tents["label"].startswith("About ") and "tent" in tents["summary"].lower()
+    assert len(soups["keywords"]) == 3
+    told = run["llm_labeling"]
+    assert (told["model"], told["labelled"], told["llm_calls"], told["error"]) == ("small", 2, 1, None)
+    assert told["tokens_used"] > 0
+    (prompt,) = language_endpoint.prompts
+    assert "Notes of a camp." in prompt["task"]
+    assert [len(each["documents"]) for each in prompt["data"]] == [5, 4]
+    groups = place.get(f"/clusters/{cluster['cluster_id']}/groups")["groups"]
+    assert [each["summary"] for each in groups] == [tents["summary"], soups["summary"]]
+    assert place.get(f"/clusters/{cluster['cluster_id']}")["llm_labeling_errors"] == []
+
+
+def themes(place: Topics, **parameters: Any) -> list[dict[str, Any]]:
+    """Execute a search for everything and group what it finds."""
+    search = {"feature_uri": TEXT_URI, "query": "rain at the camp", "limit": 20}
+    stages = [
+        {"stage_id": "feature_search", "parameters": search},
+        {"stage_id": "cluster", "parameters": parameters},
+    ]
+    asked = {"stages": stages, "collection_identifiers": [place.texts]}
+    return list(place.post("/retrievers/execute", asked)["documents"])
+
+
+def test_hits_are_grouped_while_a_query_waits(place: Topics) -> None:
+    first, second = themes(place, n_clusters=2)
+    assert [each["kind"] for each in first["members"]] == ["tent"] * 5
+    assert [each["kind"] for each in second["members"]] == ["soup"] * 4
+    assert len(first["centroid"]) > 100
+    labelled = themes(place, n_clusters=2, output_mode="labeled", feature_uri=TEXT_URI)
+    assert {(each["cluster_id"], each["kind"]) for each in labelled} == {("cl_0", "tent"), ("cl_1", "soup")}
+    assert all(each["score"] is not None for each in labelled)
+    one_each = themes(place, n_clusters=2, output_mode="representatives")
+    assert [each["kind"] for each in one_each] == ["tent", "soup"]
+    wrong = {"stages": [{"stage_id": "cluster", "parameters": {"feature_uri": "mixpeek://no@v1/thing"}}]}
+    assert "feature" in place.refused(400, "POST", "/retrievers/execute", wrong)
+
+
+def test_the_same_on_a_qdrant_server(server_on_qdrant: Server) -> None:
+    with server_on_qdrant.client() as client:
+        place = topics(client, "topics on a server")
+        # This server has no language model.
+        config = {"feature_uris": [TEXT_URI], "clustering_method": "kmeans"}
+        asked = {"collection_ids": [place.texts], "vector_config": config}
+        refused = place.refused(400, "POST", "/clusters", {**asked, "llm_labeling": {"enabled": True}})
+        assert "TESSERA_LLM_BASE_URL" in refused
+        cluster = place.cluster(enrich_source_collection=True)
+        run = place.executed(cluster["cluster_id"])
+        assert (run["status"], run["num_clusters"], run["num_points"]) == ("completed", 2, 9)
+        of_cluster = {(each["cluster_id"], each["kind"]) for each in place.documents(place.texts)}
+        assert of_cluster == {("cl_0", "tent"), ("cl_1", "soup")}
+        body = {"collection_ids": [place.texts], "attribute_config": {"attributes": ["kind"]}}
+        by_kind = place.post("/clusters", body)["cluster_id"]
+        assert [each["num_members"] for each in place.executed(by_kind)["centroids"]] == [5, 4]
+        chosen = {"field": "cluster_id", "operator": "eq", "value": "cl_1"}
+        again = place.executed(by_kind, {"filters": chosen, "sample_size": 3})
+        assert (again["num_points"], again["num_clusters"]) == (3, 1)
+        assert [len(each["members"]) for each in themes(place, n_clusters=2)] == [5, 4]
+        client.delete(f"/v1/namespaces/{place.namespace_id}").raise_for_status()
 
 
 def test_webhooks_and_the_audit_log_are_told(place: Topics) -> None:
@@ -384,11 +473,27 @@ def test_an_execution_whose_server_was_killed_is_done_by_the_next_one(tmp_path: 
             runs = place.post(f"/clusters/{cluster_id}/executions/list", {})["results"]
             assert [(each["status"], each["num_clusters"]) for each in runs] == [("completed", 2)]
             assert {each["cluster_id"] for each in place.documents(place.texts)} == {"cl_0", "cl_1"}
+            (file,) = server.data.glob("blobs/*/clusters/*")
+            assert file.name == f"{runs[0]['run_id']}.arrow"
             # With its namespace everything of it goes.
             client.delete(f"/v1/namespaces/{place.namespace_id}")
             deadline = time.monotonic() + 60
             while list(server.data.rglob("*.arrow")):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+    finally:
+        server.kill(group=True)
+
+
+@pytest.mark.slow
+def test_a_fit_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    server = Server.start(tmp_path / "data", environment={"TESSERA_CLUSTER_TIMEOUT_S": "0.01"})
+    try:
+        with server.client() as client:
+            place = topics(client, "slow")
+            cluster_id = place.cluster()["cluster_id"]
+            ended = place.wait(place.post(f"/clusters/{cluster_id}/execute")["task_id"], 120)
+            assert ended["status"] == "FAILED"
+            assert "cluster_timeout_s" in str(ended["error"])
     finally:
         server.kill(group=True)

@@ -105,6 +105,9 @@ def test_a_new_extractor_is_usable_at_once_and_again_when_it_is_changed(
     loop.collection(bucket, {**TEXT, "input_mappings": {"text": "note"}})
     said = loop.refused(422, "POST", "/namespaces", {"namespace_name": "n", "feature_extractors": [OWN]})
     assert f"extractors/{NAME}.py cannot be used: line 13: ImportError." in said
+    said = loop.refused(400, "POST", "/retrievers", {**retriever, "retriever_name": "another"})
+    assert f"extractors/{NAME}.py cannot be used: line 13: ImportError." in said
+    assert "no extractor is named" not in said
     shown = tessera(server.data, "list")
     assert shown.returncode == 5
     assert "line 13: ImportError: cannot import name 'Feild'" in shown.stderr

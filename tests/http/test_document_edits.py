@@ -281,6 +281,26 @@ def test_a_field_set_by_hand_stays_when_its_source_is_extracted_again(notes: Not
     assert third_again["status"] == "new", "what was deleted and comes again is not what was changed"
 
 
+def test_a_put_marks_only_what_it_changes(notes: Notes) -> None:
+    """Read, changed in one place and sent back: the rest follows the source as before."""
+    object_id = notes.add("Only one.")
+    (document,) = notes.documents().values()
+    path = f"{notes.path}/{document['document_id']}"
+    own = {name: document[name] for name in ("text", "status", "metadata")}
+    put = notes.loop.send("PUT", path, {**own, "note": "mine", "metadata": {**own["metadata"], "by": "me"}})
+    assert put["metadata"] == {"status": "new", "by": "me"}
+    notes.change(object_id, "Only one.", status="changed")
+    after = notes.loop.get(path)
+    assert (after["note"], after["status"]) == ("mine", "changed")
+    assert after["metadata"] == {"status": "changed", "by": "me"}
+    # Under its two names: one was changed, the other sent back as it was read.
+    put = notes.loop.send("PUT", path, {**own, "status": "changed", "metadata": {"status": "checked"}})
+    assert (put["status"], put["metadata"], "note" in put) == ("checked", {"status": "checked"}, False)
+    notes.change(object_id, "Only one.", status="again")
+    after = notes.loop.get(path)
+    assert (after["status"], after["metadata"]["status"], "note" in after) == ("checked", "checked", False)
+
+
 def test_one_field_under_two_names_is_changed_under_both(notes: Notes) -> None:
     """Documents carry metadata.status as status too; a filter on either must find what a patch of one set."""
     notes.add("Only one.")

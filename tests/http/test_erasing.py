@@ -108,7 +108,9 @@ def test_an_erased_document_is_found_nowhere_and_its_neighbours_stay(server: Ser
         assert gone.status_code == 404
         again = server.wait_for_task(notes.erase(document_ids=[found[notes.mine]["document_id"]])["task_id"])
         assert again["status"] == "COMPLETED", "asking again changes nothing"
-        assert again["additional_data"]["report"]["artifacts_rewritten"] == 0
+        report = again["additional_data"]["report"]
+        assert report["artifacts_rewritten"] == 0
+        assert (report["documents"], report["documents_unknown"]) == (0, 1), "nothing is left to erase"
         assert notes.documents() == neighbours
 
 
@@ -121,8 +123,10 @@ def test_what_was_deleted_before_is_erased_with_its_object(server: Server) -> No
         task = notes.erase(object_ids=[notes.mine])
         assert server.wait_for_task(task["task_id"])["status"] == "COMPLETED"
         # The document had been taken off its object before: it is named by its own id.
-        task = notes.erase(document_ids=[document])
-        assert server.wait_for_task(task["task_id"])["status"] == "COMPLETED"
+        task = server.wait_for_task(notes.erase(document_ids=[document, "nope"])["task_id"])
+        assert task["status"] == "COMPLETED"
+        report = task["additional_data"]["report"]
+        assert (report["documents"], report["documents_unknown"]) == (1, 1)
         assert until_gone(server.data, CANARY) == []
         assert len(notes.documents()) == 3
 

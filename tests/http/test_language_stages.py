@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -206,6 +207,39 @@ def test_every_hit_gets_what_is_made_of_it(notes: Notes) -> None:
         assert "for Ann" in prompt["task"]
 
 
+def test_when_reads_words_as_the_namespaces_text_index_does(notes: Notes) -> None:
+    """The index keeps capitals: what a search with this condition finds, the stage asks about."""
+    path, when = (
+        f"/namespaces/{notes.namespace_id}",
+        {"field": "content", "operator": "text", "value": "rain"},
+    )
+    schema = {"type": "text", "tokenizer": "word", "lowercase": False}
+    text = {"field_name": "content", "type": "text", "field_schema": schema}
+    notes.patch(path, {"payload_indexes": [text]})
+    found = ids(notes.execute(filters=when))
+    answer = notes.execute(stage("llm_enrich", output_field="made", when=when))
+    assert [d["document_id"] for d in answer["documents"] if "made" in d] == found == ["n1", "n4"]
+    notes.patch(path, {"payload_indexes": None})
+
+
+def test_explain_says_that_a_model_is_asked_and_then_what_it_took(notes: Notes) -> None:
+    body = {"retriever_name": "asking", "stages": [ALL, stage("llm_filter", criteria='"rain"')]}
+    path = f"/retrievers/{notes.post('/retrievers', body)['retriever_id']}"
+    plan = notes.post(f"{path}/execute/explain", {})
+    sort, asking = plan["execution_plan"]
+    assert (sort["estimate_basis"], asking["estimate_basis"]) == ("rule", "unknown")
+    assert asking["warnings"][0].startswith("unknown: asks a language model")
+    assert plan["bottleneck_stages"] == ["llm_filter"]
+    told = statistics(notes.post(f"{path}/execute", {}))
+    plan = notes.post(f"{path}/execute/explain", {})
+    asking = plan["execution_plan"][1]
+    assert (asking["estimate_basis"], asking["warnings"]) == ("measured", [])
+    assert asking["estimated_cost_credits"] == pytest.approx(told["tokens_used"] / 1000)
+    assert asking["estimated_duration_ms"] == pytest.approx(told["duration_ms"])
+    assert plan["estimated_cost"]["total_credits"] == asking["estimated_cost_credits"]
+    notes.delete(path)
+
+
 def test_facts_come_as_json_of_a_schema(notes: Notes) -> None:
     schema = {"type": "object", "properties": {"words": {"type": "integer"}}, "required": ["words"]}
     answer = notes.execute(stage("llm_enrich", prompt="Count words.", output_field="facts", schema=schema))
@@ -263,6 +297,22 @@ def test_each_group_has_its_text(notes: Notes) -> None:
     answer = notes.execute(stage("summarize", group_by="kind", document_template="{{DOC.name}}."))
     found = [(item["group"]["kind"], item["summary"]) for item in answer["documents"]]
     assert found == [("camping", "n1 | n2"), ("clothes", "n3"), ("odd", "n4")]
+
+
+def test_groups_are_asked_about_side_by_side(notes: Notes) -> None:
+    """Each call is answered only when a second one is there; an error ends what has not begun."""
+    pairs = threading.Barrier(2)
+
+    def spoil(_: Any, text: str) -> str:
+        pairs.wait(60)
+        return text
+
+    notes.endpoint.spoil = spoil
+    answer = notes.execute(stage("summarize", mode="per_document", document_template="{{DOC.name}}."))
+    assert [item["summary"] for item in answer["documents"]] == list(NOTES)
+    told = statistics(answer)
+    assert (told["llm_calls"], told["error"]) == (4, None)
+    assert told["tokens_used"] / 1000 == answer["budget"]["credits_used"]
 
 
 @pytest.mark.parametrize(

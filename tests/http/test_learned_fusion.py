@@ -94,7 +94,7 @@ def test_weights_follow_what_people_click_and_fall_back_with_it(place: Place) ->
     assert before["weights"] == {TEXT_URI: 0.9, "bm25": 0.1} and before["executions"] == 0
     assert f"0 of {LEAST}" in before["fallback"]
     hit = place.ask(CODES[1])["documents"][0]
-    assert set(hit["features"]["bm25"]) == {"rank", "score", "scaled"}
+    assert set(hit["features"]["bm25"]) == {"rank", "score", "share"}
     explained = place.post(f"/retrievers/{place.retriever}/explain", {"inputs": {"query": "x"}})
     (note,) = (n for n in explained["execution_plan"][0]["optimization_notes"] if "weights" in n)
     assert f"0 of {LEAST}" in note and "those stated" in note

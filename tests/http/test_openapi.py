@@ -172,6 +172,17 @@ def test_the_examples_work_one_after_the_other(client: httpx.Client, description
     send("post", f"{retriever}/explain")
     send("post", f"{retriever}/clone", status=201)
     assert len(send("post", f"{retriever}/executions/list")["results"]) == 1
+    send("post", "/v1/retrievers/evaluations/datasets", status=201)
+    judged = [
+        send("post", f"{retriever}/evaluations", status=202, dataset_name="quickstart-questions")
+        for _ in "ab"
+    ]
+    for each in judged:
+        while client.get(f"/v1/tasks/{each['task_id']}").json()["status"] in ("PENDING", "IN_PROGRESS"):
+            time.sleep(0.05)
+    ids = [each["evaluation_id"] for each in judged]
+    both = {"baseline_evaluation_id": ids[0], "candidate_evaluation_id": ids[1]}
+    assert send("post", "/v1/retrievers/evaluations/compare", **both)["verdict"] == "too_few_queries"
 
     send("post", f"{collection}/documents")
     send(

@@ -14,7 +14,11 @@ import httpx
 import pytest
 
 from tessera import sample_media, sample_pages
-from tests.http.loop import TEXT, Loop, encoded
+from tessera.cli.folder import File
+from tessera.cli.ingest import Place
+from tessera.cli.plan import groups_of
+from tessera.measures import Measure
+from tests.http.loop import PASSTHROUGH, TEXT, Loop, encoded
 from tests.http.processes import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +181,33 @@ def test_the_command_measures_here_and_learns_by_calibrating(fresh: Server, tmp_
         assert [item["unmeasured"] for item in plan["extractors"]] == [1, 0]
         names = [n["namespace_name"] for n in client.get("/v1/namespaces").json()["results"]]
         assert not [name for name in names if name.startswith("calibration-")]
+
+
+def test_sources_without_inputs_are_planned_as_batches_learned_of_them(
+    client: httpx.Client, namespace: Callable[..., dict[str, Any]]
+) -> None:
+    loop = Loop(client, namespace(feature_extractors=[PASSTHROUGH]))
+    bucket = loop.bucket()
+    collection = loop.collection(bucket)
+    objects = [loop.object(bucket, {"metadata": {"n": n}}) for n in range(2)]
+    loop.run(bucket, objects[:1])
+    (planned,) = loop.post(f"/buckets/{bucket}/batches/plan", {"collection_ids": [collection]})["extractors"]
+    assert (planned["basis"], planned["unchanged"], planned["documents"]) == ("measured", 1, 1)
+    assert planned["amounts"] == {"other": {"files": 1.0, "megabytes": 0.0}}
+
+
+def test_more_files_of_a_kind_than_a_group_may_have_are_cut_as_ingest_cuts_them(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("A lighthouse at dusk.")
+    files = [File(note, "text", "text/plain")] * 10_001
+    measures = [Measure("text", 21, characters=21)] * len(files)
+    groups = groups_of(files, measures, {"text": Place("text_extractor", "v1", "text")})
+    assert [len(group["sources"]) for group in groups] == [10_000, 1]
+    answer = client.post("/v1/batches/plan", json={"groups": groups})
+    assert answer.status_code == 200, answer.text
+    assert [item["sources"] for item in answer.json()["extractors"]] == [10_000, 1]
 
 
 @pytest.mark.slow

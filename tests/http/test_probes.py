@@ -105,7 +105,31 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     )
     clustering = loop.post(f"/clusters/{cluster['cluster_id']}/execute", {})
     assert loop.wait(clustering["task_id"])["status"] == "COMPLETED"
+    trigger = loop.post(
+        "/clusters/triggers",
+        {
+            "cluster_id": cluster["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
+            "description": word,
+        },
+        status=201,
+    )
     execution = loop.post(f"/retrievers/{retriever['retriever_id']}/execute", {})
+    judged = {"query_id": word, "query_input": {}, "relevant_documents": [documents[0]["document_id"]]}
+    dataset = loop.send(
+        "POST",
+        "/retrievers/evaluations/datasets",
+        {"dataset_name": f"{word}-dataset", "queries": [judged]},
+        status=201,
+    )
+    evaluation = loop.send(
+        "POST",
+        f"/retrievers/{retriever['retriever_id']}/evaluations",
+        {"dataset_name": dataset["dataset_name"]},
+        status=202,
+    )
+    assert loop.wait(evaluation["task_id"])["status"] == "COMPLETED"
     interaction = loop.post(
         "/retrievers/interactions",
         {
@@ -138,6 +162,10 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
         "cluster_id": cluster["cluster_id"],
         "cluster_name": f"{word}-cluster",
         "run_id": clustering["additional_data"]["run_id"],
+        "dataset_id": dataset["dataset_id"],
+        "dataset_name": f"{word}-dataset",
+        "evaluation_id": evaluation["evaluation_id"],
+        "trigger_id": trigger["trigger_id"],
     }
 
 
@@ -260,6 +288,9 @@ PARAMETERS = {
     "taxonomy_identifier": ("taxonomy_id", "taxonomy_name"),
     "cluster_id": ("cluster_id", "cluster_name"),
     "run_id": ("run_id",),
+    "dataset_identifier": ("dataset_id", "dataset_name"),
+    "evaluation_id": ("evaluation_id",),
+    "trigger_id": ("trigger_id",),
     "user_email": ("user_email",),
     "key_name": ("key_name", "key_id"),
     "key_id": ("key_id",),
@@ -335,6 +366,16 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         ("POST", "/v1/clusters/enrich"): {
             "clustering_ids": [value["cluster_id"]],
             "source_collection_id": value["collection_id"],
+        },
+        ("POST", "/v1/retrievers/{retriever_id}/evaluations"): {"dataset_name": value["dataset_name"]},
+        ("POST", "/v1/retrievers/evaluations/compare"): {
+            "baseline_evaluation_id": value["evaluation_id"],
+            "candidate_evaluation_id": value["evaluation_id"],
+        },
+        ("POST", "/v1/clusters/triggers"): {
+            "cluster_id": value["cluster_id"],
+            "trigger_type": "cron",
+            "schedule_config": {"cron_expression": "0 0 1 1 *"},
         },
         ("POST", "/v1/documents/search"): {
             "query": "canary",
@@ -472,6 +513,7 @@ def test_a_thousand_probes_find_nothing(world: World) -> None:
             ("retrievers", "retriever_id"),
             ("taxonomies", "taxonomy_id"),
             ("clusters", "cluster_id"),
+            ("clusters/triggers", "trigger_id"),
         ):
             assert admin.get(f"/v1/{noun}/{reals[name]}", headers=headers).status_code == 200
         found = admin.get(

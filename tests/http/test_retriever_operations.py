@@ -376,6 +376,22 @@ def test_explain_names_the_index_or_the_command_that_adds_it(shelf: Shelf) -> No
     assert "no index serves regex" in regex["warning"]
 
 
+def test_explain_shows_the_filters_of_a_query_that_gets_further_forms(shelf: Shelf) -> None:
+    author = {"field": "shelf", "operator": "eq", "value": "a1"}
+    searching = {
+        "searches": [{"feature_uri": TEXT_URI, "query": "a lamp", "filters": author}],
+        "final_top_k": 2,
+    }
+    parameters = {"synonyms": {"lamp": ["light"]}, "feature_search_config": searching}
+    retriever = shelf.retriever({"stage_id": "query_expand", "parameters": parameters})
+    (stage,) = shelf.post(f"/retrievers/{retriever}/execute/explain")["execution_plan"]
+    (told,) = stage["filters"]
+    assert (told["source"], told["field"], told["served_by"]) == ("filters of search 0", "shelf", "scan")
+    assert stage["warnings"] == [told["warning"]]
+    assert (stage["estimated_output"], stage["estimate_basis"]) == (2, "rule")
+    assert stage["estimated_duration_ms"] > 5
+
+
 # --- kept results ----------------------------------------------------------------------------------------
 
 

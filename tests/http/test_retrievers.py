@@ -528,7 +528,7 @@ def test_the_stages_are_described_without_a_key(server: Server) -> None:
     assert categories.items() >= {
         "feature_search": "filter", "attribute_filter": "filter", "limit": "reduce",
         "sort_attribute": "sort", "sort_relevance": "sort", "score_normalize": "sort", "mmr": "sort",
-        "sample": "reduce", "deduplicate": "reduce", "group_by": "reduce", "aggregate": "reduce",
+        "sample": "reduce", "deduplicate": "reduce", "group_by": "reduce", "aggregate": "reduce", "cluster": "reduce",
         "unwind": "apply", "json_transform": "apply", "rag_prepare": "apply", "document_enrich": "enrich",
     }.items()  # fmt: skip
     for stage in stages:

@@ -321,6 +321,7 @@ def test_everything_that_happens_is_told(loop: Loop, hook: Any, receiver: Receiv
         *[("collection.documents.written", "collection", collection, {**written, "documents_written": 1})]
         * 2,
         ("collection.documents.written", "collection", collection, {**written, "documents_deleted": 1}),
+        ("collection.documents.written", "collection", collection, {**written, "documents_deleted": 1}),
         ("object.deleted", "object", first, {"bucket_id": bucket}),
         ("collection.deleted", "collection", collection, {"documents_deleted": 2}),
     ]
@@ -343,8 +344,27 @@ def test_everything_that_happens_is_told(loop: Loop, hook: Any, receiver: Receiv
         assert abs(int(call.headers["webhook-timestamp"]) - time.time()) < 300
         assert call.headers["content-type"] == "application/json"
     (deleted,) = receiver.wait("/deleted")
-    assert deleted.event == told[9], "one event, one id, whoever is told of it"
+    assert deleted.event == told[10], "one event, one id, whoever is told of it"
     assert deliveries(loop.client, paused["webhook_id"]) == [] and not receiver.at("/paused")
+
+
+def test_each_collection_that_loses_documents_with_their_object_is_told(
+    loop: Loop, hook: Any, receiver: Receiver
+) -> None:
+    """Deleted, then erased: what was made of the object, and what was derived of that."""
+    bucket = loop.bucket()
+    first = loop.collection(bucket)
+    second = loop.collection(bucket, source={"type": "collection", "collection_ids": [first]})
+    objects = [loop.note(bucket, f"Lamp {n}.") for n in range(2)]
+    loop.run(bucket, objects)
+    hook(receiver.url("/cascade"), event_types=["collection.documents.written"])
+    loop.delete(f"/buckets/{bucket}/objects/{objects[0]}", status=204)
+    loop.post(f"/namespaces/{loop.namespace_id}/erase", {"object_ids": objects[1:]})
+    calls = receiver.wait("/cascade", 4)
+    told = sorted((call.event for call in calls), key=lambda event: event["occurred_at"])
+    assert [event["subject"]["id"] for event in told] == [first, second] * 2
+    counts = [(e["metadata"]["documents_written"], e["metadata"]["documents_deleted"]) for e in told]
+    assert counts == [(0, 1)] * 4
 
 
 def test_an_upload_that_becomes_an_object_is_told(loop: Loop, hook: Any, receiver: Receiver) -> None:

@@ -17,6 +17,7 @@ SCENARIOS = (
     "scenarios_search.py",
     "scenarios_webhooks.py",
     "scenarios_clusters.py",
+    "scenarios_evaluations.py",
     "scenarios_retrievers.py",
     "scenarios_interactions.py",
     "scenarios_taxonomies.py",

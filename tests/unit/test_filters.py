@@ -20,6 +20,7 @@ from tessera.filters import (
     Filter,
     Not,
     Or,
+    flattened,
     instant,
     matches,
     parse,
@@ -580,6 +581,13 @@ trees = st.recursive(
 @given(trees)
 def test_a_filter_survives_the_way_through_json(filter: Filter) -> None:
     assert parse(json.loads(json.dumps(to_json(filter)))) == filter
+
+
+@given(trees, documents)
+def test_a_filter_means_the_same_with_its_nests_taken_apart(filter: Filter, document: Any) -> None:
+    flat = flattened(filter)
+    assert matches(flat, document) is matches(filter, document)
+    assert flattened(flat) == flat
 
 
 @given(st.recursive(values, lambda inner: st.dictionaries(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from tessera.fusion import RRF_K, fuse
 from tessera.locators import Locator
 from tessera.ports import Hit
 from tessera.stages.feature_search import merge_adjacent
-from tessera.stages.fusion import RRF_K, fuse
 
 METHODS = ("rrf", "dbsf", "weighted", "max")
 

@@ -13,7 +13,7 @@ from tessera import forecast, rates
 from tessera.db.engine import Database
 from tessera.db.migrate import migrate
 from tessera.forecast import Load
-from tessera.measures import Cost, Measure, Used, measure_files, measure_inputs, summed
+from tessera.measures import AMOUNTS, Cost, Measure, Used, measure_files, measure_inputs, summed
 from tessera.rates import BATCH, FIRST_BATCH, Known, Moments, Rates, Seen, makespan
 from tests.media import SPEECH
 
@@ -73,6 +73,31 @@ def test_what_is_older_counts_less() -> None:
     assert predicted(moments, (1, 10, 1)) == pytest.approx(20, rel=0.15)
 
 
+def test_what_an_attempt_added_up_by_itself_counts_as_if_each_chunk_had_been_kept(db: Database) -> None:
+    """Half of it is older, so that what fades is seen; two batches here, one there."""
+    amounts = [(float(n % 7 + 1), n / 3) for n in range(300)]
+    chunks = [
+        Used("text", 0.01 * a + 0.2 * b, ((((a, b), n % 5, n * 10)),)) for n, (a, b) in enumerate(amounts)
+    ]
+    straight = Rates(AMOUNTS["text"])
+    for number, used in enumerate(chunks):
+        straight.add_chunk(used, load_s=1.0 if number % 100 == 0 else 0.0)
+    for start in (0, 150):
+        found = Seen()
+        for number, used in enumerate(chunks[start : start + 150], start):
+            load_s = 1.0 if number % 100 == 0 else 0.0
+            found.add("col_1", "text_extractor", "hash", Cost(used.seconds + load_s, load_s, (used,)))
+        with db.write() as connection:
+            rates.record(connection, "here", found, wall_s=None, workers=2, is_first=False)
+    with db.read() as connection:
+        kept, _ = rates.known_at(connection, "here", ["text_extractor"]).of("text_extractor", "hash", "text")
+    assert kept is not None
+    for mine, theirs in zip(kept.weights(), straight.weights(), strict=True):
+        assert mine == pytest.approx(theirs)
+    assert kept.per_file() == pytest.approx(straight.per_file())
+    assert kept.loading_s() == straight.loading_s() == 1.0
+
+
 def test_time_is_told_by_chunks_and_documents_by_sources() -> None:
     """Texts of any length are one document each; a chunk alone could not tell."""
     rates_ = Rates(("files", "kilocharacters"))
@@ -126,6 +151,17 @@ def test_a_forecast_is_chunks_on_workers_loading_and_what_a_batch_takes_beside(d
     # Two batches of it: one collection after the other, or all chunks as workers are free.
     assert took(warm=here, parts=2) == pytest.approx(12 + 0.5)
     assert took(warm=here, parts=2, side_by_side=True) == pytest.approx(10 + 0.5)
+
+
+def test_what_an_extractor_reads_elsewhere_is_a_chunk_for_each_source(db: Database) -> None:
+    with db.write() as connection:
+        rates.record(connection, "here", attempt(4.0), wall_s=None, workers=2, is_first=False)
+    with db.read() as connection:
+        known = rates.known_at(connection, "here", ["text_extractor"])
+    load = Load(
+        {}, "text_extractor", "hash", [Measure("text", 1000, characters=1000)] * 3, reads_elsewhere=True
+    )
+    assert len(forecast.predict(load, known).chunks) == 3
 
 
 def test_whose_rates_stand_for_others_is_told(db: Database) -> None:

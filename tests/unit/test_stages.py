@@ -16,9 +16,10 @@ import pytest
 
 from tessera.errors import BadRequestError
 from tessera.filters import And, Condition, Filter, matches
-from tessera.ports import Hit, Page, PageResult, Search, Vector
+from tessera.ports import Fusion, Hit, Page, PageResult, Search, Vector
 from tessera.stages.aggregate import Aggregate
 from tessera.stages.base import MAX_CANDIDATES, QueryInput, QueryVector, Stage, StageContext
+from tessera.stages.cluster import MAX_CLUSTERED, Cluster
 from tessera.stages.deduplicate import Deduplicate
 from tessera.stages.document_enrich import DocumentEnrich
 from tessera.stages.group_by import GroupBy
@@ -49,6 +50,9 @@ def context(
     def search(searches: Sequence[Search]) -> list[list[Hit]]:
         raise AssertionError(searches)
 
+    def ranked(searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        raise AssertionError((searches, fusion))
+
     def embed(uri: str, query: QueryInput) -> QueryVector:
         raise AssertionError((uri, query))
 
@@ -62,7 +66,8 @@ def context(
     def words(query: QueryInput) -> QueryVector:
         raise AssertionError(query)
 
-    return StageContext(And(()), {}, inputs or {}, search, page, embed, words, list, collection, vectors)
+    given = (search, ranked, page, embed, words, list, collection, vectors)
+    return StageContext(And(()), {}, inputs or {}, *given)
 
 
 def run(
@@ -203,6 +208,73 @@ def test_vectors_of_two_names_are_not_compared() -> None:
 @pytest.mark.parametrize("parameters", [{"lambda": 1.1}, {"lambda": -1}, {"top_n": 0}, {"top_n": 1001}])
 def test_bounds_of_mmr_are_told_by_field(parameters: dict[str, Any]) -> None:
     assert next(iter(parameters)) in refused(Mmr, **parameters)
+
+
+# --- groups of vectors -----------------------------------------------------------------------------------
+
+#: Two groups on two axes, what lies on neither, and a hit without a vector.
+APART = [
+    *(replace(_placed(f"x{n}", 1 - n / 10, 1, n / 100), payload={"document_id": f"x{n}", "collection_id": "col",
+      "text": "rain on a tent", "internal_id": "int"}) for n in range(5)),
+    *(replace(_placed(f"y{n}", 0.2, n / 100, 1), payload={"document_id": f"y{n}", "collection_id": "col",
+      "text": "soup of lentils"}) for n in range(4)),
+    hit("z", 0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"num_clusters": 2},
+        {"min_cluster_size": 3},
+        {"algorithm": "dbscan", "feature_uri": "null"},
+        {"algorithm": "agglomerative", "n_clusters": 2},
+        {"algorithm": "spectral", "n_clusters": 2},
+        {"algorithm": "gaussian_mixture", "n_clusters": 2},
+    ],
+)
+def test_every_algorithm_sets_groups_apart(parameters: dict[str, Any]) -> None:
+    within = context(APART)
+    found = run(Cluster, APART, within, **parameters)
+    assert [hit.payload["member_count"] for hit in found] == [5, 4]
+    assert [hit.payload["cluster_id"] for hit in found] == ["cl_0", "cl_1"]
+    assert "tent" in found[0].payload["keywords"] and "soup" in found[1].payload["cluster_label"]
+    # The member in the middle comes first; what the system keeps is not shown.
+    assert found[0].payload["members"][0]["document_id"] == "x2"
+    assert "internal_id" not in found[0].payload["members"][0]
+    assert found[0].payload["centroid"] == pytest.approx([1, 0.02], abs=0.01)
+    assert (within.work.metadata["clusters"], within.work.metadata["without_vector"]) == (2, 1)
+    assert run(Cluster, APART, context(APART), **parameters) == found
+
+
+def test_groups_are_told_on_hits_or_by_one_hit_of_each() -> None:
+    labelled = run(Cluster, APART, n_clusters=2, output_mode="labeled")
+    assert names(labelled) == names(APART)
+    assert [each.payload["cluster_id"] for each in labelled] == ["cl_0"] * 5 + ["cl_1"] * 4 + [None]
+    assert labelled[0].payload["cluster_score"] > labelled[2].payload["cluster_score"] >= 0
+    assert labelled[0].score == APART[0].score
+    one_each = run(Cluster, APART, n_clusters=2, output_mode="representatives")
+    assert [each.document_id[0] for each in one_each] == ["x", "y"]
+    (first, _) = run(Cluster, APART, n_clusters=2, include_centroids=False, max_members_per_cluster=1)
+    assert "centroid" not in first.payload
+    assert len(first.payload["members"]) == 1
+    assert first.payload["member_count"] == 5
+
+
+@pytest.mark.parametrize("algorithm", ["hdbscan", "kmeans", "dbscan", "agglomerative", "spectral"])
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_few_hits_are_grouped_or_left_alone(algorithm: str, count: int) -> None:
+    hits = APART[:count]
+    found = run(Cluster, hits, algorithm=algorithm, output_mode="labeled")
+    assert names(found) == names(hits)
+    assert run(Cluster, [hit("z")], algorithm=algorithm) == []
+
+
+def test_too_many_hits_are_refused_and_bounds_are_told() -> None:
+    with pytest.raises(BadRequestError, match=r"1,001 documents.*POST /v1/clusters"):
+        run(Cluster, [hit(f"{n}") for n in range(MAX_CLUSTERED + 1)])
+    for wrong in ({"algorithm": "optics"}, {"n_clusters": 1}, {"output_mode": "x"}, {"min_cluster_size": 1}):
+        assert next(iter(wrong)) in refused(Cluster, **wrong)
 
 
 # --- samples -------------------------------------------------------------------------------------------
@@ -400,6 +472,7 @@ def test_an_array_becomes_one_hit_for_each_element() -> None:
         (ScoreNormalize, {}),
         (Sample, {"size": 100}),
         (Mmr, {"top_n": 100}),
+        (Cluster, {"output_mode": "labeled"}),
     ],
 )
 def test_a_first_stage_reads_all_or_refuses(stage: type[Stage], parameters: dict[str, Any]) -> None:

@@ -156,6 +156,25 @@ def test_what_is_left_of_nested_filters(
     assert engine_filter is None or isinstance(engine_filter, module.Filter)
 
 
+def test_the_engine_is_given_no_filter_inside_another_that_says_nothing() -> None:
+    """It lists a lone condition's points from its index, and looks at each once more where one stands in a nest."""
+    translator = Translator(qdrant_client.models)
+
+    def told(filter: Filter) -> Any:
+        return translator.split(filter, INDEXES)[0].model_dump(exclude_none=True)
+
+    lone = told(GOOD)
+    assert lone == {"must": [{"key": "integer", "match": {"value": 1}}]}
+    for nested in (And((GOOD,)), And((And((Or((And((GOOD,)),)),)),)), Or((And((GOOD,)),))):
+        assert told(nested) == lone
+    two = C("keyword", "eq", "x", True)
+    both = [*lone["must"], {"key": "keyword", "match": {"value": "x"}}]
+    assert told(And((And((GOOD,)), And((two,))))) == {"must": both}
+    assert told(Or((GOOD, Or((two,))))) == {"should": both}
+    refused = {"must": both[:1], "must_not": both[1:]}
+    assert told(And((GOOD, Not((two,))))) == told(And((GOOD, C("keyword", "ne", "x", True)))) == refused
+
+
 def test_the_folded_copy_is_asked_unless_case_matters() -> None:
     translator = Translator(qdrant_client.models)
     for condition, key, value in (

@@ -7,20 +7,21 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from tessera import log, views
+from tessera import artifact, log, views
 from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.blobs import Blobs
 from tessera.db.engine import Database, now
 from tessera.db.tables import metadata, namespaces
 from tessera.errors import NotFoundError, QdrantError
-from tessera.ports import Document, Mark, Page, Search, View, ViewDamaged
+from tessera.ports import Document, Entry, Mark, Page, Search, View, ViewDamaged
 from tessera.views import Location, Views
 
 NAMESPACE = "ns_0123456789abcdef"
@@ -52,6 +53,12 @@ class Place:
     def write(self, *documents: Document, deletes: tuple[str, ...] = ()) -> int:
         with self.db.write() as connection:
             return log.append_edit(connection, NAMESPACE, upserts=documents, deletes=deletes)
+
+    def write_artifact(self, name: str, *documents: Document) -> int:
+        artifact.write(self.blobs.path(f"{NAMESPACE}/artifacts/{name}"), documents, {"v": 4})
+        with self.db.write() as connection:
+            key = f"{NAMESPACE}/artifacts/{name}"
+            return log.append_artifact(connection, NAMESPACE, key, documents=len(documents))
 
     def found(self) -> dict[str, object]:
         hits = self.views.page(NAMESPACE, Page(limit=1000)).hits
@@ -130,6 +137,71 @@ def test_a_killed_host_loses_nothing_and_no_reader_notices(place: Place) -> None
     seq = place.write(document(3, "new"), deletes=("doc_4",))
     assert place.views.apply(NAMESPACE, seq).document_count == 29
     assert place.found()["doc_3"] == "new"
+
+
+def test_the_next_artifact_is_handed_on_before_the_one_before_is_answered(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host stood still from one answer to the next request, a tenth of the time."""
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    one, two = place.write_artifact("a", document(1, "a")), place.write_artifact("b", document(1, "b"))
+    apply, apply_next = place.vectors.apply, place.vectors.apply_next
+    done, handed_on = threading.Event(), threading.Event()
+    applied: list[int] = []
+
+    def slow(view: View, entries: Sequence[Entry]) -> Mark:
+        mark = apply(view, entries)
+        applied.append(mark.seq)
+        done.set()
+        assert handed_on.wait(60)
+        return mark
+
+    def ahead(view: View, entry: Entry) -> Mark | None:
+        assert done.wait(60)
+        mark = apply_next(view, entry)
+        assert mark is not None
+        assert mark.seq == two
+        handed_on.set()
+        return mark
+
+    monkeypatch.setattr(place.vectors, "apply", slow)
+    monkeypatch.setattr(place.vectors, "apply_next", ahead)
+    first = threading.Thread(target=place.views.apply, args=(NAMESPACE, one))
+    first.start()
+    assert done.wait(60)
+    assert place.views.apply(NAMESPACE, two).seq == two
+    first.join(60)
+    assert applied == [one]  # the second was not asked for again
+    assert place.found() == {"doc_1": "b"}
+    wait_for_mark(place, two)
+
+
+def wait_for_mark(place: Place, seq: int) -> None:
+    deadline = time.monotonic() + 60
+    while place.row().mark_seq != seq:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_many_writers_of_one_namespace_leave_what_the_log_says(place: Place) -> None:
+    """Handed on, refused, or lost with a host that is killed in between: applied once each, in the log's order."""
+    written: dict[int, list[Document]] = {}
+
+    def write(writer: int) -> None:
+        for turn in range(6):
+            documents = [document((writer * 7 + n) % 90, f"{writer} {turn}") for n in range(60)]
+            seq = place.write_artifact(f"{writer}-{turn}", *documents)
+            written[seq] = documents
+            assert place.views.apply(NAMESPACE, seq).seq >= seq
+            if (writer, turn) == (0, 3):
+                place.kill_hosts()
+
+    place.views.apply(NAMESPACE, place.write(document(0)))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    expected = {one.document_id: one.payload["n"] for _, some in sorted(written.items()) for one in some}
+    assert place.found() == {"doc_0": 0} | expected
+    assert place.views.document_count(NAMESPACE, 0) == len({"doc_0"} | expected.keys())
 
 
 def test_entries_that_were_logged_but_never_applied_are_found_after_a_restart(place: Place) -> None:

@@ -34,6 +34,7 @@ from tessera.errors import BadRequestError, DeadlineError, EngineFullError, Qdra
 from tessera.filters import Filter
 from tessera.ports import (
     Entry,
+    Fusion,
     Hit,
     IndexReport,
     Mark,
@@ -401,10 +402,20 @@ class EdgeVectors:
     def apply(self, view: View, entries: Sequence[Entry]) -> Mark:
         """Apply `entries` in order; entries that the view has already are passed over."""
         mark: Mark = self._write(view, "apply", tuple(entries))
+        self._note_position(view, mark)
+        return mark
+
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """Queue `entry` in the host behind what it applies to the view now."""
+        mark: Mark | None = self._write(view, "apply_next", (entry,))
+        if mark is not None:
+            self._note_position(view, mark)
+        return mark
+
+    def _note_position(self, view: View, mark: Mark) -> None:
         placed = self._placed.get(view.view_id)
         if placed is not None:
             placed.seq = max(placed.seq, mark.seq)
-        return mark
 
     def flush(self, view: View) -> Mark:
         """Make everything applied durable, then move the mark."""
@@ -413,8 +424,12 @@ class EdgeVectors:
 
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches at once; those of other threads that wait for this view join them."""
-        found = self._read(view, "search", tuple(searches))
+        found = self._read(view, "search", (tuple(searches), None))
         return [_hits(packed) for packed in found]
+
+    def ranked(self, view: View, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """Answer several searches as one ranking, fused in the host; they join others as those of `search` do."""
+        return _hits(self._read(view, "search", (tuple(searches), fusion)))
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""

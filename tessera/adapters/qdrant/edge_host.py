@@ -33,6 +33,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,9 +42,11 @@ import orjson
 import qdrant_edge
 
 from tessera import collector, failpoints
-from tessera.adapters.qdrant import pipe
+from tessera.adapters.qdrant import packing, pipe
+from tessera.adapters.qdrant.packing import Layout
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import (
+    Bare,
     EngineIndex,
     LiveView,
     Point,
@@ -106,15 +109,15 @@ _LASTING = (
     "*/*/page_*.dat",
     "*/*/*/chunk_*.mmap",
     "*/id_tracker.mappings",
-    "*/vector_storage-*/matrix.dat",
-    "*/vector_index-*/*",
+    "*/vector_storage*/matrix.dat",
+    "*/vector_index*/*",
 )
 #: What no write changes any more, in segments that the engine has finished (they have this mapping of ids).
 _FINISHED_MAPPING = "id_tracker.mappings"
 _FINISHED = (
     _FINISHED_MAPPING,
-    "vector_storage-*/matrix.dat",
-    "vector_index-*/*",
+    "vector_storage*/matrix.dat",
+    "vector_index*/*",
     "payload_storage/page_*.dat",
     "payload_index/*/point_to_values.bin",
     "payload_index/*/values_to_points.bin",
@@ -124,6 +127,8 @@ _FULL_MESSAGE = (
     "and is applied then."
 )
 _PLACEHOLDER = "_none"
+#: The engine's name of the vector that has none.
+_UNNAMED = ""
 #: With more collections than this in one view, each search filters by collection.
 _MOST_VALUES = 10_000
 _BLOCK = 64 * 1024
@@ -178,16 +183,43 @@ class EdgeEngine:
 
     # 6,000 at once are a gap of 300 ms for searches, 40 one of 2; the work is the same.
     write_slice = 40
+    # The host has one thread.
+    is_still = True
 
-    def __init__(self, shard: qdrant_edge.EdgeShard, translator: Translator) -> None:
+    def __init__(
+        self, shard: qdrant_edge.EdgeShard, translator: Translator, unnamed: str | None = None
+    ) -> None:
         self._shard = shard
         self._translator = translator
+        #: The vector that the shard holds without a name (`packing.unnamed_vector`); here all have theirs.
+        self._unnamed = unnamed
+
+    def _engine_name(self, name: str) -> str:
+        return _UNNAMED if name == self._unnamed else name
+
+    def _to_engine(self, vectors: Mapping[str, Any]) -> Any:
+        """Return vectors as the engine takes them: the unnamed one by itself, half as dear as in a dictionary."""
+        if self._unnamed is None:
+            return dict(vectors)
+        if len(vectors) == 1 and self._unnamed in vectors:
+            return vectors[self._unnamed]
+        return {self._engine_name(name): vector for name, vector in vectors.items()}
+
+    def _from_engine(self, vector: Any) -> dict[str, Any]:
+        if self._unnamed is None or vector is None:
+            return vector if isinstance(vector, dict) else {}
+        if not isinstance(vector, dict):
+            return {self._unnamed: vector}
+        return {self._unnamed if name == _UNNAMED else name: value for name, value in vector.items()}
+
+    def _record(self, record: qdrant_edge.Record) -> Record:
+        return Record(str(record.id), record.payload, None, self._from_engine(record.vector))
 
     def upsert(self, points: Sequence[Point]) -> None:
         with _edge_call():
             self._shard.update(
                 qdrant_edge.UpdateOperation.upsert_points(
-                    [qdrant_edge.Point(p.point_id, dict(p.vectors), p.payload) for p in points]
+                    [qdrant_edge.Point(p.point_id, self._to_engine(p.vectors), p.payload) for p in points]
                 )
             )
 
@@ -205,7 +237,9 @@ class EdgeEngine:
                 self._shard.update(qdrant_edge.UpdateOperation.overwrite_payload([point_id], payload))
 
     def set_vectors(self, vectors: Mapping[str, Mapping[str, Any]]) -> None:
-        points = [qdrant_edge.PointVectors(point_id, dict(named)) for point_id, named in vectors.items()]
+        points = [
+            qdrant_edge.PointVectors(point_id, self._to_engine(named)) for point_id, named in vectors.items()
+        ]
         if points:
             with _edge_call():
                 self._shard.update(qdrant_edge.UpdateOperation.update_vectors(points))
@@ -213,7 +247,9 @@ class EdgeEngine:
     def drop_vectors(self, point_ids: Sequence[str], name: str) -> None:
         if point_ids:
             with _edge_call():
-                self._shard.update(qdrant_edge.UpdateOperation.delete_vectors(list(point_ids), [name]))
+                self._shard.update(
+                    qdrant_edge.UpdateOperation.delete_vectors(list(point_ids), [self._engine_name(name)])
+                )
 
     def scroll(
         self, filter: Any | None, start: str | None, limit: int, with_payload: bool, with_vectors: bool
@@ -228,19 +264,25 @@ class EdgeEngine:
                     with_vector=with_vectors,
                 )
             )
-        return list(map(_record, found)), None if following is None else str(following)
+        return list(map(self._record, found)), None if following is None else str(following)
 
-    def query_batch(self, queries: Sequence[Query]) -> list[list[Record]]:
+    def query_batch(self, queries: Sequence[Query]) -> list[list[Record] | Bare]:
+        order = brought_together(queries)
+        if order is not None:
+            found = self.query_batch([queries[place] for place in order])
+            return [records for _, records in sorted(zip(order, found, strict=True), key=itemgetter(0))]
         with _edge_call():
             answers = self._shard.query_batch(
                 qdrant_edge.QueryBatchRequest(
                     [
                         qdrant_edge.QueryRequest(
-                            query=qdrant_edge.Query.Nearest(query.vector, using=query.vector_name),
+                            query=qdrant_edge.Query.Nearest(
+                                query.vector, using=self._engine_name(query.vector_name)
+                            ),
                             limit=query.limit,
                             offset=query.offset,
                             filter=query.filter,
-                            with_payload=True,
+                            with_payload=not query.is_bare,
                             with_vector=query.with_vectors,
                             params=qdrant_edge.SearchParams(hnsw_ef=query.ef, exact=query.exact),
                         )
@@ -249,8 +291,13 @@ class EdgeEngine:
                 )
             )
         return [
-            [Record(str(hit.id), hit.payload or {}, hit.score, _vectors(hit.vector)) for hit in answer]
-            for answer in answers
+            _bare(answer)
+            if query.is_bare
+            else [
+                Record(str(hit.id), hit.payload or {}, hit.score, self._from_engine(hit.vector))
+                for hit in answer
+            ]
+            for query, answer in zip(queries, answers, strict=True)
         ]
 
     def count(self, filter: Any | None) -> int:
@@ -260,7 +307,7 @@ class EdgeEngine:
     def retrieve(self, point_ids: Sequence[str], with_payload: bool, with_vectors: bool) -> list[Record]:
         with _edge_call():
             found = self._shard.retrieve(list(point_ids), with_payload, with_vectors)
-        return list(map(_record, found))
+        return list(map(self._record, found))
 
     def existing(self, point_ids: Sequence[str]) -> int:
         with _edge_call():
@@ -315,12 +362,22 @@ class EdgeEngine:
             self._shard.close()
 
 
-def _record(record: qdrant_edge.Record) -> Record:
-    return Record(str(record.id), record.payload, None, _vectors(record.vector))
+def brought_together(queries: Sequence[Query]) -> list[int] | None:
+    """Return the order in which queries that differ in their vector alone are neighbours; None when they are already.
+
+    The engine searches neighbours in one pass: their filter is evaluated once, and what it lets through is read once.
+    """
+    first: dict[Query, int] = {}
+    kinds = [query._replace(vector=None, filter=id(query.filter)) for query in queries]
+    for place, kind in enumerate(kinds):
+        first.setdefault(kind, place)
+    order = sorted(range(len(kinds)), key=lambda place: first[kinds[place]])
+    return None if order == list(range(len(kinds))) else order
 
 
-def _vectors(vector: Any) -> dict[str, Any]:
-    return vector if isinstance(vector, dict) else {}
+def _bare(answer: Sequence[Any]) -> Bare:
+    """Return a ranking alone. As numbers ids cost less than half of what they do as text."""
+    return Bare([hit.id.int for hit in answer], [hit.score for hit in answer])
 
 
 # --- a view's directory --------------------------------------------------------------------------------
@@ -527,12 +584,17 @@ def open_view(view: View, *, max_scan_documents: int, graph: bool = False, trust
     clean, sums = (False, {}) if trusted else _verify_checksums(view, directory)
     if standing is None:
         directory.mkdir(parents=True, exist_ok=True)
-        standing = Standing(packed=True, sparse=sparse_recipe(view.sparse))
+        standing = Standing(layout=Layout.KEY, sparse=sparse_recipe(view.sparse))
         _write_durably(directory / _MARK, _mark_of(view, standing))
     shard_directory = directory / _SHARD
     try:
-        shard = _load_or_create(view, shard_directory, translator, may_create=standing.seq == 0, graph=graph)
-        engine = EdgeEngine(shard, translator)
+        vectors = translator.vector_params(view.vectors)
+        unnamed = packing.unnamed_vector(standing.layout, vectors)
+        config = _config(
+            vectors if unnamed is None else vectors[unnamed], translator.sparse_params(view.sparse), graph
+        )
+        shard = _load_or_create(view, shard_directory, config, may_create=standing.seq == 0)
+        engine = EdgeEngine(shard, translator, unnamed)
         count = engine.count(None)
         collections = engine.values("collection_id", count)
     except Panic as panic:
@@ -632,9 +694,9 @@ def graph_widths(engine: EdgeEngine, view: View, document_count: int) -> dict[st
 
 
 def _width(engine: EdgeEngine, name: str, queries: Sequence[Any]) -> int:
-    def nearest(ef: int | None) -> list[set[str]]:
-        batch = [Query(name, query, 10, 0, None, ef, ef is None, False) for query in queries]
-        return [{record.point_id for record in answer} for answer in engine.query_batch(batch)]
+    def nearest(ef: int | None) -> list[set[int]]:
+        batch = [Query(name, query, 10, 0, None, ef, ef is None, False, is_bare=True) for query in queries]
+        return [set(answer.numbers) for answer in engine.query_batch(batch) if isinstance(answer, Bare)]
 
     right = nearest(None)
     wanted = sum(map(len, right))
@@ -645,13 +707,13 @@ def _width(engine: EdgeEngine, name: str, queries: Sequence[Any]) -> int:
 
 
 def _load_or_create(
-    view: View, directory: Path, translator: Translator, *, may_create: bool, graph: bool
+    view: View, directory: Path, config: qdrant_edge.EdgeConfig, *, may_create: bool
 ) -> qdrant_edge.EdgeShard:
     if not directory.exists():
         if not may_create:
             raise ViewDamaged(view.view_id, "its files are missing")
         _require_room(view)
-        return _create(view, directory, translator, graph=graph)
+        return _create(directory, config)
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
@@ -670,15 +732,19 @@ def _load_or_create(
             elif may_create:
                 # Killed while it was being made: nothing that was in it was ever called durable.
                 shutil.rmtree(directory)
-                return _create(view, directory, translator, graph=graph)
+                return _create(directory, config)
             else:
                 raise ViewDamaged(view.view_id, error.message) from error
 
 
-def _create(view: View, directory: Path, translator: Translator, *, graph: bool) -> qdrant_edge.EdgeShard:
-    vectors = translator.vector_params(view.vectors)
-    sparse = translator.sparse_params(view.sparse)
-    config = qdrant_edge.EdgeConfig(
+def _create(directory: Path, config: qdrant_edge.EdgeConfig) -> qdrant_edge.EdgeShard:
+    with _edge_call():
+        return qdrant_edge.EdgeShard.create(str(directory), config)
+
+
+def _config(vectors: Any, sparse: dict[str, Any], graph: bool) -> qdrant_edge.EdgeConfig:
+    """Return how a shard is made. `vectors` are the parameters of an unnamed vector, or of each by its name."""
+    return qdrant_edge.EdgeConfig(
         vectors=vectors or None,
         # Edge wants at least one vector, even of a view that only lists and filters.
         sparse_vectors=sparse or (None if vectors else {_PLACEHOLDER: qdrant_edge.EdgeSparseVectorParams()}),
@@ -694,8 +760,6 @@ def _create(view: View, directory: Path, translator: Translator, *, graph: bool)
         ),
         max_search_threads=1,  # else eight threads a shard
     )
-    with _edge_call():
-        return qdrant_edge.EdgeShard.create(str(directory), config)
 
 
 def drop_directory(directory: Path) -> None:
@@ -726,7 +790,7 @@ class Job:
 
 Request = tuple[int, str, View, Any]
 
-_WRITES = frozenset({"open", "apply", "flush", "release", "drop", "optimize", "hand_over"})
+_WRITES = frozenset({"open", "apply", "apply_next", "flush", "release", "drop", "optimize", "hand_over"})
 
 
 class _NotOpen(Exception):
@@ -980,13 +1044,15 @@ class Host:
         except (_NotOpen, ViewDamaged, QdrantError, OSError) as error:
             self._fail(request_ids, error)
             return
-        lengths = [len(searches) for _, _, searches in waiting]
+        questions = [question for _, _, question in waiting]
 
-        def answer(found: list[list[Hit]]) -> list[Any]:
-            rest = iter(found)
-            return [[_pack(next(rest)) for _ in range(length)] for length in lengths]
+        def answer(found: list[Any]) -> list[Any]:
+            return [
+                list(map(_pack, hits)) if fusion is None else _pack(hits)
+                for hits, (_, fusion) in zip(found, questions, strict=True)
+            ]
 
-        steps = live.search([search for _, _, searches in waiting for search in searches])
+        steps = live.answers(questions)
         retry = waiting if len(waiting) > 1 else []
         self._reading.append(Job(request_ids, view.view_id, steps, answer, retry))
 
@@ -1074,9 +1140,14 @@ class Host:
 
     def _start_write(self, request_id: int, operation: str, view: View, arguments: Any) -> None:
         try:
-            if operation == "apply":
+            if operation in ("apply", "apply_next"):
                 _require_room(view)
                 live = self._live(view)
+                if operation == "apply_next" and live.standing.seq < arguments[0].seq - 1:
+                    self._reply(
+                        request_id, pipe.OK, None
+                    )  # what it was queued behind has failed, or is not here yet
+                    return
                 steps = live.apply(arguments)
                 if any(entry.seq > live.standing.seq for entry in arguments):
                     self._unseal(view.view_id)
@@ -1340,7 +1411,7 @@ def _at_once(call: Callable[[], Any]) -> Steps[Any]:
 
 def _pack(hits: Sequence[Hit]) -> list[tuple[Any, ...]]:
     """Return hits as plain tuples, which pickle in a fraction of the time."""
-    return [(hit.document_id, hit.payload, hit.score, hit.vectors) for hit in hits]
+    return [(hit.document_id, hit.payload, hit.score, hit.vectors, hit.signals) for hit in hits]
 
 
 def _pack_page(result: PageResult) -> list[Any]:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from tessera.filters import Filter
-from tessera.ports import Entry, Hit, IndexReport, Mark, Page, PageResult, Search, Vectors, View
+from tessera.ports import Entry, Fusion, Hit, IndexReport, Mark, Page, PageResult, Search, Vectors, View
 
 
 class RoutedVectors:
@@ -36,6 +36,10 @@ class RoutedVectors:
         """See `Vectors.apply`."""
         return self._for(view).apply(view, entries)
 
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """See `Vectors.apply_next`."""
+        return self._for(view).apply_next(view, entry)
+
     def flush(self, view: View) -> Mark:
         """See `Vectors.flush`."""
         return self._for(view).flush(view)
@@ -43,6 +47,10 @@ class RoutedVectors:
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """See `Vectors.search`."""
         return self._for(view).search(view, searches)
+
+    def ranked(self, view: View, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """See `Vectors.ranked`."""
+        return self._for(view).ranked(view, searches, fusion)
 
     def page(self, view: View, page: Page) -> PageResult:
         """See `Vectors.page`."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from tessera.adapters.qdrant.translate import Translator
 from tessera.adapters.qdrant.view import (
+    Bare,
     EngineIndex,
     LiveView,
     Point,
@@ -36,6 +37,7 @@ from tessera.errors import AlreadyExistsError, QdrantError, QdrantRefusedError
 from tessera.filters import Filter
 from tessera.ports import (
     Entry,
+    Fusion,
     Hit,
     IndexReport,
     Mark,
@@ -104,6 +106,10 @@ class ServerVectors:
         with self._using(view) as opened, opened.writing:
             return finish(opened.live.apply(entries))
 
+    def apply_next(self, view: View, entry: Entry) -> Mark | None:
+        """Refuse: requests to a server are not queued."""
+        return None
+
     def flush(self, view: View) -> Mark:
         """Move the durable mark: what the server acknowledged is in its own log already."""
         with self._using(view) as opened, opened.writing:
@@ -114,6 +120,10 @@ class ServerVectors:
     def search(self, view: View, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer several searches in one request."""
         return self._read(view, lambda live: live.search(searches))
+
+    def ranked(self, view: View, searches: Sequence[Search], fusion: Fusion) -> list[Hit]:
+        """Answer several searches as one ranking, in one request."""
+        return self._read(view, lambda live: live.ranked(searches, fusion))
 
     def page(self, view: View, page: Page) -> PageResult:
         """List documents, exactly."""
@@ -253,6 +263,8 @@ class ServerEngine:
     """One collection on a server, as `tessera.adapters.qdrant.view` wants an engine."""
 
     write_slice = 100
+    # Others write between two requests: a document that was found is read in the same one.
+    is_still = False
 
     def __init__(self, client: QdrantClient, view: View) -> None:
         from qdrant_client import models
@@ -449,7 +461,7 @@ class ServerEngine:
             )
         return list(map(_record, found)), None if following is None else str(following)
 
-    def query_batch(self, queries: Sequence[Query]) -> list[list[Record]]:
+    def query_batch(self, queries: Sequence[Query]) -> list[list[Record] | Bare]:
         m = self._m
         requests = [
             m.QueryRequest(

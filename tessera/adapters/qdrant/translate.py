@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.filters import EARTH_RADIUS_M, And, Condition, Filter, Not, Or, instant
+from tessera.filters import EARTH_RADIUS_M, And, Condition, Filter, Not, Or, flattened, instant
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import DenseVector, SparseText
 
@@ -141,7 +141,9 @@ class Translator:
         """
         if filter is None:
             return None, None
-        condition, residual = self._push(filter, indexes, irregular)
+        # Of a condition by itself the engine takes the points as its index lists them; of one inside another filter
+        # it looks at each once more, which is nearly half of what 10,000 points cost.
+        condition, residual = self._push(flattened(filter), indexes, irregular)
         if condition is None:
             return None, residual
         return (condition if isinstance(condition, self._m.Filter) else self._all([condition])), residual
@@ -163,7 +165,18 @@ class Translator:
         return self._all([self._field(engine_path(path), match=self._m.MatchValue(value=value))])
 
     def _all(self, conditions: list[Any]) -> Any:
-        return self._m.Filter(must=conditions)
+        refusing = [one for one in conditions if self._only_refuses(one)]
+        if not refusing:
+            return self._m.Filter(must=conditions)
+        # What is refused beside what is wanted costs a quarter less than as a filter of its own in there.
+        wanted = [one for one in conditions if not self._only_refuses(one)]
+        refused = [condition for one in refusing for condition in one.must_not]
+        return self._m.Filter(must=wanted or None, must_not=refused)
+
+    def _only_refuses(self, condition: Any) -> bool:
+        if not isinstance(condition, self._m.Filter) or not condition.must_not:
+            return False
+        return not (condition.must or condition.should or condition.min_should)
 
     def _any(self, conditions: list[Any]) -> Any:
         return self._m.Filter(should=conditions)

@@ -13,21 +13,22 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+import pickle
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
 
 from tessera import failpoints, ids
+from tessera.adapters.qdrant import packing
+from tessera.adapters.qdrant.packing import Layout, Shadow
 from tessera.adapters.qdrant.translate import (
-    DISPLACED_KEY,
     FOLDED_FIELDS,
     INT64_MAX,
     INT64_MIN,
-    PACKED_KEY,
     SHADOW_KEY,
     Translator,
     can_be_addressed,
@@ -41,10 +42,12 @@ from tessera.adapters.qdrant.translate import (
 from tessera.adapters.qdrant.words import RECIPE, words_asked, words_of
 from tessera.errors import BadRequestError, QdrantError
 from tessera.filters import SEARCH, And, Condition, Filter, Test, helpful_type, predicate, values_at
+from tessera.fusion import Fused, fused_hits
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import (
     Document,
     Entry,
+    Fusion,
     Hit,
     IndexReport,
     Mark,
@@ -60,14 +63,20 @@ from tessera.ports import (
 LOOK_SLICE = 40
 #: Points in one read of a scan.
 SCAN_SLICE = 1000
+#: From so many hits for each one that is shown on, payloads are read afterwards: one that is read by its id costs
+#: half as much again as one that comes with its search.
+BARE_FROM = 2
 #: A read is given up when the basis of its filters changed so often under it.
 READ_TRIES = 5
 
+if TYPE_CHECKING:
+    from tessera.artifact import Part
+
 T = TypeVar("T")
-#: Case-folded strings of one field of one document.
-Shadow = str | list[str]
 #: Work that stops after each slice and returns its answer at the end.
 Steps = Generator[None, None, T]
+#: The searches of one request, and how they become one ranking; with None each is answered by itself.
+Question = tuple[Sequence[Search], Fusion | None]
 
 
 class Unsteady(QdrantError):
@@ -101,6 +110,13 @@ class Record(NamedTuple):
     vectors: Mapping[str, Any] | None = None
 
 
+class Bare(NamedTuple):
+    """A ranking of points of which nothing was read: the numbers of their ids (`uuid.UUID.int`), and their scores."""
+
+    numbers: list[int]
+    scores: list[float]
+
+
 class Query(NamedTuple):
     """One nearest-neighbour query in the engine's terms; `filter` and a sparse `vector` are objects of the engine."""
 
@@ -112,6 +128,7 @@ class Query(NamedTuple):
     ef: int | None
     exact: bool
     with_vectors: bool
+    is_bare: bool = False
 
 
 class EngineIndex(NamedTuple):
@@ -126,10 +143,12 @@ class Engine(Protocol):
     """What a view needs of Qdrant. Filters and index parameters are the engine's own objects.
 
     Errors are `QdrantError`. Deleting what is not there succeeds. `write_slice` is how many points are written at
-    once; queries are answered in between.
+    once; queries are answered in between. An engine `is_still` when nothing changes between two calls of one step:
+    what a query has ranked can be read after it.
     """
 
     write_slice: int
+    is_still: bool
 
     def upsert(self, points: Sequence[Point]) -> None: ...
 
@@ -152,7 +171,8 @@ class Engine(Protocol):
     ) -> tuple[list[Record], str | None]:
         """Return points by id from `start` on (inclusive), and the id to go on with."""
 
-    def query_batch(self, queries: Sequence[Query]) -> list[list[Record]]: ...
+    def query_batch(self, queries: Sequence[Query]) -> list[list[Record] | Bare]:
+        """Answer each query; only an engine that `is_still` is asked for a `Bare` one."""
 
     def count(self, filter: Any | None) -> int: ...
 
@@ -187,8 +207,8 @@ class Standing:
     tail: int = 0
     #: For each vector with a graph how wide it is to be searched (`ef`); 0: the graph is not good enough, scan.
     graphs: dict[str, int] = field(default_factory=dict)
-    #: Whether the points hold their documents packed (`pack`), which all of a view do or none.
-    packed: bool = False
+    #: How the points hold their documents.
+    layout: Layout = Layout.FIELDS
     #: The keyword indexes that the view has, as `sparse_recipe` spells them.
     sparse: list[list[Any]] = field(default_factory=list)
 
@@ -202,7 +222,7 @@ class Standing:
             "behind": self.behind,
             "tail": self.tail,
             "graphs": self.graphs,
-            "packed": self.packed,
+            "packed": packing.to_mark(self.layout),
             "sparse": self.sparse,
         }
 
@@ -219,14 +239,12 @@ class Standing:
         behind, tail, graphs = value.get("behind", False), value.get("tail", count), value.get("graphs", {})
         if not isinstance(behind, bool) or not isinstance(tail, int) or not isinstance(graphs, dict):
             raise ValueError("behind, tail and graphs are not what they should be")
-        packed = value.get("packed", False)  # views of earlier releases are not
-        if not isinstance(packed, bool):
-            raise ValueError("packed must be true or false")
+        layout = packing.from_mark(value.get("packed", False))  # the first releases say nothing of it
         wide = {str(name): int(ef) for name, ef in graphs.items()}
         sparse = value.get("sparse", [])  # there was none before release 0.4
         if not isinstance(sparse, list):
             raise ValueError("sparse must be a list")
-        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, packed, sparse)
+        return cls(seq, count, indexes, set(map(str, irregular)), behind, tail, wide, layout, sparse)
 
 
 def sparse_recipe(sparse: Sequence[SparseText]) -> list[list[Any]]:
@@ -264,7 +282,7 @@ _SEES: dict[IndexType, Callable[[Any], bool]] = {
 class _Field:
     """An indexed field: looks at documents for what its index sees, and for case-folded copies."""
 
-    __slots__ = ("folds", "name", "root", "sees", "segments")
+    __slots__ = ("_last", "_looked", "folds", "name", "root", "sees", "segments")
 
     def __init__(self, index: PayloadIndex) -> None:
         self.name = index.field_name
@@ -273,6 +291,9 @@ class _Field:
         is_folded = index.type == IndexType.KEYWORD and index.field_name in FOLDED_FIELDS
         self.sees = _is_folded if is_folded else _SEES[index.type]
         self.folds = index.type == IndexType.KEYWORD and not is_folded
+        #: The string at the root that was looked at last, and what was found: ids and categories come in rows.
+        self._last: str | None = None
+        self._looked: tuple[Shadow | None, bool] = None, True
 
     def look(self, payload: Payload) -> tuple[Shadow | None, bool]:
         """Return the case-folded strings at the path (None when there are none), and if all is regular.
@@ -280,7 +301,12 @@ class _Field:
         Regular means: no array of objects lies on the way, and every value that is not null is one that
         the index sees. An array of nothing but nulls is irregular too: the engine takes it for a value.
         """
-        node: Any = payload
+        node: Any = payload.get(self.root)
+        if type(node) is str and len(self.segments) == 1:
+            if node != self._last:
+                self._last, self._looked = node, (self._folded((node,)), self.sees(node))
+            return self._looked
+        node = payload
         for segment in self.segments:
             if isinstance(node, dict):
                 node = node.get(segment)
@@ -307,45 +333,9 @@ class _Field:
         return folded[0] if len(folded) == 1 else folded or None
 
 
-def hide(payload: Payload, shadows: Mapping[str, Shadow]) -> Payload:
-    """Return the payload as it is stored: with `shadows`, and a field of the user's of that name moved."""
-    if not shadows and SHADOW_KEY not in payload:
-        return payload
-    stored = dict(payload)
-    extra: dict[str, Any] = dict(shadows)
-    if SHADOW_KEY in payload:
-        extra[DISPLACED_KEY] = payload[SHADOW_KEY]
-    stored[SHADOW_KEY] = extra
-    return stored
-
-
-def pack(payload: Payload, shadows: Mapping[str, Shadow], roots: Set[str]) -> Payload:
-    """Return the payload as one string of JSON, with `shadows`, and beside it what the engine is to look into.
-
-    `roots` are the root fields in which an index lies. Every value that crosses into the engine costs 2 µs there and
-    one back, whatever its length, and the engine is asked about indexed ones only.
-    """
-    stored = hide({root: payload[root] for root in roots if root in payload}, shadows)
-    try:
-        stored[PACKED_KEY] = orjson.dumps(payload).decode()
-    except TypeError:
-        # A whole number beyond 64 bits: it comes back as a float, as from the engine.
-        stored[PACKED_KEY] = json.dumps(payload)
-    return stored
-
-
-def unpack(stored: Payload) -> Payload:
-    """Undo `pack`."""
-    payload: Payload = orjson.loads(stored[PACKED_KEY])
-    return payload
-
-
-def reveal(stored: Payload) -> Payload:
-    """Undo `hide`. Changes `stored`."""
-    extra = stored.pop(SHADOW_KEY, None)
-    if isinstance(extra, dict) and DISPLACED_KEY in extra:
-        stored[SHADOW_KEY] = extra[DISPLACED_KEY]
-    return stored
+def _roots(fields: Iterable[_Field]) -> set[str]:
+    """Return the root fields of `fields`, but for one with a quotation mark, which the engine has no spelling for."""
+    return {indexed.root for indexed in fields if '"' not in indexed.root}
 
 
 # --- sorting -------------------------------------------------------------------------------------------
@@ -421,10 +411,11 @@ class LiveView:
         self._translator = translator
         self._max_scan = max_scan_documents
         self._vectors = {vector.name: vector for vector in view.vectors}
-        self._reveal = unpack if standing.packed else reveal
+        self._layout = standing.layout
         # A view from before is without the index, or has another; until it is replaced nobody can search by it.
         self._has_sparse = standing.sparse == sparse_recipe(view.sparse)
         self._sparse = view.sparse if self._has_sparse else ()
+        self._text_fields = tuple({name for sparse in self._sparse for name in sparse.fields})
         self._index_changes = 0
         self._use(standing.indexes)
 
@@ -446,7 +437,7 @@ class LiveView:
         self._index_changes += 1
         self._indexes = {index.field_name: index for index in indexes}
         self._fields = [_Field(index) for index in indexes]
-        self._roots = {indexed.root for indexed in self._fields}
+        self._roots = _roots(self._fields)
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -485,18 +476,23 @@ class LiveView:
             else:
                 yield from self._change_indexes(entry.indexes)
                 self.standing.behind = False
-        write = self._rewrite if entry.keeps_vectors else self._upsert
         for start in range(0, len(entry.upserts), size):
-            write(entry.upserts[start : start + size])
+            some = entry.upserts[start : start + size]
+            self._rewrite(some) if entry.keeps_vectors else self._write(self._points(some))
             yield
         if entry.artifact_path is not None:
             from tessera import artifact  # its libraries are slow to load, and many views never need them
 
             written: dict[str, None] = {}
             before = self.standing.document_count
-            for documents in artifact.read(entry.artifact_path):
-                for start in range(0, len(documents), size):
-                    written |= dict.fromkeys(write(documents[start : start + size]))
+            for part in artifact.parts(entry.artifact_path):
+                for start in range(0, len(part.document_ids), size):
+                    rows = range(start, min(start + size, len(part.document_ids)))
+                    written |= dict.fromkeys(
+                        self._rewrite([part.document(row) for row in rows])
+                        if entry.keeps_vectors
+                        else self._write(self._points_of(part, rows))
+                    )
                     yield
             # Where the engine says by itself how many it holds, and that many more, nothing is missing.
             came = self.standing.document_count - before
@@ -533,14 +529,39 @@ class LiveView:
             self.engine.delete(point_ids)
             self.standing.document_count -= existing
 
-    def _upsert(self, documents: Sequence[Document]) -> list[str]:
-        """Write `documents`, at most a slice of them, and return their point ids."""
-        points: dict[str, Point] = {}
+    def _points(self, documents: Sequence[Document]) -> dict[str, Point]:
+        """Return the points of `documents`, by their ids."""
+        points = {}
         for document in documents:
-            point_id = self._point_id(document.document_id)
             vectors: dict[str, Any] = {name: _numbers(vector) for name, vector in document.vectors.items()}
-            vectors |= self._words(document)
-            points[point_id] = Point(point_id, vectors, self._stored(document))
+            vectors |= self._words(document.payload)
+            point_id = self._point_id(document.document_id)
+            points[point_id] = Point(point_id, vectors, self._stored(document.document_id, document.payload))
+        return points
+
+    def _points_of(self, part: Part, rows: range) -> dict[str, Point]:
+        """Return the points of some documents of an artifact, of which no objects are made in between."""
+        points = {}
+        columns = [
+            (name, column.numbers.reshape(-1).data, column.numbers.shape[1], column.present)
+            for name, column in part.vectors.items()
+        ]
+        for row in rows:
+            document_id, text = part.document_ids[row], part.payloads[row]
+            payload: Payload = orjson.loads(text)
+            vectors: dict[str, Any] = {
+                name: numbers[row * size : (row + 1) * size]
+                for name, numbers, size, present in columns
+                if present is None or present[row]
+            }
+            if self._sparse:
+                vectors |= self._words(payload)
+            point_id = self._point_id(document_id)
+            points[point_id] = Point(point_id, vectors, self._stored(document_id, payload, text))
+        return points
+
+    def _write(self, points: dict[str, Point]) -> list[str]:
+        """Write `points`, at most a slice of them, and return their ids."""
         before = self.engine.points()
         existing = self._existing(list(points)) if before is None else 0
         self.engine.upsert(list(points.values()))
@@ -554,7 +575,10 @@ class LiveView:
 
     def _rewrite(self, documents: Sequence[Document]) -> list[str]:
         """Replace the payloads of those of `documents` that exist, and return the point ids of these."""
-        payloads = {self._point_id(document.document_id): self._stored(document) for document in documents}
+        payloads = {
+            self._point_id(document.document_id): self._stored(document.document_id, document.payload)
+            for document in documents
+        }
         found = self.engine.retrieve(list(payloads), with_payload=False, with_vectors=False)
         existing = {record.point_id for record in found}
         if existing:
@@ -566,16 +590,18 @@ class LiveView:
         self.unflushed_points += len(existing)
         return sorted(existing)
 
-    def _words(self, document: Document) -> dict[str, Any]:
+    def _words(self, payload: Payload) -> dict[str, Any]:
         """Return the sparse vectors of a document's texts; none of a keyword index that it has no word for."""
-        if not self._sparse:
+        if not any(name in payload for name in self._text_fields):
             return {}
-        found = ((sparse.name, words_of(document.payload, sparse.fields)) for sparse in self._sparse)
+        found = ((sparse.name, words_of(payload, sparse.fields)) for sparse in self._sparse)
         return {name: self._translator.sparse_vector(*words) for name, words in found if words is not None}
 
     def _set_words(self, documents: Sequence[Document], existing: set[str]) -> None:
         """Bring the keyword indexes to the texts of those of `documents` that exist."""
-        words = {self._point_id(document.document_id): self._words(document) for document in documents}
+        words = {
+            self._point_id(document.document_id): self._words(document.payload) for document in documents
+        }
         for sparse in self._sparse:
             kept = {
                 i: {sparse.name: found[sparse.name]} for i, found in words.items() if sparse.name in found
@@ -583,11 +609,13 @@ class LiveView:
             self.engine.set_vectors({i: vectors for i, vectors in kept.items() if i in existing})
             self.engine.drop_vectors(sorted(existing - kept.keys()), sparse.name)
 
-    def _stored(self, document: Document) -> Payload:
-        """Return the payload of `document` as it is stored, and note what the indexes do not see of it."""
-        payload = document.payload
-        if payload.get("document_id") != document.document_id:
-            payload = {**payload, "document_id": document.document_id}
+    def _stored(self, document_id: str, payload: Payload, text: bytes | None = None) -> Payload:
+        """Return the payload of a document as it is stored, and note what the indexes do not see of it.
+
+        `text` is the payload's JSON, where that is known.
+        """
+        if payload.get("document_id") != document_id:
+            payload, text = {**payload, "document_id": document_id}, None
         self._note_collection(payload.get("collection_id"))
         shadows: dict[str, Shadow] = {}
         for indexed in self._fields:
@@ -598,7 +626,7 @@ class LiveView:
                 shadows[indexed.name] = folded
             if not regular:
                 self.standing.irregular.add(indexed.name)
-        return pack(payload, shadows, self._roots) if self.standing.packed else hide(payload, shadows)
+        return packing.stored(self._layout, payload, shadows, self._roots, text)
 
     def _is_costly(self, wanted: Sequence[PayloadIndex]) -> bool:
         """Say whether `wanted` asks for an index over documents that exist; the engine makes it in one go."""
@@ -651,14 +679,14 @@ class LiveView:
     def _look_back(self, fresh: Sequence[PayloadIndex]) -> Steps[None]:
         """Give the documents that exist already what new indexes need."""
         fields = [_Field(index) for index in fresh]
-        roots = {indexed.root for indexed in fields} if self.standing.packed else set()
+        roots = _roots(fields) if self._layout else set()
         start: str | None = None
         while True:
             records, start = self.engine.scroll(None, start, LOOK_SLICE, True, False)
             # Documents with equal values (a category, say) are written together.
             groups: dict[bytes, tuple[Payload, list[str]]] = {}
             for record in records:
-                payload = self._reveal(record.payload or {})
+                payload = self._document(record)
                 shadows: dict[str, Shadow] = {}
                 for indexed in fields:
                     folded, regular = indexed.look(payload)
@@ -666,7 +694,7 @@ class LiveView:
                         shadows[indexed.name] = folded
                     if not regular:
                         self.standing.irregular.add(indexed.name)
-                more = hide({root: payload[root] for root in roots if root in payload}, shadows)
+                more = packing.hide({root: payload[root] for root in roots if root in payload}, shadows)
                 if more:
                     groups.setdefault(orjson.dumps(more), (more, []))[1].append(record.point_id)
             for more, point_ids in groups.values():
@@ -691,6 +719,16 @@ class LiveView:
     def search(self, searches: Sequence[Search]) -> Steps[list[list[Hit]]]:
         """Answer `searches`; what the engine can answer alone goes to it as one batch."""
         return self._steady(lambda: self._search(searches))
+
+    def ranked(self, searches: Sequence[Search], fusion: Fusion) -> Steps[list[Hit]]:
+        """Answer `searches` as one ranking; of documents that it does not show none are read."""
+        found = yield from self.answers([(searches, fusion)])
+        ranking: list[Hit] = found[0]
+        return ranking
+
+    def answers(self, questions: Sequence[Question]) -> Steps[list[Any]]:
+        """Answer each of `questions` as `search` or `ranked` would; all searches go to the engine as one batch."""
+        return self._steady(lambda: self._answers(questions))
 
     def page(self, page: Page) -> Steps[PageResult]:
         """List documents by point id, or sorted."""
@@ -725,13 +763,57 @@ class LiveView:
         return self._index_changes, len(self.standing.irregular), -1 if known is None else len(known)
 
     def _search(self, searches: Sequence[Search]) -> Steps[list[list[Hit]]]:
-        answers: list[list[Hit]] = [[] for _ in searches]
+        answers = yield from self._answers([(searches, None)])
+        rankings: list[list[Hit]] = answers[0]
+        return rankings
+
+    def _answers(self, questions: Sequence[Question]) -> Steps[list[Any]]:
+        bare = [self._is_bare(*question) for question in questions for _ in question[0]]
+        found = yield from self._found([search for searches, _ in questions for search in searches], bare)
+        rest = iter(found)
+        return [self._answer([next(rest) for _ in searches], fusion) for searches, fusion in questions]
+
+    def _is_bare(self, searches: Sequence[Search], fusion: Fusion | None) -> bool:
+        """Say whether documents are read after they are ranked, because few of those that are found are shown."""
+        if fusion is None or fusion.most is None or not self.engine.is_still:
+            return False
+        if any(search.with_vectors for search in searches):
+            return False
+        return sum(search.limit for search in searches) >= BARE_FROM * fusion.most
+
+    def _answer(self, found: Sequence[list[Hit] | Bare], fusion: Fusion | None) -> Any:
+        if fusion is None:
+            return found
+        read = [ranking for ranking in found if not isinstance(ranking, Bare)]
+        if len(read) == len(found):
+            return fused_hits(read, fusion)
+        known = {_number(self._point_id(hit.document_id)): hit for ranking in read for hit in ranking}
+        rankings = [
+            ranking
+            if isinstance(ranking, Bare)
+            else Bare(
+                [_number(self._point_id(hit.document_id)) for hit in ranking],
+                [hit.score or 0.0 for hit in ranking],
+            )
+            for ranking in found
+        ]
+        fused = Fused(rankings, fusion)
+        missing = [number for number in fused.candidates if number not in known]
+        if missing:
+            records = self.engine.retrieve([str(uuid.UUID(int=number)) for number in missing], True, False)
+            known |= {_number(record.point_id): self._hit(record) for record in records}
+        return fused.hits(known)
+
+    def _found(self, searches: Sequence[Search], bare: Sequence[bool]) -> Steps[list[list[Hit] | Bare]]:
+        """Return what each of `searches` finds, those that are `bare` without its documents."""
+        answers: list[list[Hit] | Bare] = [[] for _ in searches]
         places: list[int] = []
         queries: list[Query] = []
+        split = self._split if len(searches) == 1 else self._splitting()
         for place, search in enumerate(searches):
             if not self._check_vector(search) or search.limit <= 0:
                 continue
-            engine_filter, residual = self._split(search.filter)
+            engine_filter, residual = split(search.filter)
             if residual is not None:
                 narrowed = yield from self._narrow(search, engine_filter, residual)
                 if isinstance(narrowed, list):
@@ -739,10 +821,11 @@ class LiveView:
                     continue
                 engine_filter = narrowed
             places.append(place)
-            queries.append(self._query(search, engine_filter, search.limit, search.offset))
+            query = self._query(search, engine_filter, search.limit, search.offset)
+            queries.append(query._replace(is_bare=bare[place]))
         if queries:
-            for place, records in zip(places, self.engine.query_batch(queries), strict=True):
-                answers[place] = [self._hit(record) for record in records]
+            for place, ranking in zip(places, self.engine.query_batch(queries), strict=True):
+                answers[place] = ranking if isinstance(ranking, Bare) else list(map(self._hit, ranking))
         return answers
 
     def _query(self, search: Search, filter: Any | None, limit: int, offset: int) -> Query:
@@ -796,19 +879,20 @@ class LiveView:
         return words_asked(search.text) is not None
 
     def _narrow(self, search: Search, engine_filter: Any | None, residual: Filter) -> Steps[Any]:
-        """Return the hits themselves, or the engine filter that stands for the whole filter."""
+        """Return what was found, or the engine filter that stands for the whole filter."""
         wanted = search.offset + search.limit
         self._check_scan(engine_filter, residual)
         # A filter that lets much through is met by the nearest few: no need to look at every document.
         ahead = max(64, 4 * wanted)
         (nearest,) = self.engine.query_batch([self._query(search, engine_filter, ahead, 0)])
+        assert not isinstance(nearest, Bare)
         holds = self._test(residual)
         passing = [hit for hit in map(self._hit, nearest) if holds(hit.payload)]
         if len(passing) >= wanted or (len(nearest) < ahead and self._finds_all(search)):
             return passing[search.offset : wanted]
         point_ids: list[str] = []
         for records in self._scan(engine_filter):
-            point_ids += [record.point_id for record in records if holds(self._reveal(record.payload or {}))]
+            point_ids += [record.point_id for record in records if holds(self._document(record))]
             yield
         return self._translator.has_ids(point_ids) if point_ids else []
 
@@ -887,7 +971,7 @@ class LiveView:
         for records in self._scan(engine_filter):
             candidates = []
             for record in records:
-                payload = self._reveal(record.payload or {})
+                payload = self._document(record)
                 if holds is not None and not holds(payload):
                     continue
                 key = sort_key(payload, page.sort_path)
@@ -929,7 +1013,7 @@ class LiveView:
         holds = self._test(residual)
         total = 0
         for records in self._scan(engine_filter):
-            total += sum(holds(self._reveal(record.payload or {})) for record in records)
+            total += sum(holds(self._document(record)) for record in records)
             yield
         return total
 
@@ -958,6 +1042,26 @@ class LiveView:
         if filter is not None:
             filter = self._narrowing(filter)
         return self._translator.split(filter, self._indexes, self.standing.irregular)
+
+    def _splitting(self) -> Callable[[Filter | None], tuple[Any | None, Filter | None]]:
+        """Return `_split` for one batch: filters that are equal become one and the same object of the engine's."""
+        known: dict[bytes, tuple[Any | None, Filter | None]] = {}
+        basis = self._basis()
+
+        def split(filter: Filter | None) -> tuple[Any | None, Filter | None]:
+            nonlocal basis
+            if filter is None:
+                return None, None
+            if basis != self._basis():  # a write came between
+                basis = self._basis()
+                known.clear()
+            # A filter holds lists, so it is no key; equal ones that are pickled apart are only asked apart.
+            key = pickle.dumps(filter, protocol=5)
+            if key not in known:
+                known[key] = self._split(filter)
+            return known[key]
+
+        return split
 
     def _narrowing(self, filter: Filter) -> Filter | None:
         """Return `filter` without the choice of collections when every document's is among the chosen.
@@ -1006,8 +1110,11 @@ class LiveView:
             if start is None:
                 return
 
+    def _document(self, record: Record) -> Payload:
+        return packing.document_of(self._layout, record.payload or {})
+
     def _hit(self, record: Record) -> Hit:
-        payload = self._reveal(record.payload or {})
+        payload = self._document(record)
         # Keyword indexes are made from the payload, and are no vectors of the document's own.
         vectors = {
             name: np.asarray(vector, dtype=np.float32)
@@ -1015,6 +1122,10 @@ class LiveView:
             if name in self._vectors
         }
         return Hit(payload["document_id"], payload, record.score, vectors)
+
+
+def _number(point_id: str) -> int:
+    return uuid.UUID(point_id).int
 
 
 def _numbers(vector: Any) -> memoryview:

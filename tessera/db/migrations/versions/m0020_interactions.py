@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0020_v0.5.0"
-down_revision = "0018_v0.5.0"
+down_revision = "0019_v0.5.0"
 branch_labels = None
 depends_on = None
 

@@ -1,25 +1,19 @@
-"""Several rankings become one: by ranks, by scores, or by scores with weights learned from what people chose."""
+"""Fusion with weights that were learned from what people chose: what a stage says of it, and is told."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from tessera.errors import quote
 from tessera.models.interactions import InteractionType
-from tessera.ports import Hit
+from tessera.ports import FusionMethod
 from tessera.stages.base import StageContext, StageParams
 
-#: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
-RRF_K = 60
-#: What each search gave a hit of a fusion with learned weights, among its `signals`.
-SCALED = "scaled"
-
-Fusion = Literal["rrf", "dbsf", "weighted", "max", "learned"]
+#: How several rankings become one: as an engine does it, or ``weighted`` with weights that were learned.
+FusionWord = Literal[FusionMethod, "learned"]
 
 
 class LearningConfig(StageParams):
@@ -69,7 +63,7 @@ def _names(value: str) -> list[str]:
 
 
 def weights_for(
-    fusion: Fusion,
+    fusion: FusionWord,
     learning: LearningConfig | None,
     names: Sequence[str],
     stated: Sequence[float],
@@ -97,48 +91,3 @@ def weights_told(noted: Mapping[str, Any]) -> str:
     if noted["fallback"] is not None:
         return f"The weights are those stated ({shown}): {noted['fallback']}."
     return f"The weights were learned from what people chose in {noted['executions']} executions: {shown}."
-
-
-def fuse(
-    rankings: Sequence[Sequence[Hit]],
-    weights: Sequence[float],
-    method: str,
-    rrf_k: int = RRF_K,
-    *,
-    most: int | None = None,
-) -> list[Hit]:
-    """Merge rankings into one, best first; ties go to the smaller document id. With `most` the first so many.
-
-    ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
-    ``max`` takes the best of those; ``dbsf`` adds scores scaled by mean ± 3 standard deviations
-    (distribution-based score fusion).
-    """
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for value, hit in zip(scaled(ranking, method, rrf_k), ranking, strict=True):
-            hits.setdefault(hit.document_id, hit)
-            before = scores.get(hit.document_id)
-            if method == "max":
-                scores[hit.document_id] = weight * value if before is None else max(before, weight * value)
-            else:
-                scores[hit.document_id] = (before or 0.0) + weight * value
-    ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    return [replace(hits[document_id], score=score) for document_id, score in ordered[:most]]
-
-
-def scaled(ranking: Sequence[Hit], method: str, rrf_k: int = RRF_K) -> list[float]:
-    """Return what a ranking adds to each of its hits by `method`, before weights."""
-    if method == "rrf":
-        return [1.0 / (rrf_k + rank) for rank in range(1, len(ranking) + 1)]
-    raw = [hit.score or 0.0 for hit in ranking]
-    if not raw:
-        return []
-    if method == "dbsf":
-        mean, spread = statistics.fmean(raw), statistics.pstdev(raw)
-        low, high = mean - 3 * spread, mean + 3 * spread
-    else:
-        low, high = min(raw), max(raw)
-    if high <= low:
-        return [1.0 for _ in raw]
-    return [(value - low) / (high - low) for value in raw]
