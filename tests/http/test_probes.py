@@ -371,6 +371,7 @@ def body_of(method: str, template: str, value: dict[str, str]) -> Any:
         ("POST", "/v1/retrievers/evaluations/compare"): {
             "baseline_evaluation_id": value["evaluation_id"],
             "candidate_evaluation_id": value["evaluation_id"],
+        },
         ("POST", "/v1/clusters/triggers"): {
             "cluster_id": value["cluster_id"],
             "trigger_type": "cron",
