@@ -158,7 +158,7 @@ def run(wh: Warehouse, enrichment_id: str, stop: threading.Event | None = None) 
         if error.retryable:
             raise
         # What was counted before stays: how far a task is never goes back.
-        before = Counts(*(int(targets.get(name, 0)) for name in ("done", "assigned", "failed")))
+        before = Counts(targets.get("done", 0), targets.get("assigned", 0), targets.get("failed", 0))
         _end(wh, request, TaskStatus.FAILED, targets, before, error.message)
         logger.warning("collection %s is not enriched: %s", request["collection_id"], error.message)
         return
