@@ -254,8 +254,8 @@ def test_a_difference_that_is_shown_has_a_winner_and_few_queries_have_none(
         assert "judge more" in found["message"]
     else:
         assert (found["verdict"], turned["verdict"]) == ("candidate_better", "baseline_better")
-        assert '"newest" is better' in found["message"]
-        assert '"newest" is better' in turned["message"]
+        assert "'newest' is better" in found["message"]
+        assert "'newest' is better" in turned["message"]
 
 
 def test_what_cannot_be_compared_is_refused(shelf: Shelf) -> None:
