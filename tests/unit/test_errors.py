@@ -1,4 +1,4 @@
-"""A 404 says how to find what there is, for every noun; ``tests/http/test_openapi.py`` has that the lists are served."""
+"""A 404 says how to find what there is, for every noun; ``tests/http/test_openapi.py``: the lists are there."""
 
 from __future__ import annotations
 
