@@ -77,8 +77,8 @@ def main() -> None:
     _print(rounds[1:], filled_s)
     print(
         f"   {right:.3f} of the ten that Tessera's own two rankings of {TOP} fuse to, in their order; {alike:.3f} of "
-        f"these rankings have raw Edge's scores; {equal:.3f} of the ten that raw Edge's rankings fuse to, which breaks "
-        "ties of equal words in another order"
+        f"these rankings have raw Edge's scores; {equal:.3f} of the ten that raw Edge's rankings fuse to, which orders "
+        "ties of equal words in its own way"
     )
 
 

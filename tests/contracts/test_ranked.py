@@ -154,6 +154,14 @@ def test_weights_of_nothing_and_least_scores(log: Log, method: FusionMethod) -> 
         assert_as_by_hand(log, asked, Fusion(parts, method, 5))
 
 
+def test_vectors_come_with_the_hits_when_they_are_asked_for(log: Log) -> None:
+    asked = [replace(search, with_vectors=True) for search in searches(None, 40, 40)]
+    found = log.vectors.ranked(log.view, asked, Fusion((Part("v"), Part("w")), most=10))
+    stored = log.vectors.get(log.view, [hit.document_id for hit in found], True)
+    assert [{**hit.vectors}.keys() for hit in found] == [{**hit.vectors}.keys() for hit in stored]
+    assert any(hit.vectors for hit in found)
+
+
 def test_searches_with_filters_of_their_own_and_one_that_finds_nothing(log: Log) -> None:
     dense, words, _ = searches(None, 50, 50, 50)
     fusion = Fusion((Part("v"), Part("w")), "rrf", 6)

@@ -9,9 +9,15 @@ outcome one of the words below.
 
 from __future__ import annotations
 
+import copyreg
+import dataclasses
+import operator
 import pickle
 import struct
 from typing import Any
+
+from tessera.filters import Condition
+from tessera.ports import DenseVector, Fusion, Part, Search, SparseText, View
 
 #: Outcomes of a request; ``value`` is the answer, or the error's parts.
 OK = "ok"
@@ -23,6 +29,16 @@ LOST = "lost"  # message: the host does not have this view open
 PANIC = "panic"  # message: the engine panicked and the host ends
 
 _LENGTH = struct.Struct("<Q")
+
+
+def _pack_by_position(kind: type[Any]) -> None:
+    """Have values of a dataclass pickled as its arguments: by themselves frozen ones with slots take twice the time."""
+    values = operator.attrgetter(*(field.name for field in dataclasses.fields(kind)))
+    copyreg.pickle(kind, lambda value: (kind, values(value)))
+
+
+for _kind in (View, DenseVector, SparseText, Search, Condition, Fusion, Part):  # what every search is made of
+    _pack_by_position(_kind)
 
 
 def packed(message: tuple[Any, ...]) -> bytes:

@@ -777,6 +777,8 @@ class LiveView:
         """Say whether documents are read after they are ranked, because few of those that are found are shown."""
         if fusion is None or fusion.most is None or not self.engine.is_still:
             return False
+        if any(search.with_vectors for search in searches):
+            return False
         return sum(search.limit for search in searches) >= BARE_FROM * fusion.most
 
     def _answer(self, found: Sequence[list[Hit] | Bare], fusion: Fusion | None) -> Any:
