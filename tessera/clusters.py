@@ -34,7 +34,6 @@ from tessera.errors import (
     BadRequestError,
     ConflictError,
     NotFoundError,
-    Problem,
     quote,
     raise_problems,
 )

@@ -106,8 +106,10 @@ class _Reading:
         if index == 0 and self._requested is not None:
             asked.append(("the request's filters", self._requested))
         # Parameters that lack an input are a dictionary of those that are known: no condition can be made of them.
-        can_narrow = not self._is_read and not isinstance(params, dict)
-        narrowed = stage.narrow(params, self._context) if can_narrow else None
+        is_known = params is not None and not isinstance(params, dict)
+        if is_known:
+            notes += stage.notes(params, self._context)
+        narrowed = stage.narrow(params, self._context) if is_known and not self._is_read else None
         if narrowed is not None:
             asked.append(("its conditions", narrowed))
             self._within(narrowed)

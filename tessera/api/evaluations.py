@@ -91,7 +91,9 @@ def list_evaluations(
     retriever_id: str,
     page: Paging,
     status: Annotated[EvaluationStatus | None, Query(description="Only those in this state.")] = None,
-    dataset_name: Annotated[str | None, Query(description="Only those on this dataset, by name or id.")] = None,
+    dataset_name: Annotated[
+        str | None, Query(description="Only those on this dataset, by name or id.")
+    ] = None,
 ) -> JsonObject:
     """List a retriever's evaluations, the newest first, without the results of single queries."""
     return evaluations.list_(wh, asking, namespace, retriever_id, page, status, dataset_name)

@@ -56,11 +56,16 @@ WHO = Principal(
     user_id="usr_1",
     permissions=frozenset({"read", "write", "delete", "admin"}),
 )
-START = datetime.now(UTC)
+
+
+class Clock:
+    """When the test began: what happens is noted at the time that it is, and triggers are looked at later."""
+
+    start = datetime.now(UTC)
 
 
 def later(**more: float) -> str:
-    return schedules.written(START + timedelta(**more))
+    return schedules.written(Clock.start + timedelta(**more))
 
 
 class Place:
@@ -156,6 +161,7 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
 
 @pytest.fixture
 def place(warehouse: Warehouse) -> Iterator[Place]:
+    Clock.start = datetime.now(UTC)
     place = Place(warehouse)
     yield place
     place.close()
@@ -192,7 +198,7 @@ def test_when_a_cron_expression_comes_next(expression: str, zone: str, after: st
 )
 def test_what_is_no_schedule(expression: str, zone: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        schedules.next_cron(expression, zone, START)
+        schedules.next_cron(expression, zone, Clock.start)
 
 
 # --- firing ----------------------------------------------------------------------------------------------
