@@ -10,6 +10,7 @@ import binascii
 import codecs
 import io
 import re
+import unicodedata
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ FORMATS = {
     "audio": "MP3, WAV, FLAC, Ogg, AAC, M4A, AIFF, AMR or a video container",
     "pdf": "PDF, DOCX or PPTX",
     "excel": "XLSX, XLS or CSV",
-    "text": "UTF-8 text",
+    "text": "UTF-8 text, or UTF-16 or UTF-32 with a byte order mark",
 }
 
 
@@ -173,11 +174,31 @@ def sniff(data: bytes, size_bytes: int | None = None) -> str | None:
         return "video/mp2t"
     if b"%PDF-" in data[:1024]:
         return "application/pdf"
-    return _sound_frame(head)
+    # FF FE is also the sync word of a frame of MPEG audio, layer I.
+    return None if begins_as_text(head) else _sound_frame(head)
+
+
+def encoding_of(head: bytes) -> str:
+    """Return the encoding of a text by its byte order mark, as Python calls it; without a mark it is UTF-8.
+
+    What it names leaves the mark out when it decodes.
+    """
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    return "utf-8-sig"
 
 
 def begins_as_text(head: bytes) -> bool:
-    """Say whether bytes from the beginning of a file are UTF-8 text, cut anywhere."""
+    """Say whether bytes from the beginning of a file are text, cut anywhere: UTF-8, or what a byte order mark names."""
+    encoding = encoding_of(head)
+    if encoding != "utf-8-sig":
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
+        except UnicodeDecodeError:
+            return False
+        # No control characters, and nothing that Unicode does not assign.
+        return all(letter.isspace() or unicodedata.category(letter) not in _NO_TEXT for letter in text)
     if b"\x00" in head:
         return False
     try:
@@ -207,6 +228,14 @@ _EXAMPLES = {
     "pdf": "application/pdf",
     "excel": XLSX,
 }
+#: Byte order marks that are no UTF-8. The longer ones come first: one of UTF-32 begins like one of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NO_TEXT = frozenset(("Cc", "Cn", "Co"))
 _TEXT_TYPES = frozenset(
     {"text/plain", "text/markdown", "text/csv", "text/html", "application/json", "text/vtt"}
 )
@@ -309,22 +338,25 @@ def _encoded(value: str) -> bytes:
 
 
 def _as_utf8(data: bytes, charset: str | None) -> bytes:
+    named = charset or encoding_of(data).removesuffix("-sig")
     try:
-        return data.decode(charset or "utf-8").encode()
+        return data.decode(named).encode()
     except (UnicodeDecodeError, LookupError, UnicodeEncodeError):
-        named = charset or "utf-8"
         raise BadContent("encoding", f"does not decode as {named[:40]} text; send UTF-8.") from None
 
 
 def _refuse_other_text(path: Path) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as file:
+            encoding = encoding_of(file.read(4))
+            file.seek(0)
+            decoder = codecs.getincrementaldecoder(encoding)()
             while piece := file.read(2**20):
                 decoder.decode(piece)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        raise BadContent("encoding", "does not decode as utf-8 text; send UTF-8.") from None
+        named = encoding.removesuffix("-sig")
+        raise BadContent("encoding", f"does not decode as {named} text; send UTF-8.") from None
 
 
 def _is_text(data: bytes) -> bool:

@@ -341,7 +341,8 @@ def stored_file(
         }
     }
     if kind is FieldType.TEXT and size_bytes <= MAX_INLINE_TEXT_BYTES:
-        entry["text"] = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        entry["text"] = data.decode(content.encoding_of(data))
     else:
         entry["blob_key"] = key
     return entry

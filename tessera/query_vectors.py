@@ -129,7 +129,7 @@ def _fetched(wh: Warehouse, query: QueryInput) -> QueryInput:
     is_text = (not found or found.startswith("text/")) and content.begins_as_text(data[:4096])
     if query.kind == "content" and is_text and len(data) <= MAX_QUERY_TEXT_BYTES:
         with suppress(UnicodeDecodeError):
-            return QueryInput("text", data.decode("utf-8-sig"))
+            return QueryInput("text", data.decode(content.encoding_of(data)))
     raise BadRequestError(
         f"{fetching.shown(query.value)} is {found or 'nothing that is known'}; a query is a picture"
         f"{' or a text of at most 1 MiB in UTF-8' if query.kind == 'content' else ''}."

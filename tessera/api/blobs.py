@@ -78,8 +78,9 @@ def get_blob(
     _settle_range(request, path.stat().st_size)
     with path.open("rb") as file:
         head = file.read(4096)
+    charset = content.encoding_of(head).removesuffix("-sig")
     mime_type = content.sniff_file(path) or (
-        "text/plain; charset=utf-8" if content.begins_as_text(head) else content.OCTET_STREAM
+        f"text/plain; charset={charset}" if content.begins_as_text(head) else content.OCTET_STREAM
     )
     plain = mime_type.partition(";")[0]
     shown = content.family(plain) in _SHOWN

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator, model_validator
 
-from tessera import media
+from tessera import content, media
 from tessera.errors import InferenceServiceUnavailableError
 from tessera.extractors.base import (
     BadSample,
@@ -180,12 +180,11 @@ def read_text(source: Input) -> str:
         if source.path.stat().st_size > MAX_TEXT_BYTES:
             raise BadSample("too_large", f"The text file is larger than {MAX_TEXT_BYTES >> 20} MiB.")
         data = source.path.read_bytes()
-        encoding = "utf-16" if data[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig"
         try:
-            text = data.decode(encoding)
+            text = data.decode(content.encoding_of(data))
         except UnicodeDecodeError as error:
             raise BadSample(
-                "unreadable", f"The file is not text in UTF-8 or UTF-16 ({error.reason})."
+                "unreadable", f"The file is not text in UTF-8, nor in UTF-16 or UTF-32 with a byte order mark ({error.reason})."
             ) from error
         if "\x00" in text:
             raise BadSample("unreadable", "The file holds NUL characters: it is not text.")

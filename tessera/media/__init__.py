@@ -409,8 +409,9 @@ def read_subtitles(path: Path) -> list[Cue]:
     if path.stat().st_size > MAX_SUBTITLE_BYTES:
         raise BadSample("too_large", f"The subtitle file is larger than {MAX_SUBTITLE_BYTES >> 20} MiB.")
     data = path.read_bytes()
-    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        text = data.decode("utf-16", "replace")
+    encoding = content.encoding_of(data)
+    if encoding != "utf-8-sig":
+        text = data.decode(encoding, "replace")
     else:
         try:
             text = data.decode("utf-8-sig")

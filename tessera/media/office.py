@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tessera import alarms
-from tessera.content import DOCX, PPTX, XLSX
+from tessera.content import DOCX, PPTX, XLSX, encoding_of
 from tessera.errors import BadSample
 from tessera.locators import Box, Locator
 from tessera.media import sniff
@@ -369,7 +369,7 @@ def _lines(path: Path) -> Iterator[Part]:
         )
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding_of(data))
     except UnicodeDecodeError:
         raise BadSample("unreadable", "The file is neither an Office file nor CSV in UTF-8.") from None
     if not text.strip() or "\x00" in text:

@@ -46,7 +46,8 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "files"
     (folder / "pictures").mkdir(parents=True)
     (folder / "train.txt").write_text("Headphones that keep the noise of the train out.")
-    (folder / "cat.md").write_text("The cat slept on the warm windowsill.")
+    # As Windows' editors save "Unicode"; its first two bytes could be those of a frame of sound.
+    (folder / "cat.md").write_text("The cat slept on the warm windowsill.", encoding="utf-16")
     (folder / "pictures/red.png").write_bytes(picture(RED))
     (folder / "pictures/green.bin").write_bytes(picture(GREEN))
     (folder / "pictures/cut.png").write_bytes(picture(BLUE)[:60])
@@ -91,6 +92,8 @@ def test_a_folder_goes_in_and_is_found_and_again_only_what_changed(
     best = said.stdout.splitlines()[:2]
     assert best[0].endswith(f"{folder}/train.txt") or f"{folder}/train.txt  characters" in best[0]
     assert "keep the noise of the train out" in best[1]
+    (cat,) = found(server, name, "a pet asleep", "--limit", "1")
+    assert (cat["path"], cat["text"]) == (f"{folder}/cat.md", "The cat slept on the warm windowsill.")
     hits = found(server, name, "--image", str(folder / "pictures/red.png"), "--limit", "1")
     assert [hit["path"] for hit in hits] == [f"{folder}/pictures/red.png"]
 

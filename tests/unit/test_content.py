@@ -17,6 +17,7 @@ from tessera.content import (
     MOST_ARCHIVE_LIST_BYTES,
     XLSX,
     BadContent,
+    begins_as_text,
     decode,
     family,
     identify,
@@ -158,6 +159,8 @@ def test_families_are_the_kinds_of_blobs() -> None:
     [
         ("text", "Grüße ".encode() * 500_000, "text/markdown", "text/markdown"),
         ("text", b"a,b", "application/x-unknown", "text/plain"),
+        ("text", "Grüße 音 ".encode("utf-16"), None, "text/plain"),
+        ("excel", "ä,b\n1,2\n".encode("utf-16"), None, "text/csv"),
         ("image", b"BM" + (70_000).to_bytes(4, "little") + bytes(69_994), None, "image/bmp"),
         ("excel", archive("xl/workbook.xml", *map(str, range(200))), None, XLSX),
         ("excel", "ä,b\n".encode() * 5000, None, "text/csv"),
@@ -177,6 +180,7 @@ def test_files_are_identified(
     [
         ("text", b"", "text/plain", "is empty"),
         ("text", "ä".encode() * 3_000_000 + b"\xc3", "text/plain", "utf-8"),
+        ("text", "ä".encode("utf-16") + b"\x00", "text/plain", "utf-16"),
         ("image", b"%PDF-1.7".ljust(5000), "image/png", "holds application/pdf"),
         ("image", b"words", None, "not recognised as image"),
         ("image", b"words", "application/octet-stream", "not recognised as image"),
@@ -232,3 +236,14 @@ def test_a_workbook_whose_list_would_fill_the_memory_is_none(tmp_path: Path) -> 
     file.write_bytes(archive("xl/workbook.xml", *("y" * 200 + str(n) for n in range(5000))))
     assert file.stat().st_size > MOST_ARCHIVE_LIST_BYTES
     assert sniff_file(file) == "application/zip"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_byte_order_mark_says_text_where_it_could_be_sound(encoding: str) -> None:
+    words = "\ufeffGrüße, 音.\r\n".encode(encoding)
+    assert sniff(words) is None
+    assert [begins_as_text(words[:end]) for end in (8, 9, 10, len(words))] == [True] * 4
+    frame = bytes((0xFF, 0xFE, 0x94, 0x00)) + bytes(range(200))
+    assert (sniff(frame), begins_as_text(frame)) == ("audio/mpeg", False)
+    uri = f"data:text/plain;base64,{base64.b64encode(words).decode()}"
+    assert decode(uri, "text", max_bytes=100).data.decode().lstrip("\ufeff") == "Grüße, 音.\r\n"

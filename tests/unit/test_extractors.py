@@ -172,7 +172,7 @@ def test_a_whole_text_has_no_position_and_is_all_of_its_source(registry: Registr
     (made,) = extract(extractor, {"text": Input(text=PROSE)})
     assert (made.position, made.fields) == ((), {"text": PROSE})
     assert made.locator == Locator.in_text(0, len(PROSE))
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
         (tmp_path / "a.txt").write_bytes(PROSE.encode(encoding))
         (same,) = extract(extractor, {"text": Input(path=tmp_path / "a.txt")})
         assert same.fields == made.fields
