@@ -71,6 +71,7 @@ from tessera.pagination import PageRequest
 _CATEGORIES: Mapping[str, Literal["dependency", "validation", "resource", "network", "runtime"]] = {
     "unreadable": "validation",
     "unsupported": "validation",
+    "missing_input": "validation",
     "unreachable": "network",
     "too_large": "resource",
     "limit": "resource",

@@ -1,4 +1,4 @@
-"""Why a row of a batch fails: seven causes, and for each kind of failure where it lies and what helps.
+"""Why a row of a batch fails: eight causes, and for each kind of failure where it lies and what helps.
 
 Whoever fails a row gives it a *kind*, a stable word such as ``unreadable`` or ``fetch_timeout``, and a message. The
 rest follows from the kind, here and nowhere else.
@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Cause = Literal["unreadable", "unreachable", "too_large", "unsupported", "model_missing", "limit", "ours"]
+Cause = Literal[
+    "unreadable", "unreachable", "too_large", "unsupported", "missing_input", "model_missing", "limit", "ours"
+]
 Stage = Literal["fetch", "decode", "extract", "write"]
 
 CAUSES: tuple[Cause, ...] = get_args(Cause)
@@ -40,6 +42,12 @@ _REPLACE = "then retry with retry_mode 'all'."
 KINDS: dict[str, Kind] = {
     "unreadable": Kind(
         "unreadable", "decode", f"Replace the file by a whole one (PATCH the object), {_REPLACE}"
+    ),
+    "missing_input": Kind(
+        "missing_input",
+        "extract",
+        "Give the object the property that the message names (PATCH the object), or map another one in the "
+        f"collection's input_mappings, {_REPLACE}",
     ),
     "unsupported": Kind(
         "unsupported",

@@ -60,6 +60,8 @@ class ChunkRow:
     passthrough: Mapping[str, Any]
     system: Mapping[str, Any]
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    #: Inputs that the collection maps and the source does not have, as people read them.
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,11 @@ def _run_chunk(job: ChunkJob) -> ChunkResult:
             made, files_bytes = _documents(job, row, next(outcomes, None), blobs)
             _check(made, declared)
         except BadSample as error:
+            lacks = (
+                f" It lacks {' and '.join(row.lacks)}." if error.kind == "missing_input" and row.lacks else ""
+            )
             results.append(
-                RowResult(row.object_id, error_kind=error.kind, error_message=plain(error.message))
+                RowResult(row.object_id, error_kind=error.kind, error_message=plain(error.message + lacks))
             )
         except _BadDocuments as error:
             results.append(

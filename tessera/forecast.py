@@ -434,6 +434,8 @@ def _fill(
             fields,
             [blob for blob in blobs if not is_missing(blob)],
         )
+        if source_content.is_of_another_kind(implementation.inputs, config.get("input_mappings"), inputs):
+            continue
         source = ChunkRow(
             row["object_id"],
             row["version"],

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera import artifact, derivation, document_edits, events, failpoints, log, row_failures
+from tessera import artifact, batch_logs, derivation, document_edits, events, failpoints, log, row_failures
 from tessera.context import Warehouse
 from tessera.db.engine import insert_or_replace, now
 from tessera.db.tables import batch_rows, batches, collections, objects, sources
@@ -358,16 +358,18 @@ def close_unchanged(
         record_progress(connection, attempt, "extract")
 
 
-def close_refused(wh: Warehouse, attempt: Attempt, collection_id: str, refused: Mapping[str, int]) -> None:
-    """End rows that the source filters refuse, and delete the documents that they have from before.
+def close_left_out(
+    wh: Warehouse, attempt: Attempt, collection_id: str, left_out: Mapping[str, int], kind: str, message: str
+) -> None:
+    """End rows that a collection leaves out as `message` says, and delete the documents that they have from before.
 
-    `refused` gives the version of each; those that have changed meanwhile stay to be looked at again.
+    `left_out` gives the version of each; those that have changed meanwhile stay to be looked at again.
     """
     seq: int | None = None
     with wh.db.write() as connection:
         check_attempt(connection, attempt)
         log.hold(connection, attempt.namespace_id)
-        ids = sorted(refused.keys() - _late(wh, connection, attempt, refused))
+        ids = sorted(left_out.keys() - _late(wh, connection, attempt, left_out))
         known = sa.and_(sources.c.collection_id == collection_id, sources.c.source_id.in_(ids))
         stale = [
             document_id
@@ -391,11 +393,14 @@ def close_refused(wh: Warehouse, attempt: Attempt, collection_id: str, refused: 
             .values(
                 status="SKIPPED",
                 documents=0,
-                error_kind="filtered",
-                error_message="The collection's source_filters leave it out.",
+                error_kind=kind,
+                error_message=message,
                 updated_at=now(),
             )
         )
+        if ids and kind == "missing_input":
+            told = f"{len(ids)} source(s) skipped in collection {collection_id}. {message}"
+            batch_logs.write(connection, attempt.batch_id, attempt.namespace_id, told, level="info")
         record_progress(connection, attempt, "extract")
     if seq is not None:
         wh.views.apply(attempt.namespace_id, seq)

@@ -20,12 +20,20 @@ from tessera.db.tables import batch_rows, namespaces, objects, sources
 from tessera.enrichment import SHOWN
 from tessera.extraction import ChunkJob, ChunkRow, configured
 from tessera.ingest_attempt import Attempt, Stop, Watch, check_attempt
-from tessera.ingest_commit import close_refused, close_unchanged, end_rows
+from tessera.ingest_commit import close_left_out, close_unchanged, end_rows
 from tessera.models.batches import Tier
 from tessera.plan import PROTECTED_FIELDS
 from tessera.ports import HIDDEN_FIELDS
 from tessera.registry import Registry
-from tessera.source_content import as_filtered, digest, input_hash, inputs_of, passthrough_of
+from tessera.source_content import (
+    as_filtered,
+    digest,
+    input_hash,
+    inputs_of,
+    is_of_another_kind,
+    lacking,
+    passthrough_of,
+)
 
 #: A source to process: an object's row, or what `pending_documents` makes of a document, with what is known of its
 #: own documents from before.
@@ -118,18 +126,19 @@ def cut_into_chunks(
     pending: Sequence[Row],
     plan_hash: str,
 ) -> list[ChunkJob]:
-    """Cut pending rows into chunks; rows whose source did not change are closed at once.
+    """Cut pending rows into chunks; rows whose source did not change, or is of another kind, are closed at once.
 
     Where an extractor reads elsewhere every row is a chunk of its own, and none is known not to have changed.
     """
     extractor = collection["feature_extractor"]
-    reads_elsewhere = wh.registry.extractor(
-        extractor["feature_extractor_name"], extractor["version"]
-    ).reads_elsewhere
+    implementation = wh.registry.extractor(extractor["feature_extractor_name"], extractor["version"])
+    reads_elsewhere, accepted = implementation.reads_elsewhere, implementation.inputs
+    mappings = extractor.get("input_mappings")
     chunks: list[ChunkJob] = []
     rows: list[ChunkRow] = []
     size = 0
     unchanged: dict[str, int] = {}
+    others: dict[str, int] = {}
 
     def close() -> None:
         nonlocal rows, size
@@ -158,6 +167,9 @@ def cut_into_chunks(
 
     for item in pending:
         row = _chunk_row(wh, attempt, collection, item)
+        if is_of_another_kind(accepted, mappings, row.inputs, is_document="payload" in item):
+            others[item["object_id"]] = item["version"]
+            continue
         known = (item["input_hash"], item["plan_hash"])
         if known == (input_hash(row), plan_hash) and not reads_elsewhere:
             unchanged[item["object_id"]] = len(item["document_ids"])
@@ -167,6 +179,10 @@ def cut_into_chunks(
         if is_full(len(rows), size, reads_elsewhere=reads_elsewhere):
             close()
     close()
+    if others:
+        lacks = " and ".join(lacking(mappings, {})) or f"an input ({', '.join(accepted)})"
+        message = f"It has nothing that the collection takes: it lacks {lacks}."
+        close_left_out(wh, attempt, collection["collection_id"], others, "missing_input", message)
     if unchanged:
         close_unchanged(wh, attempt, collection["collection_id"], unchanged)
     return chunks
@@ -276,7 +292,8 @@ def let_through(
     kept = {row["object_id"] for row in passed}
     refused = {row["object_id"]: row["version"] for row in rows if row["object_id"] not in kept}
     if refused:
-        close_refused(wh, attempt, collection["collection_id"], refused)
+        message = "The collection's source_filters leave it out."
+        close_left_out(wh, attempt, collection["collection_id"], refused, "filtered", message)
     return passed
 
 
@@ -333,6 +350,7 @@ def _chunk_row(wh: Warehouse, attempt: Attempt, collection: RowMapping, item: Ro
         object_version=item["version"],
         inputs=inputs,
         passthrough=passthrough_of(extractor, fields, item["blobs"]),
+        lacks=lacking(extractor.get("input_mappings"), inputs),
         **_origin(attempt, item),
     )
 

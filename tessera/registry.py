@@ -37,6 +37,15 @@ STAGE_GROUP = "tessera.stages"
 _TIERS = {1: "SIMPLE", 2: "MODERATE", 3: "COMPLEX", 4: "PREMIUM"}
 _URI = re.compile(r"mixpeek://(?P<extractor>[^@/\s]+)@(?P<version>[^/\s]+)/(?P<output>[^/\s]+)")
 
+#: Extractors of the API that are not in this version, each with why and with what comes nearest.
+_NOT_HERE = {
+    "course_content_extractor": (
+        "course_content_extractor is not in this version: it needs models for source code and for slides that Tessera "
+        "does not have. Nearest are document_graph_extractor for slides and documents, video_extractor for lectures, "
+        "and text_extractor for code as text."
+    ),
+}
+
 _Base = TypeVar("_Base")
 
 
@@ -143,7 +152,9 @@ class Registry:
         return extractor.versions if extractor else ()
 
     def trouble(self, name: str) -> str:
-        """Return a sentence, after a blank, on why the file of that name cannot be used, or nothing."""
+        """Return a sentence, after a blank, on why there is none of that name, or nothing: its file, or this version."""
+        if name in _NOT_HERE and not self.versions(name):
+            return f" {_NOT_HERE[name]}"
         broken = None if name in self._installed else self._files.broken().get(name)
         if broken is None:
             return ""

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from tessera import filters, links
+from tessera.errors import quote
 from tessera.extraction import ChunkRow, InputRef
 from tessera.filters import values_at
 from tessera.objects import searchable
@@ -59,6 +60,33 @@ def inputs_of(
             if blob is not None:
                 found[name] = _ref(blob)
     return found
+
+
+def lacking(mappings: Any, inputs: Mapping[str, InputRef]) -> tuple[str, ...]:
+    """Return the inputs that a collection maps and a source does not have, each with its property, to be read."""
+    if isinstance(mappings, Mapping):
+        mappings = [{"input_key": key, "path": path} for key, path in mappings.items()]
+    return tuple(
+        f"the property {quote(plain_path(str(mapping.get('path') or '')))} of input `{mapping['input_key']}`"
+        for mapping in mappings or []
+        if mapping["input_key"] not in inputs
+    )
+
+
+def is_of_another_kind(
+    accepted: Mapping[str, Sequence[str]],
+    mappings: Any,
+    inputs: Mapping[str, InputRef],
+    *,
+    is_document: bool = False,
+) -> bool:
+    """Say whether a source has none of the inputs that a collection would take of it, and is left out by it.
+
+    An extractor that takes an input of any type needs none. A document whose collection maps nothing is a
+    mistake of the collection, and no document of another kind.
+    """
+    takes_some = bool(accepted) and all(accepted.values())
+    return takes_some and not inputs and (bool(mappings) or not is_document)
 
 
 def _ref(blob: Mapping[str, Any]) -> InputRef:

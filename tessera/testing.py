@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 #: The kinds of a `BadSample`.
-KINDS = frozenset({"unreadable", "unsupported", "too_large", "model_missing", "limit"})
+KINDS = frozenset({"unreadable", "unsupported", "too_large", "missing_input", "model_missing", "limit"})
 
 
 def load_extractor(path: Path) -> Extractor:

@@ -202,7 +202,7 @@ class DocumentGraphExtractor(Extractor):
             yield from _numbered("html", _page(data).parts, params)
         elif not read:
             raise BadSample(
-                "unreadable",
+                "missing_input",
                 "The source has no file as input `pdf`, `excel` or `html`; map one in `input_mappings`.",
             )
 

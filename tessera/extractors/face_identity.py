@@ -219,7 +219,7 @@ class FaceIdentityExtractor(Extractor):
             raise BadSample("model_missing", error.message) from error
         if not any(source is not None and source.path is not None for source in (picture, video)):
             raise BadSample(
-                "unreadable",
+                "missing_input",
                 "The source has no file as input `image`, `video_frame` or `video`; map one in `input_mappings`.",
             )
 

@@ -118,7 +118,7 @@ def _opened(sample: Sample) -> media.Picture | BadSample:
     source = sample.inputs.get("image")
     if source is None or source.path is None:
         return BadSample(
-            "unreadable", "The source has no file as input `image`; map one in `input_mappings`."
+            "missing_input", "The source has no file as input `image`; map one in `input_mappings`."
         )
     try:
         return media.open_picture(source.path)

@@ -126,7 +126,7 @@ class SentimentClassifier(Extractor):
 def _text_or_bad(sample: Sample) -> str | BadSample:
     source = sample.inputs.get("text")
     if source is None:
-        return BadSample("unreadable", "The source has no input `text`; map one in `input_mappings`.")
+        return BadSample("missing_input", "The source has no input `text`; map one in `input_mappings`.")
     try:
         return read_text(source)
     except BadSample as error:

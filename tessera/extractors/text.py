@@ -184,7 +184,8 @@ def read_text(source: Input) -> str:
             text = data.decode(content.encoding_of(data))
         except UnicodeDecodeError as error:
             raise BadSample(
-                "unreadable", f"The file is not text in UTF-8, nor in UTF-16 or UTF-32 with a byte order mark ({error.reason})."
+                "unreadable",
+                f"The file is not text in UTF-8, nor in UTF-16 or UTF-32 with a byte order mark ({error.reason}).",
             ) from error
         if "\x00" in text:
             raise BadSample("unreadable", "The file holds NUL characters: it is not text.")
@@ -198,7 +199,7 @@ def read_text(source: Input) -> str:
 def _pieces_or_bad(sample: Sample, params: TextParams) -> list[Piece] | BadSample:
     source = sample.inputs.get("text")
     if source is None:
-        return BadSample("unreadable", "The source has no input `text`; map one in `input_mappings`.")
+        return BadSample("missing_input", "The source has no input `text`; map one in `input_mappings`.")
     try:
         text = read_text(source)
         if params.split_by == "time_segments":

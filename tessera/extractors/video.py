@@ -281,7 +281,7 @@ class VideoExtractor(Extractor):
             raise BadSample("model_missing", error.message) from error
         if not found:
             raise BadSample(
-                "unreadable",
+                "missing_input",
                 "The source has no input `video`, `audio`, `image` or `text`; map one in `input_mappings`.",
             )
 

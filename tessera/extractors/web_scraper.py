@@ -227,7 +227,7 @@ def _url(sample: Sample) -> str:
     source = sample.inputs.get("url")
     if source is None:
         raise BadSample(
-            "unreadable",
+            "missing_input",
             "The source has no input `url`. Keep the URL in a property of type string and map it: "
             '`"input_mappings": {"url": "<property>"}`.',
         )

@@ -137,6 +137,11 @@ def test_an_input_without_a_mapping_takes_what_fits(loop: Loop) -> None:
             422,
             "is not known. This namespace has: passthrough",
         ),
+        (
+            {"feature_extractor_name": "course_content_extractor"},
+            422,
+            "needs models for source code and for slides",
+        ),
         ({"version": "v9"}, 422, "has no version 'v9'; its versions are: v1, 1.0.0"),
         ({"parameters": {"chunk_size": 0}}, 422, "chunk_size must be at least 1, not 0"),
         ({"field_passthrough": [{"source_path": "a..b"}]}, 422, "is not a path"),

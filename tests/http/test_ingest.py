@@ -252,6 +252,41 @@ def test_an_object_that_brings_nothing_any_more_leaves_nothing(loop: Loop) -> No
     assert loop.documents(collection) == []
 
 
+def test_each_collection_skips_objects_of_another_kind(gated_server: Server, loop: Loop) -> None:
+    bucket = loop.bucket({"note": {"type": "text"}, "photo": {"type": "image"}})
+    texts = loop.collection(bucket, {**GATED, "input_mappings": {"text": "note"}})
+    pictures = loop.collection(bucket, {**IMAGE, "input_mappings": {"image": "photo"}})
+    photo = {"property": "photo", "type": "image", "data": encoded(picture(RED))}
+    words = {"property": "note", "type": "text", "data": "a b"}
+    note, seen = loop.object(bucket, {"blobs": [words]}), loop.object(bucket, {"blobs": [photo]})
+    plan = loop.post(f"/buckets/{bucket}/batches/plan", {"object_ids": [note, seen]})
+    assert [sum(a["files"] for a in item["amounts"].values()) for item in plan["extractors"]] == [1, 1]
+    batch = loop.run(bucket, [note, seen])
+    path = f"/buckets/{bucket}/batches/{batch['batch_id']}"
+    assert (batch["status"], batch["progress"]["errors"], failed(loop, path)) == ("COMPLETED", 0, {})
+    told = [line["message"] for line in loop.get(f"{path}/logs")["logs"]]
+    assert any("2 row(s) done, 0 failed, 2 skipped" in line for line in told)
+    assert any(f"1 source(s) skipped in collection {pictures}" in line and "'photo'" in line for line in told)
+    assert {item["root_object_id"] for item in loop.documents(texts)} == {note}
+    assert {item["root_object_id"] for item in loop.documents(pictures)} == {seen}
+
+    loop.patch(f"/buckets/{bucket}/objects/{note}", {"blobs": [photo]})
+    assert loop.run(bucket, [note, seen])["status"] == "COMPLETED"
+    assert loop.documents(texts) == [], "what has lost its text has none of its documents"
+    assert {item["root_object_id"] for item in loop.documents(pictures)} == {note, seen}
+
+
+def test_an_object_that_lacks_one_of_its_inputs_fails_with_what_it_lacks(loop: Loop) -> None:
+    bucket = loop.bucket({"clip": {"type": "video"}, "words": {"type": "text"}})
+    loop.collection(bucket, {**VIDEO, "input_mappings": {"video": "clip", "subtitles": "words"}})
+    words = {"property": "words", "type": "text", "data": "1\n00:00:00,000 --> 00:00:01,000\nHello\n"}
+    batch = loop.run(bucket, [loop.object(bucket, {"blobs": [words]})])
+    assert batch["error_summary"] == {"missing_input": 1}
+    (row,) = failed(loop, f"/buckets/{bucket}/batches/{batch['batch_id']}").values()
+    assert "It lacks the property 'clip' of input `video`." in row["error"]
+    assert "Give the object the property" in row["next_step"]
+
+
 def test_a_changed_field_alone_is_a_change(loop: Loop) -> None:
     bucket = loop.bucket()
     passed = {"field_passthrough": [{"source_path": "metadata.tags"}]}

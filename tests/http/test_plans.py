@@ -142,6 +142,9 @@ def test_sources_that_are_nowhere_yet_are_planned_by_their_measures(
 
     said = plan(status=422, feature_extractor_name="tekst")["error"]["message"]
     assert "feature extractor 'tekst v1' is not known; known are" in said
+    said = plan(status=422, feature_extractor_name="course_content_extractor")["error"]["message"]
+    assert "needs models for source code and for slides" in said
+    assert "document_graph_extractor" in said
     said = plan(status=422, parameters={"chunk_size": 0})["error"]["message"]
     assert "chunk_size" in said
     assert plan(status=422, sources=[{"kind": "film"}])["error"]["type"] == "ValidationError"
