@@ -270,8 +270,8 @@ class EngineFullError(QdrantError):
 class BadSample(TesseraError):
     """This sample cannot be extracted, or this query not embedded; the others of its batch can.
 
-    `kind` is one of ``unreadable``, ``unsupported``, ``too_large``, ``model_missing``, ``limit``, ``missing_input``; of what is behind a
-    URL also ``fetch_…`` (``causes.py``).
+    `kind` is one of ``unreadable``, ``unsupported``, ``too_large``, ``model_missing``, ``limit``, ``missing_input``; of
+    what is behind a URL also ``fetch_…`` (``causes.py``).
     """
 
     type, status = "BadRequestError", 400

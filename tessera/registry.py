@@ -152,7 +152,7 @@ class Registry:
         return extractor.versions if extractor else ()
 
     def trouble(self, name: str) -> str:
-        """Return a sentence, after a blank, on why there is none of that name, or nothing: its file, or this version."""
+        """Return a sentence, after a blank, on why an extractor of that name cannot be used, or nothing."""
         if name in _NOT_HERE and not self.versions(name):
             return f" {_NOT_HERE[name]}"
         broken = None if name in self._installed else self._files.broken().get(name)
