@@ -432,9 +432,10 @@ def _answer(row: Mapping[Any, Any], place: Mapping[Any, Any]) -> TriggerModel:
     vector = definition["vector_config"]
     config = (
         {
+            # k-means has a parameter of that name itself.
+            **vector["algorithm_params"],
             "algorithm": vector["clustering_method"],
             "feature_uris": vector["feature_uris"],
-            **vector["algorithm_params"],
         }
         if vector
         else {"algorithm": "attribute_based", **definition["attribute_config"]}

@@ -16,6 +16,7 @@ from tessera import (
     audit,
     clustering,
     events,
+    limits,
     listing,
     names,
     namespaces,
@@ -92,6 +93,7 @@ def add(
         "created_at": at,
         "updated_at": at,
     }
+    limits.check_quota(wh, connection, principal, "clusters")
     connection.execute(clusters.insert().values(**row))
     audit.record(connection, principal, "cluster_created", "cluster", cluster_id, {"name": name})
     _tell(connection, EventType.CLUSTER_CREATED, row)

@@ -43,6 +43,7 @@ QUOTAS = (
     "collections",
     "retrievers",
     "taxonomies",
+    "clusters",
     "documents",
     "api_keys",
     "batch_objects",
@@ -256,8 +257,8 @@ class Settings(BaseModel):
     quotas: str | None = Field(
         None,
         description="Most resources of an organization: `namespaces=10,buckets=50,collections=50,retrievers=50,"
-        "taxonomies=20,documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of it), or "
-        "`tiers`; default: unlimited.",
+        "taxonomies=20,clusters=10,documents=1000000,api_keys=10,batch_objects=10000,active_batches=3` (or a part of "
+        "it), or `tiers`; default: unlimited.",
     )
 
     allow_dedicated: bool = Field(

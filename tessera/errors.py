@@ -92,6 +92,7 @@ LISTED_BY: Mapping[str, str] = MappingProxyType(
         "bucket": "GET /v1/buckets",
         "cluster": "GET /v1/clusters",
         "cluster execution": "GET /v1/clusters/{cluster_id}/executions",
+        "cluster trigger": "POST /v1/clusters/triggers/list",
         "collection": "GET /v1/collections",
         "dataset": "GET /v1/retrievers/evaluations/datasets",
         "delivery": "GET /v1/organizations/webhooks/{webhook_identifier}/deliveries",

@@ -12,11 +12,15 @@ import orjson
 from tessera.context import Warehouse
 from tessera.db.engine import now
 from tessera.errors import TesseraError
+from tessera.fusion import SHARE
 from tessera.ids import new_id
 from tessera.models.retrievers import BudgetLimits
 from tessera.retriever_pages import Ranked
 from tessera.retriever_plan import Plan
 from tessera.stages.base import FIRST, Work
+
+#: So many hits of a page are kept to learn from.
+MOST_SHOWN = 50
 
 
 class Note:
@@ -38,6 +42,7 @@ class Note:
             error=body["error"],
             total_returned=len(ranked.hits),
             cache_hit=body["cache_hit"],
+            shown=self._shown(ranked),
         )
 
     def failed(self, error: TesseraError) -> None:
@@ -48,9 +53,32 @@ class Note:
             error=error.message,
             total_returned=0,
             cache_hit=False,
+            shown=[],
         )
 
-    def _write(self, **told: Any) -> None:
+    def _shown(self, ranked: Ranked) -> list[dict[str, Any]]:
+        """Return what a fusion with learned weights learns from: each search's share in the first hits of the page."""
+        if ranked.offset is None:
+            return []  # behind a document, and nobody counted how many there are before it
+        shown = []
+        for position, hit in enumerate(ranked.hits[:MOST_SHOWN], ranked.offset):
+            signals = {
+                name: told[SHARE] for name, told in (hit.signals or {}).items() if told.get(SHARE) is not None
+            }
+            if signals:
+                shown.append(
+                    {
+                        "execution_id": self.execution_id,
+                        "position": position,
+                        "retriever_id": self._plan.retriever_id,
+                        "document_id": hit.document_id,
+                        "signals": signals,
+                        "created_at": self._created_at,
+                    }
+                )
+        return shown
+
+    def _write(self, *, shown: list[dict[str, Any]], **told: Any) -> None:
         if not self._plan.retriever_id or self._wh.executions is None:
             return  # stages that are not stored have no log
         inputs = orjson.dumps(self._inputs, option=orjson.OPT_SORT_KEYS)
@@ -64,7 +92,8 @@ class Note:
                 "created_at": self._created_at,
                 "completed_at": now(),
                 **told,
-            }
+            },
+            shown,
         )
 
 

@@ -105,7 +105,11 @@ class _Reading:
         asked: list[tuple[str, Filter]] = []
         if index == 0 and self._requested is not None:
             asked.append(("the request's filters", self._requested))
-        narrowed = stage.narrow(params, self._context) if params is not None and not self._is_read else None
+        # Parameters that lack an input are a dictionary of those that are known: no condition can be made of them.
+        is_known = params is not None and not isinstance(params, dict)
+        if is_known:
+            notes += stage.notes(params, self._context)
+        narrowed = stage.narrow(params, self._context) if is_known and not self._is_read else None
         if narrowed is not None:
             asked.append(("its conditions", narrowed))
             self._within(narrowed)

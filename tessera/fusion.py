@@ -9,12 +9,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tessera.ports import Fusion, Hit
 
 #: Rank constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
 RRF_K = 60
+
+#: What a search gave a hit before its weight, among the hit's `signals`.
+SHARE = "share"
 
 K = TypeVar("K", bound=Hashable)
 #: Best first: what stands for each document, and in a second list its score.
@@ -30,6 +33,7 @@ class Fused(Generic[K]):
 
     def __init__(self, rankings: Sequence[Ranking[K]], fusion: Fusion) -> None:
         self._parts, self._most = fusion.parts, fusion.most
+        self._method = fusion.method if fusion.with_shares else None
         floors = [part.min_score for part in fusion.parts]
         self._kept = [_reaching(*pair) for pair in zip(rankings, floors, strict=True)]
         self._is_one = len(self._kept) == 1
@@ -58,7 +62,7 @@ class Fused(Generic[K]):
             keys.sort(key=lambda key: (-self._scores[key], found[key].document_id))
         keys = keys[: self._most]
         wanted = set(keys)
-        places = [
+        places: list[dict[K, tuple[Any, ...]]] = [
             {
                 key: (rank, score)
                 for rank, (key, score) in enumerate(zip(*ranking, strict=True), 1)
@@ -66,13 +70,20 @@ class Fused(Generic[K]):
             }
             for ranking in self._kept
         ]
-        nowhere = (None, None)
+        told: tuple[str, ...] = ("rank", "score")
+        nowhere: tuple[None, ...] = (None, None)
+        if self._method is not None:
+            told, nowhere = (*told, SHARE), (*nowhere, None)
+            for place, (own, scores) in zip(places, self._kept, strict=True):
+                for key, share in zip(own, _scaled(scores, self._method, RRF_K), strict=True):
+                    if key in place:
+                        place[key] = (*place[key], share)
         return [
             replace(
                 found[key],
                 score=self._scores[key],
                 signals={
-                    part.name: dict(zip(("rank", "score"), place.get(key, nowhere), strict=True))
+                    part.name: dict(zip(told, place.get(key, nowhere), strict=True))
                     for part, place in zip(self._parts, places, strict=True)
                 },
             )

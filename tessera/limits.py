@@ -18,7 +18,16 @@ from sqlalchemy.engine import Connection
 
 from tessera.config import RATE_CLASSES, Settings, parse_numbers
 from tessera.context import Principal, Warehouse
-from tessera.db.tables import api_keys, batches, buckets, collections, namespaces, retrievers, taxonomies
+from tessera.db.tables import (
+    api_keys,
+    batches,
+    buckets,
+    clusters,
+    collections,
+    namespaces,
+    retrievers,
+    taxonomies,
+)
 from tessera.errors import QuotaExceededError, TooManyRequestsError
 
 WINDOW_S = 60
@@ -33,6 +42,7 @@ _QUOTA_TIERS: Mapping[str, Mapping[str, int]] = {
         "collections": 5,
         "retrievers": 3,
         "taxonomies": 2,
+        "clusters": 1,
         "documents": 10_000,
         "api_keys": 2,
         "batch_objects": 100,
@@ -44,6 +54,7 @@ _QUOTA_TIERS: Mapping[str, Mapping[str, int]] = {
         "collections": 50,
         "retrievers": 50,
         "taxonomies": 20,
+        "clusters": 10,
         "documents": 1_000_000,
         "api_keys": 10,
         "batch_objects": 10_000,
@@ -55,6 +66,7 @@ _QUOTA_TIERS: Mapping[str, Mapping[str, int]] = {
         "collections": 50,
         "retrievers": 50,
         "taxonomies": 20,
+        "clusters": 10,
         "documents": 1_000_000,
         "api_keys": 10,
         "batch_objects": 10_000,
@@ -247,6 +259,7 @@ def _count(connection: Connection, organization_id: str, resource: str) -> int:
             "collections": collections,
             "retrievers": retrievers,
             "taxonomies": taxonomies,
+            "clusters": clusters,
             "active_batches": batches,
         }[resource]
         statement = (

@@ -157,7 +157,9 @@ def run(wh: Warehouse, enrichment_id: str, stop: threading.Event | None = None) 
     except TesseraError as error:
         if error.retryable:
             raise
-        _end(wh, request, TaskStatus.FAILED, targets, Counts(), error.message)
+        # What was counted before stays: how far a task is never goes back.
+        before = Counts(targets.get("done", 0), targets.get("assigned", 0), targets.get("failed", 0))
+        _end(wh, request, TaskStatus.FAILED, targets, before, error.message)
         logger.warning("collection %s is not enriched: %s", request["collection_id"], error.message)
         return
     counts = progress.counts

@@ -154,12 +154,14 @@ class Part:
 class Fusion:
     """How the rankings of searches become one (``tessera/fusion.py`` has the formulas); one alone stays as it is.
 
-    `parts` go with the searches, in their order. Only the first `most` are wanted, all when it is None.
+    `parts` go with the searches, in their order. Only the first `most` are wanted, all when it is None. `with_shares`
+    asks of each search also what it gave a hit, before its weight.
     """
 
     parts: tuple[Part, ...]
     method: FusionMethod = "rrf"
     most: int | None = None
+    with_shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)

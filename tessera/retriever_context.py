@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import orjson
 import pydantic
 
-from tessera import secret_store, templates
+from tessera import learned_fusion, secret_store, templates
 from tessera.budget import Budget
 from tessera.context import Warehouse
 from tessera.errors import BadRequestError, Problem, ValidationError, quote, raise_problems
@@ -94,6 +94,7 @@ def context_of(
         equipment=equipment_of(wh),
         secret=lambda name: secret_store.value_of(wh, plan.place["organization_id"], name),
         organization_id=plan.place["organization_id"],
+        learned=partial(learned_fusion.weights_of, wh, plan.retriever_id),
     )
 
 

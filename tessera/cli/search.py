@@ -76,7 +76,7 @@ def _search(options: argparse.Namespace) -> int:
         note("Nothing was found.")
     else:
         for hit in hits:
-            _print(hit)
+            print_hit(hit)
     return EXIT_OK
 
 
@@ -108,7 +108,8 @@ def _features(api: Api, options: argparse.Namespace, kind: str) -> list[str]:
     return list(uris)[:_MOST_SEARCHES]
 
 
-def _print(hit: Mapping[str, Any]) -> None:
+def print_hit(hit: Mapping[str, Any]) -> None:
+    """Print a hit: score, file and place in it, text."""
     title, place = _title(hit), _place(hit)
     print(f"{hit['score'] or 0:.3f}  {plain(title)}{f'  {place}' if place else ''}")
     text = next((hit[name] for name in _TEXTS if isinstance(hit.get(name), str) and hit[name].strip()), "")

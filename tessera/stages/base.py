@@ -7,7 +7,7 @@ finds it. A stage reaches the namespace only through the `StageContext` it is gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -146,6 +146,21 @@ def _no_taxonomy(identifier: str, hits: Sequence[Hit], wanted: Wanted) -> list[V
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """Weights of searches: how many `executions` of which something was chosen say so, or why they are those stated."""
+
+    weights: tuple[float, ...]
+    executions: int
+    fallback: str | None
+
+
+def _nothing_learned(
+    _names: Sequence[str], stated: Sequence[float], _rewards: Collection[str], _least: int
+) -> Learned:
+    return Learned(tuple(stated), 0, "nothing is learned here")
+
+
+@dataclass(frozen=True, slots=True)
 class StageContext:
     """What a stage may use.
 
@@ -157,7 +172,9 @@ class StageContext:
     `vectors` gives the vectors of documents by document id and vector name, only that of the feature URI
     when one is named.
     `work` takes what a stage notes, `budget` bounds time and credits, `secret` gives the value of a secret of the
-    organization by its name. `taxonomy` says what a taxonomy, by id or name, says of documents.
+    organization by its name. `taxonomy` says what a taxonomy, by id or name, says of documents. `learned` gives the
+    weights of searches, by their names and stated weights, that interactions of some types in at least so many
+    executions speak for.
     """
 
     within: Filter
@@ -177,6 +194,7 @@ class StageContext:
     secret: Callable[[str], str] = _no_secret
     organization_id: str = ""
     taxonomy: Callable[[str, Sequence[Hit], Wanted], list[Verdict | TesseraError]] = _no_taxonomy
+    learned: Callable[[Sequence[str], Sequence[float], Collection[str], int], Learned] = _nothing_learned
 
 
 class Stage(ABC):
@@ -222,6 +240,10 @@ class Stage(ABC):
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return what is wrong with `parameters` beyond what `Params` says, as far as it shows without inputs."""
+        return []
+
+    def notes(self, params: Any, context: StageContext) -> list[str]:
+        """Return what explain tells of this stage beside its rows and filters."""
         return []
 
     def secrets_in(self, parameters: Mapping[str, Any]) -> set[str]:

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from tessera import locators
 from tessera.errors import BadRequestError, Problem, ValidationError
 from tessera.filters import And, Condition, Filter, Or, parse
-from tessera.ports import Fusion, FusionMethod, Hit, Part, Search
+from tessera.ports import Fusion, Hit, Part, Search
 from tessera.stages.base import (
     FieldPath,
     QueryInput,
@@ -20,11 +20,13 @@ from tessera.stages.base import (
     Stage,
     StageContext,
     StageParams,
+    Work,
     filter_problems,
     first_value,
 )
 from tessera.stages.facets import Facet, count_facets
 from tessera.stages.group_by import group_key
+from tessera.stages.learning import FusionWord, LearningConfig, weights_for, weights_told
 
 #: How an input of the API is spelled, and what kind of query it is.
 _INPUT_KINDS = {
@@ -52,7 +54,14 @@ _SEARCH_KEYS = (
     "query_input",
 )
 #: What it says of the stage.
-_STAGE_KEYS = ("fusion", "merge_adjacent_ms", "facets", "group_by", "collection_identifiers")
+_STAGE_KEYS = (
+    "fusion",
+    "learning_config",
+    "merge_adjacent_ms",
+    "facets",
+    "group_by",
+    "collection_identifiers",
+)
 #: The name of the keyword index among `signals`.
 WORDS = "bm25"
 #: Deepest ranking in which groups are looked for.
@@ -106,7 +115,10 @@ class FeatureSearchParams(StageParams):
 
     searches: list[SearchParams] = Field(min_length=1, max_length=16)
     final_top_k: int = Field(25, ge=1, le=10_000)
-    fusion: FusionMethod = "rrf"
+    fusion: FusionWord = "rrf"
+    learning_config: LearningConfig | None = Field(
+        None, description="With fusion `learned`: from which interactions, and from how many."
+    )
     merge_adjacent_ms: int | None = Field(
         None,
         ge=0,
@@ -206,6 +218,9 @@ class FeatureSearch(Stage):
                 return []
             within = And((within, Condition("document_id", "in", [hit.document_id for hit in hits], True)))
         searches, asked = _searches(params, within, context)
+        names, stated = [each.name for each in asked], [each.weight for each in asked]
+        weights = weights_for(params.fusion, params.learning_config, names, stated, context)
+        asked = [replace(each, weight=weight) for each, weight in zip(asked, weights, strict=True)]
         if params.facets:
             filters = [search.filter for search in searches if search.filter is not None]
             among = filters[0] if len(set(map(id, filters))) == 1 else Or(tuple(filters))
@@ -214,6 +229,22 @@ class FeatureSearch(Stage):
         if params.group_by is not None:
             found = _grouped(searches, asked, params, params.group_by, found, context)
         return found if params.merge_adjacent_ms is None else merge_adjacent(found, params.merge_adjacent_ms)
+
+    def notes(self, params: FeatureSearchParams, context: StageContext) -> list[str]:
+        """Return which weights a fusion with learned ones would use, and where they come from."""
+        names: list[str] = []
+        stated: list[float] = []
+        for number, wanted in enumerate(params.searches):
+            if _is_empty(wanted.query) and wanted.on_empty == "skip":
+                continue
+            for uri in _features(wanted, context):
+                names.append(_named(uri, number, names))
+                stated.append(wanted.weight)
+        if params.fusion != "learned" or len(names) < 2:
+            return []
+        work = Work()
+        weights_for("learned", params.learning_config, names, stated, replace(context, work=work))
+        return [weights_told(work.metadata["fusion"])]
 
 
 def _searches(
@@ -239,7 +270,7 @@ def _searches(
             searches.append(
                 Search(vector.vector_name, vector.values, limit=wanted.top_k, filter=filter, text=vector.text)
             )
-            name = uri if all(each.name != uri for each in asked) else f"{uri}#{number}"
+            name = _named(uri, number, [each.name for each in asked])
             asked.append(Part(name, wanted.weight, wanted.min_score))
     if not searches:
         raise BadRequestError(
@@ -248,11 +279,18 @@ def _searches(
     return searches, asked
 
 
+def _named(uri: str, number: int, before: Sequence[str]) -> str:
+    """Return the name in `signals` of a search: its feature, with its number where that has one already."""
+    return f"{uri}#{number}" if uri in before else uri
+
+
 def _ranked(
     searches: Sequence[Search], asked: Sequence[Part], params: FeatureSearchParams, context: StageContext
 ) -> list[Hit]:
     """Return what the searches find, fused, each hit with its signals; without groups the first `final_top_k`."""
     most = params.final_top_k if params.group_by is None else None
+    if params.fusion == "learned":
+        return context.ranked(searches, Fusion(tuple(asked), "weighted", most, with_shares=len(asked) > 1))
     return context.ranked(searches, Fusion(tuple(asked), params.fusion, most))
 
 
@@ -353,13 +391,19 @@ def _query_vectors(
     """Return what one search looks for: by words, by its feature, or by every vector that takes a text."""
     if wanted.lexical:
         return [(WORDS, context.words(query))]
-    uris = [wanted.feature_uri] if wanted.feature_uri else context.text_features()
+    uris = _features(wanted, context)
     if not uris:
         raise BadRequestError(
             "feature_search names no feature_uri and this namespace has no feature that takes a text query. "
             "List the features with GET /v1/collections/{id}/features and name one."
         )
     return [(uri, context.embed(uri, query)) for uri in uris]
+
+
+def _features(wanted: SearchParams, context: StageContext) -> list[str]:
+    if wanted.lexical:
+        return [WORDS]
+    return [wanted.feature_uri] if wanted.feature_uri else context.text_features()
 
 
 def _query_input(

@@ -129,6 +129,9 @@ def test_documents_that_come_have_a_cluster_of_the_triggers_own_executed(place: 
     cluster = place.get(f"/clusters/{own['cluster_id']}")
     assert (cluster["algorithm"], cluster["algorithm_params"]["n_clusters"]) == ("agglomerative", 3)
     assert cluster["feature_uris"] == own["execution_config"]["config"]["feature_uris"] != []
+    means = {"collection_ids": [place.texts], "config": {"algorithm": "kmeans", "n_clusters": 2}}
+    told = place.trigger("cron", NIGHTLY, execution_config=means)["execution_config"]["config"]
+    assert (told["algorithm"], told["n_clusters"]) == ("kmeans", 2)
     # With its cluster goes the trigger.
     place.delete(f"/clusters/{own['cluster_id']}")
     place.refused(404, "GET", f"{TRIGGERS}/{own['trigger_id']}")

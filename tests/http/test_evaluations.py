@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from tests.http.loop import PASSTHROUGH, Loop
 from tests.http.processes import Server
+from tests.http.test_command_line import run
 
 DATASETS = "/retrievers/evaluations/datasets"
 COMPARE = "/retrievers/evaluations/compare"
@@ -307,3 +310,47 @@ def test_an_evaluation_whose_server_was_killed_goes_on_and_all_goes_with_the_nam
                     assert database.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     finally:
         server.kill(group=True)
+
+
+# --- from the command line -------------------------------------------------------------------------------
+
+
+def tessera(server: Server, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = run(server, "retriever", *arguments, "-n", "judged-shelf")
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done
+
+
+def test_a_retriever_is_run_and_explained(server: Server, shelf: Shelf) -> None:
+    done = tessera(server, "run", "newest", "--input", "since=2009", "--limit", "2")
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["b11", "b10"]
+    answer = json.loads(tessera(server, "run", shelf.newest, "--input", "since=2009", "--json").stdout)
+    assert [hit["document_id"] for hit in answer["documents"]] == ["b11", "b10", "b09"]
+    for given, said in (("since", "is no NAME=VALUE"), ("until=3", "its inputs: since")):
+        assert said in tessera(server, "run", "newest", "--input", given, code=2).stderr
+    assert "since" in tessera(server, "run", "newest", code=4).stderr
+    assert "nowhere" in tessera(server, "run", "nowhere", code=4).stderr
+    rows = [
+        line.split("\t")
+        for line in tessera(server, "explain", "newest", "--input", "since=2009").stdout.splitlines()
+    ]
+    assert [(row[0], row[2]) for row in rows] == [("1", "attribute_filter"), ("2", "sort_attribute")]
+    assert "since" in tessera(server, "explain", "newest").stderr
+
+
+def test_two_retrievers_are_compared_from_the_command_line(server: Server, shelf: Shelf) -> None:
+    oldest = shelf.clone_in_order("asc")
+    name = shelf.dataset(*(query(f"q{number}", 2000, "b11") for number in range(6)))
+    done = tessera(server, "compare", oldest, "newest", "--dataset", name, "--metric", "mrr", "--k", "3")
+    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    (decided,) = [row for row in rows if row[0] == "mrr@3 *"]
+    assert decided[1:4] == ["0.0000", "1.0000", "+1.0000"]
+    assert decided[5:] == ["0.0312", "6", "0", "0"]
+    assert [row[0] for row in rows if len(row) == 4] == [f"q{number}" for number in range(6)]
+    assert done.stdout.endswith("'newest' is better.\n")
+    told = json.loads(tessera(server, "compare", "newest", oldest, "--dataset", name, "--json").stdout)
+    assert told["verdict"] == "baseline_better"
+    assert "nowhere" in tessera(server, "compare", oldest, "newest", "--dataset", "nowhere", code=4).stderr
+    unjudged = shelf.dataset(query("unjudged", 2000))
+    refused = tessera(server, "compare", oldest, "newest", "--dataset", unjudged, code=1)
+    assert "no relevant document" in refused.stderr

@@ -131,7 +131,7 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         environment={
             "TESSERA_OPERATOR_SECRET": OPERATOR,
             "TESSERA_RATE_LIMITS": "metadata=100000,data=6",
-            "TESSERA_QUOTAS": "namespaces=2,buckets=2,collections=1,retrievers=1,api_keys=6,batch_objects=2",
+            "TESSERA_QUOTAS": "namespaces=2,buckets=2,collections=1,retrievers=1,clusters=1,api_keys=6,batch_objects=2",
             "TESSERA_REQUEST_TIMEOUT_S": str(TIMEOUT_S),
         },
     )
@@ -254,6 +254,9 @@ def test_what_an_organization_may_have_is_bounded(bounded: Server) -> None:
             1,
             1,
         )
+        body = {"collection_ids": [collection], "attribute_config": {"attributes": ["note"]}}
+        loop.post("/clusters", body)
+        over(client.post("/v1/clusters", json=body, headers=loop.headers), "clusters", 1, 1)
         numbers = iter(range(10))
         while (answer := client.post(KEYS, json={"name": f"q{next(numbers)}"})).status_code == 200:
             pass

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tessera.errors import LISTED_BY
 from tests.http.processes import Server
 
 
@@ -49,6 +50,12 @@ def test_whole_numbers_of_a_query_are_bounded(description: dict[str, Any]) -> No
             for kind in (parameter["schema"], *parameter["schema"].get("anyOf", [])):
                 if kind.get("type") == "integer" and parameter["name"] not in checked_by_hand:
                     assert kind["maximum"] < 2**63, (method, path, parameter["name"])
+
+
+def test_every_list_that_a_404_names_is_there(description: dict[str, Any]) -> None:
+    served = {f"{method.upper()} {path}" for path, method, _ in operations(description)}
+    # Organizations are the operator's, whom this server has not.
+    assert {step for noun, step in LISTED_BY.items() if noun != "organization"} <= served
 
 
 def test_references_resolve(description: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import mixpeek
 from mixpeek import exceptions
 from mixpeek import models as m
+from scenarios_common import TEXT_URI
 from scenarios_organizations import answered
-from scenarios_retrievers import LIMIT, executed, stored
+from scenarios_retrievers import LIMIT, executed, staged, stored
 from scenarios_typed import CONFIGURED, TEXT_EXTRACTOR, api, create_namespace, refused
 
 
@@ -79,3 +80,20 @@ def scenario_inference() -> None:
     assert told.data == {"responses": ["HELLO"]} and told.tokens_used["total"] > 0
     unknown = m.RawInferenceRequest(inference_name="nothing", inputs={"text": "a"})
     refused(exceptions.BadRequestException, inference.execute_raw_inference, unknown)
+
+
+def scenario_learned_fusion() -> None:
+    namespace = create_namespace().namespace_id
+    query = {"input_mode": "text", "value": "{{INPUT.query}}"}
+    parameters = {
+        "searches": [{"feature_uri": TEXT_URI, "query": query}, {"lexical": True, "query": query}],
+        "fusion": m.StageDefsFusionStrategy.LEARNED.value,
+        # As the client fills it in, with what it says of bandits.
+        "learning_config": m.StageDefsLearnedFusionConfig().to_dict(),
+    }
+    answer = executed(namespace, stored(namespace, staged("feature_search", parameters)), query="tents")
+    (told,) = answer["stage_statistics"]["stages"].values()
+    assert told["metadata"]["fusion"]["fallback"].startswith("0 of 5 executions")
+    parameters["learning_config"] = {"algorithm": m.StageDefsLearningAlgorithm.UCB.value}
+    error = refused(Exception, stored, namespace, staged("feature_search", parameters))
+    assert "conditional_logit" in str(error)

@@ -21,7 +21,9 @@ from tessera import (
     cluster_triggers,
     clustering,
     clusters,
+    enrichment_requests,
     events,
+    materialising,
     retrievers,
     schedules,
 )
@@ -31,7 +33,7 @@ from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import cluster_runs as run_rows
 from tessera.db.tables import clusters as cluster_rows
-from tessera.db.tables import collections, erasures, namespaces
+from tessera.db.tables import collections, enrichments, erasures, namespaces, tasks
 from tessera.errors import BadRequestError, InsufficientStorageError
 from tessera.language import LanguageModel
 from tessera.models.cluster_triggers import (
@@ -54,11 +56,16 @@ WHO = Principal(
     user_id="usr_1",
     permissions=frozenset({"read", "write", "delete", "admin"}),
 )
-START = datetime.now(UTC)
+
+
+class Clock:
+    """When the test began: what happens is noted at the time that it is, and triggers are looked at later."""
+
+    start = datetime.now(UTC)
 
 
 def later(**more: float) -> str:
-    return schedules.written(START + timedelta(**more))
+    return schedules.written(Clock.start + timedelta(**more))
 
 
 class Place:
@@ -154,6 +161,7 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
 
 @pytest.fixture
 def place(warehouse: Warehouse) -> Iterator[Place]:
+    Clock.start = datetime.now(UTC)
     place = Place(warehouse)
     yield place
     place.close()
@@ -190,7 +198,7 @@ def test_when_a_cron_expression_comes_next(expression: str, zone: str, after: st
 )
 def test_what_is_no_schedule(expression: str, zone: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        schedules.next_cron(expression, zone, START)
+        schedules.next_cron(expression, zone, Clock.start)
 
 
 # --- firing ----------------------------------------------------------------------------------------------
@@ -513,3 +521,36 @@ def test_without_the_library_there_is_no_stage_and_the_command_is_named(
     assert "cluster" not in [each["stage_id"] for each in retrievers.stage_catalogue(place.wh)]
     with pytest.raises(BadRequestError, match=r"pip install 'tessera\[clusters\]'"):
         retrievers.create(place.wh, WHO, "one", asked)
+
+
+# --- taxonomies at work on a collection ------------------------------------------------------------------
+
+
+def test_an_enrichment_that_fails_keeps_what_it_had_counted(place: Place) -> None:
+    applied = {
+        "taxonomy_id": "tax_gone",
+        "execution_mode": "materialize",
+        "execution_phase": 1,
+        "priority": 0,
+    }
+    targets = {"is_full": True, "filters": None, "done": 5, "assigned": 3, "failed": 1, "total": 9}
+    with place.wh.db.write() as connection:
+        connection.execute(sa.update(collections).values(taxonomy_applications=[applied]))
+        task_id = enrichment_requests.request(
+            connection,
+            {"namespace_id": "ns_1", "organization_id": "org_1"},
+            {"collection_id": "col_1"},
+            ["tax_gone"],
+        )
+        connection.execute(sa.update(enrichments).values(targets=targets))
+        asked = connection.execute(sa.select(enrichments.c.enrichment_id)).scalar_one()
+    materialising.run(place.wh, asked)
+    with place.wh.db.read() as connection:
+        this = tasks.c.task_id == task_id
+        task = connection.execute(sa.select(tasks).where(this)).mappings().one()
+    assert (task["status"], task["additional_data"]["done"], task["additional_data"]["failed"]) == (
+        "FAILED",
+        5,
+        1,
+    )
+    assert "tax_gone" in task["error"]
