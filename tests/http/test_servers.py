@@ -230,8 +230,8 @@ def test_what_one_server_changes_the_other_sees_with_its_next_execution(pair: Pa
             answer = there.post(f"/retrievers/{name[0]}/execute", {})
             return [item["document_id"] for item in answer["documents"]]
 
-        for number in range(5):
-            assert [found(), found(), found()] == [["d"]] * 3
+        for number in range(2):
+            assert [found(), found()] == [["d"]] * 2
             here.patch(f"/retrievers/{name[0]}", {"retriever_name": f"r{number}"})
             there.refused(404, "POST", f"/retrievers/{name[0]}/execute", {})
             name[0] = f"r{number}"
