@@ -15,7 +15,7 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import audit, clusters, collections, events, namespaces, schedules
+from tessera import audit, clusters, collections, events, names, namespaces, schedules
 from tessera.cluster_schedules import Schedule, checked, columns, first_due, next_due, stored
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
@@ -75,6 +75,7 @@ def create(
         schedule = checked(connection, place, request.trigger_type, request.schedule_config)
         if request.cluster_id is not None:
             cluster: Mapping[Any, Any] = clusters.find(connection, place["namespace_id"], request.cluster_id)
+            clusters.hold(connection, cluster["cluster_id"])
             _refuse_many(connection, cluster["cluster_id"])
         else:
             assert request.execution_config is not None
@@ -121,7 +122,12 @@ def list_(
         place = namespaces.resolve(connection, principal, namespace)
         chosen = _t.namespace_id == place["namespace_id"]
         if request.cluster_id is not None:
-            chosen &= _t.cluster_id == request.cluster_id
+            named = sa.or_(
+                cluster_rows.c.cluster_id == request.cluster_id,
+                cluster_rows.c.cluster_name == names.clean(request.cluster_id),
+            )
+            mine = cluster_rows.c.namespace_id == place["namespace_id"]
+            chosen &= _t.cluster_id.in_(sa.select(cluster_rows.c.cluster_id).where(mine, named))
         if request.trigger_type is not None:
             chosen &= _t.trigger_type == request.trigger_type
         if request.status is not None:

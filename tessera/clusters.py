@@ -34,7 +34,6 @@ from tessera.errors import (
     BadRequestError,
     ConflictError,
     NotFoundError,
-    Problem,
     quote,
     raise_problems,
 )
@@ -82,9 +81,8 @@ def add(
     name = names.clean(request.cluster_name) if request.cluster_name else cluster_id
     definition, problems = definition_of(wh, connection, place, request)
     problems += name_problems(name)
-    if not problems:
-        problems += _taken(connection, place["namespace_id"], name)
     raise_problems(problems)
+    _refuse_taken(connection, place["namespace_id"], name)
     row = {
         "cluster_id": cluster_id,
         "namespace_id": place["namespace_id"],
@@ -162,7 +160,8 @@ def patch(
             return answer(connection, row)
         name = names.clean(given.pop("cluster_name", None) or row["cluster_name"])
         if name != row["cluster_name"]:
-            raise_problems(name_problems(name) or _taken(connection, place["namespace_id"], name))
+            raise_problems(name_problems(name))
+            _refuse_taken(connection, place["namespace_id"], name)
         row |= {"cluster_name": name, "definition": {**row["definition"], **given}, "updated_at": now()}
         connection.execute(
             sa.update(clusters)
@@ -457,7 +456,7 @@ def _refuse_open(connection: Connection, cluster_id: str, verb: str) -> None:
         )
 
 
-def _taken(connection: Connection, namespace_id: str, name: str) -> list[Problem]:
+def _refuse_taken(connection: Connection, namespace_id: str, name: str) -> None:
     taken = connection.execute(
         sa.select(clusters.c.cluster_id).where(
             clusters.c.namespace_id == namespace_id, clusters.c.cluster_name == name
@@ -469,7 +468,6 @@ def _taken(connection: Connection, namespace_id: str, name: str) -> list[Problem
             "that one.",
             details={"resource": "cluster", "id": taken},
         )
-    return []
 
 
 def _tell(connection: Connection, event_type: EventType, row: Mapping[Any, Any]) -> None:

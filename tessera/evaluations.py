@@ -112,11 +112,14 @@ def get_dataset(wh: Warehouse, principal: Principal, namespace: str, identifier:
 
 
 def list_datasets(wh: Warehouse, principal: Principal, namespace: str, page: PageRequest) -> JsonObject:
-    """List datasets, the newest first."""
+    """List datasets, the newest first, without their queries: those of a hundred could fill the memory."""
+    counted = sa.func.json_array_length(datasets.c.queries).label("query_count")
+    columns = [column for column in datasets.c if column.name != "queries"]
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        rows, total = _page(connection, datasets, datasets.c.namespace_id == place["namespace_id"], page)
-    shown = [_dataset(row, principal.organization_id) for row in rows]
+        mine = datasets.c.namespace_id == place["namespace_id"]
+        rows, total = _page(connection, [*columns, counted], mine, page)
+    shown = [{**row, "queries": [], "internal_id": principal.organization_id} for row in rows]
     return {"datasets": shown, **_stand(page, total)}
 
 
@@ -257,8 +260,9 @@ def list_(
         if status is not None:
             which &= evaluations.c.status == status
         if dataset_name is not None:
-            which &= evaluations.c.dataset_name == names.clean(dataset_name)
-        rows, total = _page(connection, evaluations, which, page)
+            named = evaluations.c.dataset_name == names.clean(dataset_name)
+            which &= sa.or_(named, evaluations.c.dataset_id == dataset_name)
+        rows, total = _page(connection, list(evaluations.c), which, page)
     return {"evaluations": [_record(row) for row in rows], **_stand(page, total)}
 
 
@@ -372,11 +376,14 @@ def _record(row: Mapping[Any, Any]) -> JsonObject:
 
 
 def _page(
-    connection: Connection, table: sa.Table, which: sa.ColumnElement[bool], page: PageRequest
+    connection: Connection,
+    columns: Sequence[sa.ColumnElement[Any]],
+    which: sa.ColumnElement[bool],
+    page: PageRequest,
 ) -> tuple[Sequence[RowMapping], int]:
-    total = connection.execute(sa.select(sa.func.count()).select_from(table).where(which)).scalar_one()
-    key = next(iter(table.primary_key.columns))
-    newest_first = sa.select(table).where(which).order_by(table.c.created_at.desc(), key)
+    """Return a page of rows, the newest first, and how many there are; `columns` begin with the table's id."""
+    total = connection.execute(sa.select(sa.func.count(columns[0])).where(which)).scalar_one()
+    newest_first = sa.select(*columns).where(which).order_by(sa.desc("created_at"), columns[0])
     return connection.execute(newest_first.limit(page.limit).offset(page.offset)).mappings().all(), total
 
 

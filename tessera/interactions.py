@@ -84,10 +84,11 @@ def list_(
     """
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
+        named = {name: value for name in _BY_COLUMN if (value := getattr(request, name)) is not None}
+        if request.retriever_id is not None:
+            named["retriever_id"] = _known_as(connection, place["namespace_id"], request.retriever_id)
         which = [rows.c.namespace_id == place["namespace_id"]]
-        which += [
-            rows.c[name] == value for name in _BY_COLUMN if (value := getattr(request, name)) is not None
-        ]
+        which += [rows.c[name] == value for name, value in named.items()]
         chosen = (
             sa.select(rows).where(*which).order_by(rows.c.created_at.desc(), rows.c.interaction_id.desc())
         )
@@ -158,6 +159,14 @@ def _store(
             raise ValidationError(problems)
         connection.execute(rows.insert(), made)
     return made
+
+
+def _known_as(connection: Connection, namespace_id: str, identifier: str) -> str:
+    """Return the id of a retriever that is named; of one that is gone, whose interactions stay, its id as it is."""
+    try:
+        return str(retriever_definition.find(connection, namespace_id, identifier)["retriever_id"])
+    except NotFoundError:
+        return identifier
 
 
 def _ran(connection: Connection, namespace_id: str, execution_ids: set[Any]) -> dict[str, str]:

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import RowMapping
+from sqlalchemy.engine import Connection, RowMapping
 
 from tessera import audit, limits, names, namespaces
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
-from tessera.db.tables import retrievers
+from tessera.db.tables import evaluations, retrievers, tasks
 from tessera.errors import AlreadyExistsError, BadRequestError, Problem, quote, raise_problems
 from tessera.ids import new_id
+from tessera.models.evaluations import EvaluationStatus
 from tessera.models.retrievers import CloneRetrieverRequest, CreateRetrieverRequest, PatchRetrieverRequest
+from tessera.models.tasks import TaskStatus
 from tessera.pagination import PageRequest, paginate
 from tessera.retriever_definition import (
     available_stages,
@@ -244,10 +246,11 @@ def _fixed_problems(wh: Warehouse, row: Mapping[str, Any], request: PatchRetriev
 
 
 def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str) -> str:
-    """Delete a retriever and return its id."""
+    """Delete a retriever with its evaluations, and return its id; one that is under way is cancelled."""
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         row = find(connection, place["namespace_id"], identifier)
+        _end_evaluations(connection, row["retriever_id"])
         connection.execute(sa.delete(retrievers).where(retrievers.c.retriever_id == row["retriever_id"]))
         audit.record(
             connection,
@@ -258,6 +261,16 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
             {"name": row["retriever_name"]},
         )
     return str(row["retriever_id"])
+
+
+def _end_evaluations(connection: Connection, retriever_id: str) -> None:
+    """Let the tasks of evaluations end that go with their retriever: nothing else would."""
+    going = sa.select(evaluations.c.task_id).where(
+        evaluations.c.retriever_id == retriever_id,
+        evaluations.c.status.in_([EvaluationStatus.PENDING, EvaluationStatus.IN_PROGRESS]),
+    )
+    ended = {"status": TaskStatus.CANCELED, "error": "The retriever was deleted.", "updated_at": now()}
+    connection.execute(sa.update(tasks).where(tasks.c.task_id.in_(going)).values(**ended))
 
 
 def stage_catalogue(wh: Warehouse, category: str | None = None) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ def patch(
         )
     with wh.db.write() as connection:
         place = namespaces.resolve(connection, principal, namespace)
-        row = dict(find(connection, place["namespace_id"], identifier))
+        row = dict(_held(connection, place["namespace_id"], identifier))
         values, problems = _changes(connection, row, request)
         config: JsonObject | None = None
         if request.config is not None:
@@ -218,6 +218,17 @@ def delete(wh: Warehouse, principal: Principal, namespace: str, identifier: str)
 
 
 # --- inside --------------------------------------------------------------------------------------------
+
+
+def _held(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
+    """Return a taxonomy as `find` does, to be changed: whoever else would change it waits until this one is stored.
+
+    On SQLite writers stand in line anyway.
+    """
+    taxonomy_id = find(connection, namespace_id, identifier)["taxonomy_id"]
+    this = sa.select(taxonomies.c.taxonomy_id).where(taxonomies.c.taxonomy_id == taxonomy_id)
+    connection.execute(this.with_for_update())
+    return find(connection, namespace_id, str(taxonomy_id))
 
 
 def _applied_to(connection: Connection, namespace_id: str, taxonomy_id: str) -> list[RowMapping]:

@@ -32,6 +32,7 @@ from tessera.api.routing import Exchange, Route, Router, ignored_header
 from tessera.api.streams import Streams
 from tessera.api.wire import head_too_large
 from tessera.context import Warehouse
+from tessera.db.engine import refused
 from tessera.errors import DeadlineError, OutcomeUnknownError, TesseraError
 from tessera.limits import RateLimiter
 from tessera.organizations import Keys
@@ -325,6 +326,7 @@ class Front:
     async def _answer_error(self, error: Exception, scope: Scope, answer: Send, exchange: Exchange) -> None:
         if isinstance(error, HTTPException) and error.status_code == 404 and "route" not in scope:
             error = problems.no_such_route(scope["method"], scope["path"])
+        error = refused(error) or error
         status, body, headers = problems.answer(error, exchange.request_id)
         if status == 500 or not isinstance(error, TesseraError | RequestValidationError | HTTPException):
             logger.error("Request %s failed.", exchange.request_id, exc_info=error)

@@ -41,7 +41,7 @@ def create_dataset(wh: Wh, asking: Asking, namespace: NamespaceId, body: CreateD
 
 @router.get("/v1/retrievers/evaluations/datasets", response_model=DatasetListResponse)
 def list_datasets(wh: Wh, asking: Asking, namespace: NamespaceId, page: Paging) -> JsonObject:
-    """List datasets, the newest first."""
+    """List datasets, the newest first, without their queries."""
     return evaluations.list_datasets(wh, asking, namespace, page)
 
 
@@ -91,7 +91,9 @@ def list_evaluations(
     retriever_id: str,
     page: Paging,
     status: Annotated[EvaluationStatus | None, Query(description="Only those in this state.")] = None,
-    dataset_name: Annotated[str | None, Query(description="Only those on this dataset.")] = None,
+    dataset_name: Annotated[
+        str | None, Query(description="Only those on this dataset, by name or id.")
+    ] = None,
 ) -> JsonObject:
     """List a retriever's evaluations, the newest first, without the results of single queries."""
     return evaluations.list_(wh, asking, namespace, retriever_id, page, status, dataset_name)

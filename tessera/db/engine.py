@@ -20,7 +20,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from tessera.db.version import DataVersion, Version
-from tessera.errors import InsufficientStorageError, StorageUnavailableError
+from tessera.errors import (
+    AlreadyExistsError,
+    BadRequestError,
+    ConflictError,
+    InsufficientStorageError,
+    StorageUnavailableError,
+    TesseraError,
+)
 
 logger = logging.getLogger("tessera.db")
 
@@ -31,6 +38,9 @@ _BUSY_TIMEOUT_S = 30
 _STORAGE_WORDS = (
     "disk is full", "no space", "disk i/o", "unable to open", "locked", "readonly", "malformed", "not a database",
 )  # fmt: skip
+
+#: Of SQL's error codes: a row with the same key is there, and a row that is referred to is not.
+_UNIQUE_VIOLATION, _FOREIGN_KEY_VIOLATION = "23505", "23503"
 
 
 def now() -> str:
@@ -271,11 +281,41 @@ def _storage_errors() -> Iterator[None]:
         raise
 
 
+def refused(error: Exception) -> TesseraError | None:
+    """Return what a client is told of an error with which PostgreSQL refused its values; None for any other.
+
+    There two transactions may both find a name free: the second one's INSERT waits for the first, and is refused. On
+    SQLite writers stand in line, so a constraint that is not met is a defect, and stays one.
+    """
+    if not isinstance(error, sa.exc.DBAPIError):
+        return None
+    code = getattr(error.orig, "sqlstate", None)
+    if code == _UNIQUE_VIOLATION:
+        return AlreadyExistsError(
+            "Another request stored the same at this moment, so nothing of this one was kept. Read what there is, or "
+            "choose another name."
+        )
+    if code == _FOREIGN_KEY_VIOLATION:
+        return ConflictError(
+            "Something that this request refers to was deleted at this moment, so nothing of it was kept. Read what "
+            "there is, and send it again."
+        )
+    if isinstance(error, sa.exc.DataError) and "NUL (0x00)" in str(error.orig):
+        return BadRequestError(
+            "The request has a text with the character U+0000, which this server's database cannot hold. Leave it out."
+        )
+    return None
+
+
 def _make_engine(url: str, *, durable: bool) -> Engine:
     def dumps(value: object) -> str:
         return orjson.dumps(value).decode()
 
-    common: dict[str, Any] = {"json_serializer": dumps, "json_deserializer": orjson.loads}
+    common: dict[str, Any] = {
+        "json_serializer": dumps,
+        "json_deserializer": orjson.loads,
+        "hide_parameters": True,  # they are tenants' data, and an error goes into the log
+    }
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_pre_ping=True, **common)
     engine = sa.create_engine(

@@ -25,7 +25,7 @@ class EvaluationStatus(StrEnum):
 class GroundTruthQuery(Model):
     """A query, and which documents answer it; a score above 0 is relevant, 1 unless `relevance_scores` says more."""
 
-    query_id: str = Field(min_length=1, max_length=200)
+    query_id: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
     query_input: JsonObject
     relevant_documents: list[str] = Field(max_length=10_000)
     relevance_scores: dict[str, Annotated[int, Field(ge=0, le=1000, strict=True)]] | None = Field(
@@ -64,7 +64,7 @@ class EvaluationDataset(Model):
     dataset_id: str
     dataset_name: str
     description: str | None
-    queries: list[GroundTruthQuery]
+    queries: list[GroundTruthQuery] = Field(description="Empty in lists; `query_count` is not.")
     query_count: int
     metadata: JsonObject | None
     namespace_id: str

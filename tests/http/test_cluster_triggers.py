@@ -75,6 +75,8 @@ def test_a_trigger_is_kept_changed_paused_and_deleted(place: Kinds) -> None:
     listed = place.post(f"{TRIGGERS}/list", mine)
     assert [each["trigger_id"] for each in listed["results"]] == [second["trigger_id"], made["trigger_id"]]
     assert (listed["total"], listed["offset"], listed["limit"]) == (2, 0, 50)
+    by_name = place.get(f"/clusters/{place.cluster_id}")["cluster_name"]
+    assert place.post(f"{TRIGGERS}/list", {"cluster_id": by_name}) == listed
     page = place.post(f"{TRIGGERS}/list", {**mine, "limit": 1, "offset": 1, "sort_by": "next_scheduled_at"})
     assert [each["trigger_id"] for each in page["results"]] == [second["trigger_id"]]
     for chosen in ({"status": "active"}, {"trigger_type": "cron"}):

@@ -104,7 +104,8 @@ def test_a_dataset_from_create_to_delete(shelf: Shelf) -> None:
     assert read["internal_id"].startswith("org_")  # never the secret id
     assert shelf.get(f"{DATASETS}/{read['dataset_id']}") == read
     page = shelf.get(f"{DATASETS}?page=1&page_size=1")
-    assert (page["datasets"], page["page"], page["page_size"]) == ([read], 1, 1)
+    assert (page["datasets"], page["page"], page["page_size"]) == ([{**read, "queries": []}], 1, 1)
+    assert read["query_count"] == 1
     body = {"dataset_name": name, "queries": read["queries"]}
     assert read["dataset_id"] in shelf.refused(409, "POST", DATASETS, body)
     assert shelf.delete(f"{DATASETS}/{name}")["success"] is True
@@ -150,6 +151,7 @@ def test_an_evaluation_has_the_figures_that_a_hand_finds(shelf: Shelf) -> None:
     ]
     assert listed == {**record, "query_results": None}
     assert shelf.get(f"/retrievers/newest/evaluations?dataset_name={name}&status=failed")["total"] == 0
+    assert shelf.get(f"/retrievers/newest/evaluations?dataset_name={record['dataset_id']}")["total"] == 1
 
 
 def test_queries_that_fail_are_listed_and_in_no_mean(shelf: Shelf) -> None:
@@ -183,6 +185,17 @@ def test_an_evaluation_is_cancelled_once(shelf: Shelf) -> None:
     assert shelf.wait(started["task_id"])["status"] == "CANCELED"
     shelf.refused(409, "POST", f"{path}/{started['evaluation_id']}/cancel")
     shelf.delete(f"{DATASETS}/{name}")
+
+
+def test_an_evaluation_ends_with_its_retriever(shelf: Shelf) -> None:
+    retriever = shelf.clone_in_order("asc")
+    name = shelf.dataset(*(query(f"q{number}", 2000, "b11") for number in range(2000)))
+    asked = {"dataset_name": name}
+    started = shelf.send("POST", f"/retrievers/{retriever}/evaluations", asked, status=202)
+    shelf.delete(f"/retrievers/{retriever}")
+    task = shelf.get(f"/tasks/{started['task_id']}")
+    assert (task["status"], task["error"]) == ("CANCELED", "The retriever was deleted.")
+    assert shelf.delete(f"{DATASETS}/{name}")["success"] is True
 
 
 def test_what_does_not_exist_or_is_out_of_bounds_is_refused(shelf: Shelf) -> None:

@@ -81,6 +81,8 @@ def test_an_interaction_from_create_to_delete(place: Place) -> None:
     path = f"{BASE}/{stored['interaction_id']}"
     assert place.get(path) == stored
     assert stored["interaction_id"] in place.listed(user_id="una")
+    by_name = place.get(f"/retrievers/{place.retriever}")["retriever_name"]
+    assert place.listed(user_id="una", retriever_id=by_name) == [stored["interaction_id"]]
     gone = place.delete(path)
     assert (gone["success"], gone["interaction_id"]) == (True, stored["interaction_id"])
     assert "interaction" in place.refused(404, "GET", path)
@@ -126,6 +128,7 @@ def test_lists_are_filtered_sorted_and_paged(place: Place) -> None:
     second = place.post(f"{BASE}/list?limit=2&cursor={cursor}", mine)
     assert [r["interaction_id"] for r in (*page["results"], *second["results"])] == place.listed(**mine)[:4]
     assert "interaction_type" in place.refused(422, "POST", f"{BASE}/list", {"interaction_type": "gaze"})
+    assert place.listed(retriever_id="nowhere") == []
 
 
 @pytest.mark.parametrize(
