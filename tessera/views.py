@@ -204,9 +204,8 @@ class Views:
             for _ in range(3):
                 try:
                     self._make_ready(namespace_id, state)
-                    if ahead is not None and ahead[0] == state.openings and state.applied < ahead[1].seq:
-                        state.mark = ahead[1]
-                        self._dirty.add(namespace_id)
+                    if ahead is not None:
+                        self._take_over(namespace_id, state, *ahead)
                     target = self._head(namespace_id) if seq is None else seq
                     self._catch_up(namespace_id, state, target)
                     state.behind = False
@@ -246,6 +245,14 @@ class Views:
         except Exception:  # noqa: BLE001  see above
             return None
         return None if mark is None else (openings, mark)
+
+    def _take_over(self, namespace_id: str, state: _Open, openings: int, mark: Mark) -> None:
+        """Count what `_apply_ahead` applied, unless the view was opened again since, or replaced by another."""
+        assert state.view is not None
+        same = openings == state.openings and mark.view_id == state.view.view_id
+        if same and state.applied < mark.seq:
+            state.mark = mark
+            self._dirty.add(namespace_id)
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -345,7 +352,10 @@ class Views:
 
     @contextmanager
     def quiet(self, namespace_id: str) -> Iterator[None]:
-        """Let nothing be applied to the view that answers while the block runs."""
+        """Let nothing be applied to the view that answers while the block runs.
+
+        But for an artifact that was handed on ahead: if its file goes away, it is met again in its order.
+        """
         state = self._state(namespace_id)
         with self._attending(namespace_id, state, None):
             yield

@@ -804,3 +804,32 @@ def test_closing_twice_is_fine_and_nothing_is_left_running(
     vectors.close()
     assert not _runs(pid)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_a_late_word_that_a_view_is_lost_leaves_its_new_place_alone(
+    start: Callable[..., EdgeVectors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Whoever heard late forgot where the view was opened since; a second host was asked, which cannot have it."""
+    vectors, where = start(hosts=2), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=(document(1),))])
+    host = vectors._placed[where.view_id].host
+    request = host.request
+
+    def late(*arguments: Any) -> Any:
+        try:
+            return request(*arguments)
+        except ViewLost:
+            vectors.open(where)  # as another thread does
+            raise
+
+    host.request("release", where, None, 60)
+    with monkeypatch.context() as patch, pytest.raises(ViewLost):
+        patch.setattr(host, "request", late)
+        if operation == "read":
+            vectors.count(where)
+        else:
+            vectors.apply_next(where, Entry(2, "edit", upserts=(document(2),)))
+    assert vectors.count(where) == 1
+    assert vectors.apply(where, [Entry(2, "edit", upserts=(document(2),))]).document_count == 2

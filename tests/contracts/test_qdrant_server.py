@@ -18,6 +18,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from tessera.adapters.qdrant import server as server_module
+from tessera.adapters.qdrant import view as view_module
 from tessera.adapters.qdrant.server import METADATA_KEY, ServerEngine, ServerVectors
 from tessera.errors import AlreadyExistsError, QdrantError
 from tessera.filters import Condition, Not
@@ -372,6 +373,25 @@ def test_a_read_sees_one_state_although_another_writes(place: Place, monkeypatch
     assert place.vectors.page(view, Page(200, Not((Condition("n", "gte", 0),)))).hits == ()
     assert arrives == []
     assert place.vectors.count(view, Condition("n", "gte", 0)) == 51
+
+
+def test_a_read_that_begins_while_indexes_are_exchanged_is_read_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could split its filter by the old indexes and take that for what goes with the new."""
+    view = place.view()
+    place.vectors.open(view)
+    live = place.vectors._views[view.view_id].live
+    roots, begun = view_module._roots, []
+
+    def in_the_middle(fields: Any) -> Any:
+        begun.append(live._basis())
+        return roots(fields)
+
+    monkeypatch.setattr(view_module, "_roots", in_the_middle)
+    place.vectors.apply(view, [entry(1, kind="indexes", indexes=(index("n", "integer"),))])
+    assert begun
+    assert live._basis() not in begun
 
 
 def test_metadata_says_whose_a_collection_is(place: Place) -> None:

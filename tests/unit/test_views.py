@@ -176,6 +176,31 @@ def test_the_next_artifact_is_handed_on_before_the_one_before_is_answered(
     wait_for_mark(place, two)
 
 
+def test_what_was_handed_on_to_a_view_that_was_replaced_is_applied_to_its_successor(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor was taken to stand where the one before it did: the entry was missing for ever, and no one knew."""
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    one, two = place.write_artifact("a", document(2)), place.write_artifact("b", document(3))
+    apply_next = place.vectors.apply_next
+
+    def ahead(view: View, entry: Entry) -> Mark | None:
+        with place.db.read() as connection:
+            (before,) = log.read(connection, NAMESPACE, after=1, limit=1, local_path=place.blobs.path)
+        place.vectors.apply(view, [before])  # as another thread does
+        mark = apply_next(view, entry)
+        with monkeypatch.context() as patch:
+            # A build ends that read the log before this entry was in it.
+            patch.setattr(place.views, "_head", lambda _: one)
+            place.views.renew(NAMESPACE)
+        return mark
+
+    monkeypatch.setattr(place.vectors, "apply_next", ahead)
+    mark = place.views.apply(NAMESPACE, two)
+    assert (mark.view_id, mark.seq) == (f"{NAMESPACE}-2", two)
+    assert place.found() == {"doc_1": 1, "doc_2": 2, "doc_3": 3}
+
+
 def wait_for_mark(place: Place, seq: int) -> None:
     deadline = time.monotonic() + 60
     while place.row().mark_seq != seq:

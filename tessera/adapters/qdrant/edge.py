@@ -559,6 +559,7 @@ class EdgeVectors:
                         f"view {view.view_id} came back at entry {mark.seq}, it was at {expected_seq}"
                     )
                 self._placed[view.view_id] = _Placed(host, mark.seq)
+                host.views.add(view.view_id)  # someone who heard late that it was lost may have taken it out
             return mark
         raise AssertionError("unreachable")
 
@@ -571,7 +572,7 @@ class EdgeVectors:
         except _HostDied:
             raise ViewLost(f"the host of view {view.view_id} died") from None
         except (ViewDamaged, ViewLost):
-            self._forget(view, placed.host)
+            self._forget(view, placed.host, placed)
             raise
 
     def _read(self, view: View, operation: str, arguments: Any) -> Any:
@@ -586,7 +587,7 @@ class EdgeVectors:
                     raise ViewLost(f"the host of view {view.view_id} died twice over one request") from None
                 self._come_back(view, placed)
             except (ViewDamaged, ViewLost):
-                self._forget(view, placed.host)
+                self._forget(view, placed.host, placed)
                 raise
         raise AssertionError("unreachable")
 
@@ -598,11 +599,15 @@ class EdgeVectors:
                 return  # someone else has been here
             self._open(view, {}, lost.seq)
 
-    def _forget(self, view: View, host: _Host) -> None:
+    def _forget(self, view: View, host: _Host, lost: _Placed | None = None) -> None:
+        """Forget that `host` has the view, unless it was `lost` and that host has opened it again by now."""
         with self._lock:
-            host.views.discard(view.view_id)
             placed = self._placed.get(view.view_id)
-            if placed is not None and placed.host is host:
+            is_here = placed is not None and placed.host is host
+            if is_here and lost is not None and placed is not lost:
+                return
+            host.views.discard(view.view_id)
+            if is_here:
                 del self._placed[view.view_id]
 
     def _host_for(self, view: View) -> _Host:

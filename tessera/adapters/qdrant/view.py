@@ -434,10 +434,11 @@ class LiveView:
     def _use(self, indexes: Sequence[PayloadIndex]) -> None:
         """Trust `indexes` from now on, for documents to come and for filters."""
         self.standing.indexes = tuple(indexes)
-        self._index_changes += 1
         self._indexes = {index.field_name: index for index in indexes}
         self._fields = [_Field(index) for index in indexes]
         self._roots = _roots(self._fields)
+        # At last: on a server a read that begins meanwhile must not take the old ones for what goes with this number.
+        self._index_changes += 1
 
     # --- writing -----------------------------------------------------------------------------------
 
