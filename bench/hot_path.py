@@ -73,7 +73,7 @@ def main() -> None:
         clock.on(Keys, "check", "auth")
         clock.on(routing.JsonRequest, "load", "parse")
         clock.on(retrieve, "execute", "execute")
-        clock.on(wh.views, "search", "search")
+        clock.on(wh.views, "ranked", "search")
         clock.on(routing, "_as_json", "json")
         app = make_app(wh)
         shard = raw_edge.create(Path(folder) / "raw")

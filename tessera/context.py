@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from tessera.plan_cache import PlanCache
 from tessera.result_cache import ResultCache
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Warehouse:
     `runner` extracts; `decoder` opens the pictures of queries, so that no decoder of a stranger's file runs in the
     server itself, and no query waits for a batch. `fetcher` is the only way to content behind a URL; `signing_key`
     signs cursors and URLs (32 bytes), `vault` seals credentials of other systems. `results` keeps what retrievers
-    found, `executions` notes that they ran, `filter_uses` by which fields. `language` is the language model, where
-    the settings name one.
+    found, `plans` what it takes to run them; `executions` notes that they ran, `filter_uses` by which fields.
+    `language` is the language model, where the settings name one.
     """
 
     settings: Settings
@@ -57,6 +58,7 @@ class Warehouse:
     vault: Vault = field(repr=False)
     base_url: str = "http://127.0.0.1:8700"
     results: ResultCache = field(default_factory=ResultCache, repr=False)
+    plans: PlanCache = field(default_factory=PlanCache, repr=False)
     executions: ExecutionLog | None = field(default=None, repr=False)
     #: Places where batches ran since the server started, and there, by extractor, whose models are loaded.
     warm: set[str] = field(default_factory=set, repr=False)

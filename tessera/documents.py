@@ -45,6 +45,8 @@ _SHOWN_SYSTEM_FIELDS = (
 )
 #: Keys of an answer that are the system's own, whatever a payload holds under the same name.
 _OWN = frozenset({"document_id", "collection_id", "document_blobs"})
+#: Keys of a payload that an answer does not have among its fields.
+_NO_FIELDS = HIDDEN_FIELDS.union(_OWN, _SHOWN_SYSTEM_FIELDS)
 
 #: Ids of documents to delete by a filter are read in pages of this size.
 _DELETE_PAGE = 1000
@@ -73,13 +75,12 @@ def present(
     """
     place = locators.locator_of(payload)
     system = {name: payload[name] for name in _SHOWN_SYSTEM_FIELDS if name in payload}
-    fields = {
-        name: value
-        for name, value in payload.items()
-        if name not in HIDDEN_FIELDS and name not in _OWN and name not in system
-    }
     blobs: list[JsonObject] = []
-    fields = {name: _signed(wh, namespace_id, name, value, blobs) for name, value in fields.items()}
+    fields = {
+        name: value if _is_plain(value) else _signed(wh, namespace_id, name, value, blobs)
+        for name, value in payload.items()
+        if name not in _NO_FIELDS
+    }
     if place is not None:
         fields.setdefault(locators.FIELD, place.to_json())
         _lead_to(place, fields, blobs)
@@ -123,6 +124,13 @@ def lineage(payload: Mapping[str, Any]) -> JsonObject:
         "path": known.get("path"),
         "chain": known.get("chain"),
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a value can hold no blob: most do not, and a hit has many."""
+    return (
+        not value.startswith(links.SCHEME) if isinstance(value, str) else not isinstance(value, dict | list)
+    )
 
 
 def _signed(wh: Warehouse, namespace_id: str, path: str, value: Any, blobs: list[JsonObject]) -> Any:

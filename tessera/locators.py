@@ -130,15 +130,18 @@ def locator_of(payload: Mapping[str, Any]) -> Locator | None:
     `end_char`.
     """
     stored = payload.get(FIELD)
-    if isinstance(stored, Mapping):
+    if stored is not None and isinstance(stored, Mapping):
         return _read(stored)
-    times = payload.get("start_time"), payload.get("end_time")
-    if all(map(_is_number, times)):
-        start_ms, end_ms = (round(float(time) * 1000) for time in times)  # type: ignore[arg-type]
-        return Locator.at_time(start_ms, end_ms)
-    return _read(
-        {"kind": "text", "start_char": payload.get("start_char"), "end_char": payload.get("end_char")}
-    )
+    if "end_time" in payload:
+        times = payload.get("start_time"), payload["end_time"]
+        if all(map(_is_number, times)):
+            start_ms, end_ms = (round(float(time) * 1000) for time in times)  # type: ignore[arg-type]
+            return Locator.at_time(start_ms, end_ms)
+    if "end_char" in payload:
+        return _read(
+            {"kind": "text", "start_char": payload.get("start_char"), "end_char": payload["end_char"]}
+        )
+    return None
 
 
 def fragment(locator: Locator) -> str:

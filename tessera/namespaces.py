@@ -251,10 +251,19 @@ def _find(
         .mappings()
         .one_or_none()
     )
-    if row is None or not in_scope(principal, row["namespace_id"], row["namespace_name"]):
+    if row is None:
+        raise NotFoundError("namespace", identifier)
+    check_admits(principal, row, identifier)
+    return row
+
+
+def check_admits(principal: Principal, row: Row, identifier: str) -> None:
+    """Raise what `resolve` does when the key's scopes do not let it into this namespace of its organization."""
+    if not principal.scopes:
+        return
+    if not in_scope(principal, row["namespace_id"], row["namespace_name"]):
         raise NotFoundError("namespace", identifier)
     _check_operation(principal, row["namespace_id"], row["namespace_name"])
-    return row
 
 
 def in_scope(principal: Principal, namespace_id: str, namespace_name: str) -> bool:

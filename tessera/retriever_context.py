@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -173,7 +174,7 @@ def read_inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> d
                     )
                 )
         elif field.default is not None:
-            inputs[name] = field.default
+            inputs[name] = deepcopy(field.default)  # the plan's, and others run by it
         elif field.required:
             problems.append(
                 Problem(

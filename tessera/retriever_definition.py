@@ -360,19 +360,18 @@ def collections_named(
     """Resolve collection ids or names, in order; a problem for each that does not exist here, or not `among` these."""
     if not identifiers:
         return [], []
+    cleaned = [names.clean(identifier) for identifier in identifiers]
     rows = connection.execute(
         sa.select(collections.c.collection_id, collections.c.collection_name).where(
             collections.c.namespace_id == namespace_id,
-            sa.or_(
-                collections.c.collection_id.in_(identifiers), collections.c.collection_name.in_(identifiers)
-            ),
+            sa.or_(collections.c.collection_id.in_(cleaned), collections.c.collection_name.in_(cleaned)),
         )
     ).all()
     by_id = {row.collection_id: row.collection_id for row in rows}
     by_name = {row.collection_name: row.collection_id for row in rows}
     found: list[str] = []
     problems: list[Problem] = []
-    for index, identifier in enumerate(identifiers):
+    for index, identifier in enumerate(cleaned):
         known = by_id.get(identifier) or by_name.get(identifier)
         if known is None or (among and known not in among):
             problems.append(
@@ -410,11 +409,8 @@ _BY_ID_OR_NAME = sa.select(retrievers).where(
 
 def find(connection: Connection, namespace_id: str, identifier: str) -> RowMapping:
     """Return the row of the retriever with this id, or else of this name. Raises `NotFoundError`."""
-    rows = (
-        connection.execute(_BY_ID_OR_NAME, {"namespace_id": namespace_id, "identifier": identifier})
-        .mappings()
-        .all()
-    )
+    named = {"namespace_id": namespace_id, "identifier": names.clean(identifier)}
+    rows = connection.execute(_BY_ID_OR_NAME, named).mappings().all()
     for row in rows:
         if row["retriever_id"] == identifier:
             return row

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import pydantic
 from sqlalchemy.engine import RowMapping
 
@@ -48,7 +49,18 @@ def stored_plan(
     identifier: str,
     wanted: Sequence[str] | None = None,
 ) -> tuple[Plan, RowMapping]:
-    """Return a stored retriever, ready to run over its collections or those that are `wanted`, and its row."""
+    """Return a stored retriever, ready to run over its collections or those that are `wanted`, and its row.
+
+    Both are shared with other executions: nobody changes them.
+    """
+    # Before the rows: what is committed while they are read makes them good for this execution only.
+    version = wh.db.version()
+    confined = principal.through is not None
+    key = (principal.organization_id, namespace, identifier, tuple(wanted or ()), confined)
+    kept: tuple[Plan, RowMapping] | None = wh.plans.get(version, key)
+    if kept is not None:
+        namespaces.check_admits(principal, kept[0].place, namespace)
+        return kept
     with wh.db.read() as connection:
         place = namespaces.resolve(connection, principal, namespace)
         row = find(connection, place["namespace_id"], identifier)
@@ -57,14 +69,17 @@ def stored_plan(
             # A collection deleted since then simply has no documents any more.
             found = definition["collection_ids"] or all_collections(connection, place["namespace_id"])
         else:
-            own = definition["collection_ids"] if principal.through is not None else None
+            own = definition["collection_ids"] if confined else None
             found, problems = collections_named(connection, place["namespace_id"], wanted, own)
             raise_problems(problems)
     fields = {name: InputField.model_validate(value) for name, value in definition["input_schema"].items()}
     stages = definition["stages"]
     ttl_s = _cache_ttl_s(definition.get("cache_config")) if _is_repeatable(wh, stages) else None
     limits = _limits(definition.get("budget_limits"))
-    return Plan(place, row["retriever_id"], found, stages, fields, ttl_s, row["updated_at"], limits), row
+    plan = Plan(place, row["retriever_id"], found, stages, fields, ttl_s, row["updated_at"], limits)
+    size = len(orjson.dumps([key, list(place.values()), list(row.values()), found], default=repr))
+    wh.plans.put(version, key, size, (plan, row))
+    return plan, row
 
 
 def _is_repeatable(wh: Warehouse, stages: Sequence[Mapping[str, Any]]) -> bool:

@@ -24,7 +24,7 @@ def next_cron(expression: str, timezone: str, after: datetime) -> datetime:
         raise ValueError("no time zone; names are those of the IANA, such as UTC or Europe/Berlin") from None
     if len(expression.split()) != _CRON_FIELDS:
         raise ValueError(
-            "a cron expression has five fields: minute, hour, day of the month, month, day of the week, such as "
+            "no cron expression: it has five fields, minute, hour, day of the month, month, day of the week, such as "
             "0 2 * * *"
         )
     try:

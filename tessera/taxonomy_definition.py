@@ -9,9 +9,9 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import names
+from tessera import names, retriever_definition
 from tessera.context import Warehouse
-from tessera.db.tables import collections, retrievers, taxonomies, taxonomy_versions
+from tessera.db.tables import collections, taxonomies, taxonomy_versions
 from tessera.errors import BadRequestError, NotFoundError, Problem, ValidationError, quote
 from tessera.filters import is_path, parse
 from tessera.models.base import JsonObject
@@ -27,7 +27,6 @@ from tessera.models.taxonomies import (
 )
 from tessera.plan import RESERVED_FIELDS
 from tessera.ports import HIDDEN_FIELDS
-from tessera.retriever_definition import collections_named
 from tessera.retriever_features import vector_of
 from tessera.validation import schema_problems
 
@@ -64,7 +63,10 @@ def find(
             )
             .where(
                 taxonomies.c.namespace_id == namespace_id,
-                sa.or_(taxonomies.c.taxonomy_id == identifier, taxonomies.c.taxonomy_name == identifier),
+                sa.or_(
+                    taxonomies.c.taxonomy_id == identifier,
+                    taxonomies.c.taxonomy_name == names.clean(identifier),
+                ),
             )
         )
         .mappings()
@@ -190,7 +192,9 @@ class _Reading:
         self.problems.append(Problem(location, message, kind, status))
 
     def _collection(self, identifier: str, location: Location) -> str:
-        found, unknown = collections_named(self._connection, self._place["namespace_id"], [identifier])
+        found, unknown = retriever_definition.collections_named(
+            self._connection, self._place["namespace_id"], [identifier]
+        )
         self.problems += [
             Problem(location, problem.message, problem.kind, problem.status) for problem in unknown
         ]
@@ -242,20 +246,9 @@ class _Reading:
 
     def _retriever(self, identifier: str, inputs: Sequence[str] | None, location: Location) -> str:
         """Check that a retriever is there and can be given what it needs; return its id."""
-        rows = (
-            self._connection.execute(
-                sa.select(retrievers.c.retriever_id, retrievers.c.definition).where(
-                    retrievers.c.namespace_id == self._place["namespace_id"],
-                    sa.or_(
-                        retrievers.c.retriever_id == identifier, retrievers.c.retriever_name == identifier
-                    ),
-                )
-            )
-            .mappings()
-            .all()
-        )
-        row = next((row for row in rows if row["retriever_id"] == identifier), rows[0] if rows else None)
-        if row is None:
+        try:
+            row = retriever_definition.find(self._connection, self._place["namespace_id"], identifier)
+        except NotFoundError:
             self._add(
                 location,
                 f"Retriever {quote(identifier)} was not found in this namespace. POST /v1/retrievers/list lists them.",

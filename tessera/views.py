@@ -205,7 +205,8 @@ class Views:
                 try:
                     self._make_ready(namespace_id, state)
                     if ahead is not None:
-                        self._take_over(namespace_id, state, *ahead)
+                        taken, ahead = ahead, None
+                        self._take_over(namespace_id, state, taken)
                     target = self._head(namespace_id) if seq is None else seq
                     self._catch_up(namespace_id, state, target)
                     state.behind = False
@@ -224,12 +225,14 @@ class Views:
                 "The namespace's index could not be brought up to date; try again.", retry_after_s=2
             )
 
-    def _apply_ahead(self, namespace_id: str, state: _Open, seq: int) -> tuple[int, Mark] | None:
+    def _apply_ahead(
+        self, namespace_id: str, state: _Open, seq: int
+    ) -> tuple[int, Mark] | ViewDamaged | None:
         """Have the engine go on with artifact `seq` once it has the entry before, for which another thread waits.
 
         From that one's answer to the next one's request the engine would stand still, for 3 to 15 ms of the 35 that a
-        thousand documents take it. Returns which opening of the view took it, and the mark. Whatever goes wrong is
-        met again, and treated, where entries are applied in their order.
+        thousand documents take it. Returns which opening of the view took it, and the mark; or damage, which may have
+        been told for the only time. Whatever else goes wrong is met again where entries are applied in their order.
         """
         view, openings = state.view, state.openings
         if view is None or not state.ready or state.applied >= seq - 1:
@@ -242,12 +245,20 @@ class Views:
             if len(entries) != 1 or entries[0].seq != seq or entries[0].artifact_path is None:
                 return None
             mark = self._vectors.apply_next(view, entries[0])
+        except ViewDamaged as damage:
+            return damage
         except Exception:  # noqa: BLE001  see above
             return None
         return None if mark is None else (openings, mark)
 
-    def _take_over(self, namespace_id: str, state: _Open, openings: int, mark: Mark) -> None:
-        """Count what `_apply_ahead` applied, unless the view was opened again since, or replaced by another."""
+    def _take_over(self, namespace_id: str, state: _Open, taken: tuple[int, Mark] | ViewDamaged) -> None:
+        """Count what `_apply_ahead` applied, unless the view was opened again since, or replaced by another.
+
+        Raises the damage that was found instead.
+        """
+        if isinstance(taken, ViewDamaged):
+            raise taken
+        openings, mark = taken
         assert state.view is not None
         same = openings == state.openings and mark.view_id == state.view.view_id
         if same and state.applied < mark.seq:

@@ -183,19 +183,20 @@ async def _raise_again(_request: Request, error: Exception) -> Any:
 
 
 class Dispatch:
-    """Finds the route: among those that share its first two segments, where the framework tries every one.
+    """Finds the route: among those with its first two segments and as many in all, where the framework tries every one.
 
     With some ninety routes that was half of what a small request took.
     """
 
     def __init__(self, router: APIRouter) -> None:
         self._router = router
-        self._routes: dict[str, list[BaseRoute]] = {}
+        self._routes: dict[tuple[str, int], list[BaseRoute]] = {}
         for route in router.routes:
             if isinstance(route, Route):
-                head = _head(route.path_format)
+                head, segments = _shape(route.path_format)
                 assert "{" not in head, f"{route.path_format} has a parameter in its first two segments"
-                self._routes.setdefault(head, []).append(route)
+                assert ":path}" not in route.path, f"{route.path} has a parameter of several segments"
+                self._routes.setdefault((head, segments), []).append(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to its route; a 404 or 405 is raised as the framework does."""
@@ -204,7 +205,7 @@ class Dispatch:
             return
         scope["router"] = self._router
         other_methods: set[str] = set()
-        for route in self._routes.get(_head(scope["path"]), ()):
+        for route in self._routes.get(_shape(scope["path"]), ()):
             match, found = route.matches(scope)
             if match is Match.FULL:
                 scope.update(found)
@@ -347,9 +348,9 @@ def _too_late(scope: Scope, limit_s: float) -> DeadlineError:
     )
 
 
-def _head(path: str) -> str:
-    """Return the first two segments of a path: ``/v1/namespaces``."""
-    return "/".join(path.split("/", 3)[:3])
+def _shape(path: str) -> tuple[str, int]:
+    """Return the first two segments of a path, ``/v1/namespaces``, and how many it has."""
+    return "/".join(path.split("/", 3)[:3]), path.count("/")
 
 
 def _request_id(scope: Scope) -> str:

@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error.message, EXIT_USAGE)
     except TesseraError as error:
         return fail(error.message, EXIT_FAILED)
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":
+            raise  # of the terminal, not of what is sent
+        return fail("an argument holds bytes that are no UTF-8, so it cannot be sent.", EXIT_USAGE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

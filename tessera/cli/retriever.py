@@ -87,6 +87,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _path(retriever: str) -> str:
+    if retriever in ("", ".", ".."):
+        raise CommandError(f"{retriever!r} is no id or name of a retriever.", EXIT_USAGE)
     return f"/retrievers/{quote(retriever, safe='')}"
 
 
@@ -110,8 +112,10 @@ def _inputs(options: argparse.Namespace, api: Api) -> dict[str, Any]:
 def _value(text: str, kind: str) -> Any:
     if kind in _READ_AS_JSON:
         try:
-            return json.loads(text)
-        except ValueError:
+            value = json.loads(text)
+            json.dumps(value, allow_nan=False)  # Python reads NaN too, which is no JSON
+            return value
+        except (ValueError, RecursionError):
             pass  # the server says what it takes
     return text
 

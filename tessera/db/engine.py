@@ -19,6 +19,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from tessera.db.version import DataVersion, Version
 from tessera.errors import (
     AlreadyExistsError,
     BadRequestError,
@@ -57,6 +58,7 @@ class Database:
         self.engine = _make_engine(url, durable=durable)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._write_lock = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        self._version = DataVersion(self.engine) if self.is_sqlite else None
         self._later: queue.SimpleQueue[Callable[[Connection], None] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._writer_lock = threading.Lock()
@@ -67,6 +69,14 @@ class Database:
         """Open a read transaction: everything read inside belongs to one moment."""
         with _storage_errors(), self.engine.connect() as connection, connection.begin():
             yield connection
+
+    def version(self) -> Version | None:
+        """Return what is another value once anybody, here or in another process, has committed anything.
+
+        Read before rows, it says later whether they are as they were. None when that cannot be known: elsewhere than
+        on SQLite, always.
+        """
+        return None if self._version is None else self._version.read()
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -133,6 +143,8 @@ class Database:
         if writer is not None:
             self._later.put(None)
             writer.join(timeout=10)
+        if self._version is not None:
+            self._version.close()
         self.engine.dispose()
 
     def _write_behind(self) -> None:

@@ -45,7 +45,7 @@ def site() -> Iterator[Site]:
         found.serve("/robots.txt", b"", 404)
         found.serve("/", office.HTML.encode(), Content_Type="text/html")
         found.serve("/home", b"<p>Home of the keepers.</p>", Content_Type="text/html")
-        found.serve("/keepers.html", b"", 500)
+        found.serve("/keepers.html", b"", 404)  # a 500 would be tried again for seven seconds
         yield found
 
 

@@ -124,8 +124,11 @@ def assert_holds(vectors: EdgeVectors, view: View, state: State) -> None:
     assert vectors.count(view, Condition("k", "in", ["a", "B"])) == len(folded)
 
 
-@pytest.mark.parametrize("declared", [ONE, TWO], ids=["one vector", "two vectors"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "declared"),
+    [("key", ()), *((layout, declared) for layout in LAYOUTS for declared in (ONE, TWO))],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} vectors",
+)
 def test_every_layout_holds_what_the_log_says(
     vectors: EdgeVectors, tmp_path: Path, layout: str, declared: tuple[DenseVector, ...]
 ) -> None:

@@ -155,7 +155,7 @@ def test_documents_that_come_have_a_cluster_of_the_triggers_own_executed(place: 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"schedule_config": {"cron_expression": "0 2 * *"}}, "five fields"),
+        ({"schedule_config": {"cron_expression": "0 2 * *"}}, "is no cron expression: it has five fields"),
         ({"schedule_config": {"cron_expression": "0 25 * * *"}}, "no cron expression"),
         ({"schedule_config": {"cron_expression": "0 2 * * *", "timezone": "Mars/Base"}}, "time zone"),
         ({"schedule_config": {}}, "cron_expression"),

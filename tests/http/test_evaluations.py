@@ -341,6 +341,11 @@ def test_a_retriever_is_run_and_explained(server: Server, shelf: Shelf) -> None:
     assert [hit["document_id"] for hit in answer["documents"]] == ["b11", "b10", "b09"]
     for given, said in (("since", "is no NAME=VALUE"), ("until=3", "its inputs: since")):
         assert said in tessera(server, "run", "newest", "--input", given, code=2).stderr
+    for given in ("since=NaN", "since=1e999", f"since={'[' * 5000}"):  # no JSON, so it goes as it is written
+        assert tessera(server, "run", "newest", "--input", given).stdout == ""
+    for wrong in ("..", ""):  # would be another path
+        assert "no id or name" in tessera(server, "run", wrong, code=2).stderr
+    assert "UTF-8" in tessera(server, "run", "\udcff", code=2).stderr
     assert "since" in tessera(server, "run", "newest", code=4).stderr
     assert "nowhere" in tessera(server, "run", "nowhere", code=4).stderr
     rows = [

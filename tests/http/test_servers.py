@@ -213,3 +213,28 @@ def test_work_goes_on_when_its_server_or_worker_stands_still_or_dies(pair: Pair,
     # Slots are used again: as many as there are servers, whatever has died.
     slots = pair.ask("jobs", "SELECT slot FROM job_slots ORDER BY slot")
     assert [slot for (slot,) in slots] in ([0, 1], [0, 1, 2]), slots
+
+
+def test_what_one_server_changes_the_other_sees_with_its_next_execution(pair: Pair) -> None:
+    one, other = pair.servers
+    namespace = make_namespace(one)
+    with inside(one, namespace) as here, inside(other, namespace) as there:
+        collection = here.collection(here.bucket())
+        here.post(f"/collections/{collection}/documents", {"document_id": "d"})
+        sort = {"stage_id": "sort_attribute", "parameters": {"sort_field": "document_id"}}
+        name = ["r"]
+        body = {"retriever_name": "r", "collection_identifiers": [collection], "stages": [sort]}
+        here.post("/retrievers", body)
+
+        def found() -> list[str]:
+            answer = there.post(f"/retrievers/{name[0]}/execute", {})
+            return [item["document_id"] for item in answer["documents"]]
+
+        for number in range(2):
+            assert [found(), found()] == [["d"]] * 2
+            here.patch(f"/retrievers/{name[0]}", {"retriever_name": f"r{number}"})
+            there.refused(404, "POST", f"/retrievers/{name[0]}/execute", {})
+            name[0] = f"r{number}"
+        assert [found(), found()] == [["d"]] * 2
+        here.delete(f"/retrievers/{name[0]}")
+        there.refused(404, "POST", f"/retrievers/{name[0]}/execute", {})

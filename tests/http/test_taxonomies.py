@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ def until(read: Callable[[], Any], is_so: Callable[[Any], bool]) -> Any:
 
 
 # --- what is written -----------------------------------------------------------------------------------
+
+
+def test_a_name_is_one_name_in_either_form_of_unicode(place: Place) -> None:
+    """A Mac writes ü as two characters, a form as one; collection, retriever and taxonomy are found by both."""
+    one, two = (unicodedata.normalize(form, "Bücher") for form in ("NFC", "NFD"))
+    place.collection(place.bucket(), collection_name=two)
+    stage = {"stage_id": "attribute_filter", "parameters": {"field": "topic", "operator": "eq", "value": "x"}}
+    retriever = {"retriever_name": two, "collection_identifiers": [two], "stages": [stage]}
+    assert place.post("/retrievers", retriever)["retriever_name"] == one
+    assert place.get(f"/retrievers/{two}")["retriever_name"] == one
+    body = {"taxonomy_name": two, "config": flat(place, retriever_id=two)}
+    made = place.post("/taxonomies", body)
+    assert (made["taxonomy_name"], place.get(f"/taxonomies/{two}")) == (one, made)
+    place.delete(f"/taxonomies/{two}")
 
 
 @pytest.mark.operation("POST", "/v1/taxonomies", 200)
