@@ -146,13 +146,13 @@ def test_the_inbox_spans_batches_and_is_filtered(loop: Loop, bucket: str) -> Non
 
 
 def test_a_failure_of_a_later_tier_names_its_document(loop: Loop, bucket: str) -> None:
-    first = loop.collection(bucket, WORDS)
+    first = loop.collection(bucket, {**WORDS, "field_passthrough": [{"source_path": "metadata.next"}]})
     second = loop.collection(
         bucket,
-        {**TEXT, "input_mappings": {"text": "metadata.absent"}},
+        {**GATED, "input_mappings": {"text": "metadata.next"}},
         source={"type": "collection", "collection_id": first},
     )
-    object_id = loop.note(bucket, "word")
+    object_id = loop.note(bucket, "word", metadata={"next": "bad:two"})
     batch = loop.run(bucket, [object_id])
     (document,) = loop.documents(first)
     (row,) = loop.get(f"/failures?collection_id={second}")["results"]
