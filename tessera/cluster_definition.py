@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydantic
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import collections, retriever_features
+from tessera import collections, names, retriever_features
 from tessera.context import Warehouse
 from tessera.errors import BadRequestError, NotFoundError, Problem, quote
 from tessera.filters import is_path, parse
@@ -204,6 +204,5 @@ def _problem(path: tuple[str | int, ...], message: str, kind: str = "value_error
 
 def name_problems(name: str) -> list[Problem]:
     """Return what is wrong with the name of a cluster."""
-    if name.strip():
-        return []
-    return [_problem(("cluster_name",), "cluster_name is empty; name the cluster, or leave it out.")]
+    reserved = ("list", "enrich", "execute", "triggers")
+    return names.check(name, ("body", "cluster_name"), id_prefix="clust", reserved=reserved)

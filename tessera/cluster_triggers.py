@@ -253,8 +253,19 @@ def fire_due(wh: Warehouse, at: str) -> int:
         found = connection.execute(due).scalars().all()
     fired = 0
     for trigger_id in found:
-        with wh.db.write() as connection:
-            fired += _fire(connection, trigger_id, at)
+        try:
+            with wh.db.write() as connection:
+                fired += _fire(connection, trigger_id, at)
+        except ValueError as error:
+            # Its time zone is unknown on this machine, say. Left as it is, it would hold up all others.
+            failed = {
+                "status": TriggerStatus.FAILED,
+                "due_at": None,
+                "last_error": f"The schedule is {error}.",
+            }
+            with wh.db.write() as connection:
+                this = sa.and_(_t.trigger_id == trigger_id, _t.status == TriggerStatus.ACTIVE)
+                connection.execute(sa.update(cluster_triggers).where(this).values(**failed))
     return fired
 
 

@@ -80,7 +80,8 @@ def add(
     at, cluster_id = now(), new_id("clust")
     name = names.clean(request.cluster_name) if request.cluster_name else cluster_id
     definition, problems = definition_of(wh, connection, place, request)
-    problems += name_problems(name)
+    if request.cluster_name:
+        problems += name_problems(name)
     raise_problems(problems)
     _refuse_taken(connection, place["namespace_id"], name)
     row = {

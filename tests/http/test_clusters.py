@@ -92,6 +92,9 @@ def test_a_cluster_is_kept_listed_renamed_and_deleted(place: Topics) -> None:
     assert [each["cluster_name"] for each in found["results"]] == ["kept"]
     assert found["stats"]["total_clusters"] == 1
     place.refused(409, "POST", "/clusters", {**made, "cluster_name": "kept"})
+    for name in ("a/b", " ", "triggers", "clust_0123456789abcdef", "nul\x00"):  # no path would lead there
+        assert "cluster_name" in place.refused(422, "POST", "/clusters", {**made, "cluster_name": name})
+        assert "cluster_name" in place.refused(422, "PATCH", path, {"cluster_name": name})
     renamed = place.patch(path, {"cluster_name": "renamed", "description": "new"})
     assert (renamed["cluster_name"], renamed["description"], renamed["metadata"]) == (
         "renamed",

@@ -32,6 +32,7 @@ from tessera.config import Settings
 from tessera.context import Principal, Warehouse
 from tessera.db.engine import now
 from tessera.db.tables import cluster_runs as run_rows
+from tessera.db.tables import cluster_triggers as trigger_rows
 from tessera.db.tables import clusters as cluster_rows
 from tessera.db.tables import collections, enrichments, erasures, namespaces, tasks
 from tessera.errors import BadRequestError, InsufficientStorageError
@@ -309,6 +310,23 @@ def test_an_event_waits_for_documents_and_for_its_cooldown(place: Place) -> None
     place.count(deleted=1)
     assert place.fire(days=1) == 1
     assert place.seen(gone).execution_count == 1
+
+
+def test_a_trigger_that_has_no_next_moment_any_more_fails_and_holds_up_no_other(place: Place) -> None:
+    """As on a machine that does not know its time zone; the others are fired all the same."""
+    lost, kept = (
+        place.trigger("cron", cron_expression="* * * * *"),
+        place.trigger("interval", interval_seconds=3600),
+    )
+    gone = {"cron_expression": "* * * * *", "timezone": "Gone/Away"}
+    with place.wh.db.write() as connection:
+        this = trigger_rows.c.trigger_id == lost.trigger_id
+        connection.execute(sa.update(trigger_rows).where(this).values(schedule=gone))
+    assert place.fire(hours=2) == 1
+    assert place.seen(kept).execution_count == 1
+    seen = place.seen(lost)
+    assert (seen.status, seen.execution_count, seen.next_scheduled_at) == ("failed", 0, None)
+    assert "time zone" in str(seen.last_execution_error)
 
 
 def test_a_cluster_has_so_many_triggers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
