@@ -68,7 +68,7 @@ def fill(client: httpx.Client, name: str, word: str) -> dict[str, str]:
     bucket = loop.bucket(bucket_name=f"{word}-bucket", description=word)
     object_id = loop.note(bucket, f"The {word} sings.", metadata={"word": word})
     collection = loop.collection(bucket, TEXT, collection_name=f"{word}-collection", description=word)
-    speechless = loop.object(bucket, {"metadata": {"word": word}})
+    speechless = loop.note(bucket, " ", metadata={"word": word})
     batch = loop.run(bucket, [object_id, speechless])
     (failure,) = loop.get("/failures")["results"]
     upload = loop.post(f"/buckets/{bucket}/uploads", {**UPLOAD, "metadata": {"word": word}})
