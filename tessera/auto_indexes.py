@@ -135,7 +135,12 @@ def _change(
             "auto_index": {"field": name, "action": action, "reason": reason},
         }
         audit.record(
-            connection, _server(row.organization_id), "namespace_updated", "namespace", namespace_id, told
+            connection,
+            Principal.of_server(row.organization_id),
+            "namespace_updated",
+            "namespace",
+            namespace_id,
+            told,
         )
         seq = log.append_indexes(connection, namespace_id, effective_indexes(user, after))
     if wh.views.apply(namespace_id, seq).behind:
@@ -164,15 +169,3 @@ def _decided(wh: Warehouse, index: PayloadIndex, namespace_id: str, state: str) 
             )
             .values(state=state, decided_at=now(), uses=0)
         )
-
-
-def _server(organization_id: str) -> Principal:
-    """Return who changes a namespace without having been asked: the server itself."""
-    return Principal(
-        key_id="",
-        organization_id=organization_id,
-        internal_id="",
-        user_id="tessera",
-        permissions=frozenset(),
-        actor_type="system",
-    )

@@ -336,7 +336,11 @@ def _in_status(row: Mapping[Any, Any], schedule: Schedule, status: TriggerStatus
     values: JsonObject = {"status": status, "due_at": None}
     if status is TriggerStatus.ACTIVE:
         at = now()
-        values |= {"due_at": next_due(schedule, at, at)}
+        try:
+            values |= {"due_at": next_due(schedule, at, at)}
+        except ValueError as error:
+            # What was right when it was stored: this machine, say, does not know its time zone.
+            raise BadRequestError(f"The schedule is {error}. Send another schedule_config.") from None
         if row["status"] != TriggerStatus.ACTIVE:
             values["failures"] = 0
     return values
@@ -358,13 +362,9 @@ def _cluster_of(
     where = ("body", "execution_config", "config")
     if method not in list(ClusteringMethod):
         known = ", ".join([*ClusteringMethod, *_ALGORITHMS])
-        raise_problems(
-            [
-                Problem(
-                    (*where, "algorithm"), f"algorithm is {quote(algorithm)}; it is one of {known}.", "enum"
-                )
-            ]
-        )
+        given_as = "missing" if algorithm is None else quote(algorithm)
+        message = f"algorithm is {given_as}; send one of {known}."
+        raise_problems([Problem((*where, "algorithm"), message, "missing" if algorithm is None else "enum")])
     uris = config.pop("feature_uris", None) or config.pop("feature_uri", None)
     if isinstance(uris, str):
         uris = [uris]

@@ -79,8 +79,8 @@ class Principal:
     ``confinement.py``): the rest of that namespace is none of its business.
     `account_type`, `rate_limits` (requests a minute by class, of the organization) and `key_limit` (of the
     key, for each class) bound what may be asked; `reads_audited` says whether reads are written down.
-    `actor_type` is ``user``, or ``operator`` for who holds the server itself; `caller` is where the request
-    came from. Both are for the audit log.
+    `actor_type` is ``user``, ``operator`` for who holds the server, or ``system`` for the server itself; `caller` is
+    where the request came from. Both are for the audit log.
     """
 
     key_id: str
@@ -98,6 +98,18 @@ class Principal:
     allowed_origins: tuple[str, ...] = ()
     actor_type: str = "user"
     caller: Caller | None = None
+
+    @classmethod
+    def of_server(cls, organization_id: str, *permissions: str) -> Principal:
+        """Return the server itself, which does for an organization what nobody asks for at this moment."""
+        return cls(
+            key_id="",
+            organization_id=organization_id,
+            internal_id="",
+            user_id="tessera",
+            permissions=frozenset(permissions),
+            actor_type="system",
+        )
 
 
 @dataclass(frozen=True, slots=True)

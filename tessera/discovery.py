@@ -38,6 +38,18 @@ RESOURCES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = MappingProxyType(
     }
 )
 
+_AS_IN_THE_CATALOGUE = (
+    "input_schema",
+    "parameter_schema",
+    "output_schema",
+    "costs",
+    "supported_input_types",
+    "max_inputs",
+    "default_parameters",
+    "required_vector_indexes",
+    "position_fields",
+)
+
 
 def everything(wh: Warehouse) -> JsonObject:
     """Return extractors, stages and the schema of the requests together."""
@@ -73,11 +85,7 @@ def manifest_schema() -> JsonObject:
 
 def _stage(stage: Stage) -> JsonObject:
     return {
-        "stage_id": stage.stage_id,
-        "description": stage.description,
-        "category": stage.category,
-        "icon": stage.icon,
-        "parameter_schema": stage.Params.model_json_schema(),
+        **stage.described(),
         "example_config": {
             "stage_name": stage.stage_id,
             "stage_type": stage.category,
@@ -111,20 +119,7 @@ def _extractor(entry: Mapping[str, Any]) -> JsonObject:
         "inference_type": "embedding" if searched else None,
         "capabilities": ["batch", "realtime"] if searched else ["batch"],
         "example_usage": _usage(entry),
-        **{
-            name: entry[name]
-            for name in (
-                "input_schema",
-                "parameter_schema",
-                "output_schema",
-                "costs",
-                "supported_input_types",
-            )
-        },
-        **{
-            name: entry[name]
-            for name in ("max_inputs", "default_parameters", "required_vector_indexes", "position_fields")
-        },
+        **{name: entry[name] for name in _AS_IN_THE_CATALOGUE},
     }
 
 

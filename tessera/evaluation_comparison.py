@@ -46,7 +46,8 @@ def compare(
     decided = _decided(figures, request)
     # In the order of the dataset; both have all its queries.
     both = [query_id for query_id in each[0] if each[0][query_id] and each[1].get(query_id)]
-    left_out = [query_id for query_id in each[0] if query_id not in set(both)]
+    compared = set(both)
+    left_out = [query_id for query_id in each[0] if query_id not in compared]
     if not both:
         raise ConflictError(
             "There is no query that both evaluations could evaluate; their records say why each was skipped."

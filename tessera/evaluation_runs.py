@@ -51,7 +51,8 @@ def run(wh: Warehouse, evaluation_id: str, must_stop: Callable[[], bool]) -> Non
         done = set(connection.execute(ended).scalars())
     tries = row["tries"]
     try:
-        principal = _as_organization(row["organization_id"])
+        # The right of the key that asked for it was checked when it did.
+        principal = Principal.of_server(row["organization_id"], "read")
         plan, _ = retriever_plan.stored_plan(wh, principal, row["namespace_id"], row["retriever_id"])
         for place, query in enumerate(queries):
             if query["query_id"] in done:
@@ -103,18 +104,6 @@ def _fail(wh: Warehouse, evaluation_id: str, why: str) -> None:
         row = row_of(connection, evaluation_id, evaluations.c.status.in_(OPEN))
         if row is not None:
             end(connection, row, why, TaskStatus.FAILED)
-
-
-def _as_organization(organization_id: str) -> Principal:
-    """Return who runs what an organization's key has asked for; the key's right was checked when it did."""
-    return Principal(
-        key_id="",
-        organization_id=organization_id,
-        internal_id="",
-        user_id="operator",
-        permissions=frozenset({"read"}),
-        actor_type="operator",
-    )
 
 
 def _evaluate(

@@ -25,6 +25,8 @@ MOST_INTERACTIONS = 20_000
 MOST_EXECUTIONS = 2_000
 #: It is estimated anew when the number of interactions has changed by such a part.
 _AGAIN = 0.05
+#: So many interactions are read in a few milliseconds.
+_FEW = 1_000
 #: Estimates held for each server.
 _HELD = 1024
 _IDS = 500
@@ -57,7 +59,9 @@ def weights_of(
         with _lock:
             held = _held.get(key)
         if held is not None:
-            tolerated = _AGAIN * held[0] if held[1].fallback is None else 0
+            # As long as too few speak for a document each one counts, while reading all of them costs little.
+            certain = 0 if held[1].fallback is None else _FEW
+            tolerated = _AGAIN * max(0, held[0] - certain)
             if abs(count - held[0]) <= tolerated:
                 return held[1]
         chosen = _chosen(connection, retriever_id, rewards) if count else {}

@@ -113,7 +113,8 @@ def _texts(value: Any, name: str) -> list[str]:
 
 def _feature(wh: Warehouse, plan: Plan, request: RawInferenceRequest) -> tuple[str, VectorOutput]:
     """Return the URI and the vector that the request names."""
-    name = request.feature_uri or request.inference_name or request.model
+    given = {field: getattr(request, field) for field in ("feature_uri", "inference_name", "model")}
+    named_by, name = next(((field, value) for field, value in given.items() if value), ("", None))
     features = [
         (uri, vector) for uri, vector, _ in features_of(wh, plan.place) if isinstance(vector, VectorOutput)
     ]
@@ -127,10 +128,10 @@ def _feature(wh: Warehouse, plan: Plan, request: RawInferenceRequest) -> tuple[s
     for uri, vector in features:
         if name in (vector.inference_name, vector.model_id):
             return uri, vector
-    found, _ = vector_of(wh, plan.place, name)
+    found, _ = vector_of(wh, plan.place, name, named_by)
     if isinstance(found, SparseOutput):
         raise _refused(
-            ("body", "feature_uri"),
+            ("body", named_by),
             f"{quote(name)} is a keyword index: words have no vector. Name a vector of the namespace.",
             "feature_uri",
         )

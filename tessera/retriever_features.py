@@ -22,8 +22,11 @@ NO_WORDS = (
 )
 
 
-def vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
-    """Return the vector output that `uri` names in this namespace, and the extractor that embeds for it."""
+def vector_of(wh: Warehouse, place: RowMapping, uri: str, named_by: str = "feature_uri") -> tuple[Any, Any]:
+    """Return the vector output that `uri` names in this namespace, and the extractor that embeds for it.
+
+    Raises `BadRequestError` that speaks of the field `named_by`.
+    """
     features = features_of(wh, place)
     for known, vector, extractor in features:
         if uri in (known, vector.name):
@@ -39,7 +42,7 @@ def vector_of(wh: Warehouse, place: RowMapping, uri: str) -> tuple[Any, Any]:
             return vector, extractor
     names = ", ".join(known for known, _, _ in features) or "none"
     raise BadRequestError(
-        f"feature_uri {quote(uri)} is not a feature of this namespace ({reason}). Its features: {names}.",
+        f"{named_by} {quote(uri)} is not a feature of this namespace ({reason}). Its features: {names}.",
         details={"feature_uri": uri[:200], "features": [known for known, _, _ in features]},
     )
 

@@ -276,13 +276,7 @@ def _end_evaluations(connection: Connection, retriever_id: str) -> None:
 def stage_catalogue(wh: Warehouse, category: str | None = None) -> list[dict[str, Any]]:
     """Describe every stage that can be used, with the JSON schema of its parameters."""
     return [
-        {
-            "stage_id": stage.stage_id,
-            "description": stage.description,
-            "category": stage.category,
-            "icon": stage.icon,
-            "parameter_schema": stage.Params.model_json_schema(),
-        }
+        stage.described()
         for _, stage in sorted(available_stages(wh).items())
         if category is None or stage.category == category
     ]

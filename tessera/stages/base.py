@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -273,6 +274,22 @@ class Stage(ABC):
     def normalise(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return `parameters` in this stage's own form; older and shorter spellings are translated here."""
         return parameters
+
+    def described(self) -> dict[str, Any]:
+        """Return what catalogues tell of this stage."""
+        return {
+            "stage_id": self.stage_id,
+            "description": self.description,
+            "category": self.category,
+            "icon": self.icon,
+            "parameter_schema": _schema_of(self.Params),
+        }
+
+
+@cache
+def _schema_of(params: type[StageParams]) -> dict[str, Any]:
+    """Return the JSON schema of parameters; made once, and changed by nobody."""
+    return params.model_json_schema()
 
 
 def read_collections(context: StageContext, filter: Filter | None, limit: int = MAX_CANDIDATES) -> list[Hit]:

@@ -183,6 +183,10 @@ def test_documents_that_come_have_a_cluster_of_the_triggers_own_executed(place: 
             },
             "hdbscan",
         ),
+        (
+            {"cluster_id": None, "execution_config": {"collection_ids": ["texts"], "config": {}}},
+            "algorithm is missing; send one of kmeans",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_trigger_is_named(place: Kinds, fields: dict[str, Any], says: str) -> None:

@@ -147,6 +147,7 @@ def test_prompts_go_to_the_language_model(place: Loop, language_endpoint: Endpoi
         (422, {"inputs": {"text": "  "}, "model": "x"}, "not blank"),
         (422, {"inputs": {"texts": ["a"] * 101}, "model": "x"}, "1 to 100"),
         (400, {"inputs": {"text": "a"}, "model": "text-embedding-3-large"}, "Its features"),
+        (400, {"inputs": {"text": "a"}, "inference_name": "nope"}, "inference_name 'nope' is not a feature"),
         (422, {"inputs": {"prompts": ["a"], "image_url": "https://a.example/x.png"}}, "image_url"),
         (422, {"inputs": {"prompts": ["a"]}, "parameters": {"temperature": 9}}, "temperature"),
         (422, {"inputs": ["a"]}, "inputs"),

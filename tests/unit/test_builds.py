@@ -25,6 +25,7 @@ from tessera.db.tables import doomed_views, namespaces
 from tessera.log import State, fold
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
 from tessera.ports import Document, Mark, Page, Search, View
+from tests.unit.rows import insert_namespace
 from tests.unit.test_views import NAMESPACE, Place
 
 DIMENSIONS = 32
@@ -48,21 +49,8 @@ def make(folder: Path) -> Place:
     """A namespace with vectors of 32 dimensions, and its log's first entry."""
     here = Place(folder)
     with here.db.write() as connection:
-        connection.execute(
-            namespaces.insert().values(
-                namespace_id=NAMESPACE,
-                organization_id="org_1",
-                namespace_name="n",
-                feature_extractors=[],
-                user_indexes=[],
-                added_indexes=[],
-                vectors=[{"name": "v", "dimensions": DIMENSIONS, "distance": "cosine"}],
-                vector_inference_map={},
-                infrastructure={},
-                view_id=f"{NAMESPACE}-1",
-                created_at=now(),
-                updated_at=now(),
-            )
+        insert_namespace(
+            connection, NAMESPACE, vectors=[{"name": "v", "dimensions": DIMENSIONS, "distance": "cosine"}]
         )
         log.append_indexes(connection, NAMESPACE, [index("n", "integer")])
     return here

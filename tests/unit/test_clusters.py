@@ -49,6 +49,7 @@ from tessera.models.retrievers import CreateRetrieverRequest
 from tessera.models.tasks import TaskStatus
 from tessera.wiring import close_warehouse, open_warehouse
 from tests.language_endpoint import KEY, Endpoint
+from tests.unit.rows import insert_namespace
 
 WHO = Principal(
     key_id="key_1",
@@ -76,22 +77,7 @@ class Place:
         self.wh = wh
         at = now()
         with wh.db.write() as connection:
-            connection.execute(
-                namespaces.insert().values(
-                    namespace_id="ns_1",
-                    organization_id="org_1",
-                    namespace_name="one",
-                    feature_extractors=[],
-                    user_indexes=[],
-                    added_indexes=[],
-                    vectors=[],
-                    vector_inference_map={},
-                    infrastructure={},
-                    view_id="ns_1-1",
-                    created_at=at,
-                    updated_at=at,
-                )
-            )
+            insert_namespace(connection, "ns_1", "one")
             connection.execute(
                 collections.insert().values(
                     collection_id="col_1",
@@ -327,6 +313,8 @@ def test_a_trigger_that_has_no_next_moment_any_more_fails_and_holds_up_no_other(
     seen = place.seen(lost)
     assert (seen.status, seen.execution_count, seen.next_scheduled_at) == ("failed", 0, None)
     assert "time zone" in str(seen.last_execution_error)
+    with pytest.raises(BadRequestError, match=r"time zone.*Send another schedule_config"):
+        cluster_triggers.set_status(place.wh, WHO, "one", lost.trigger_id, TriggerStatus.ACTIVE)
 
 
 def test_a_cluster_has_so_many_triggers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

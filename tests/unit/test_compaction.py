@@ -31,6 +31,7 @@ from tessera.models import IndexType, PayloadIndex
 from tessera.ports import Document, Entry, Page
 from tessera.wiring import close_warehouse, open_warehouse
 from tests import qdrant_rest
+from tests.unit.rows import insert_namespace
 
 NAMESPACE = "ns_0123456789abcdef"
 INDEX = PayloadIndex(field_name="n", type=IndexType.INTEGER, field_schema={"type": "integer"})
@@ -38,22 +39,7 @@ INDEX = PayloadIndex(field_name="n", type=IndexType.INTEGER, field_schema={"type
 
 def make_namespace(warehouse: Warehouse) -> None:
     with warehouse.db.write() as connection:
-        connection.execute(
-            namespaces.insert().values(
-                namespace_id=NAMESPACE,
-                organization_id="org_1",
-                namespace_name="n",
-                feature_extractors=[],
-                user_indexes=[],
-                added_indexes=[],
-                vectors=[{"name": "v", "dimensions": 4, "distance": "dot"}],
-                vector_inference_map={},
-                infrastructure={},
-                view_id=f"{NAMESPACE}-1",
-                created_at=now(),
-                updated_at=now(),
-            )
-        )
+        insert_namespace(connection, NAMESPACE, vectors=[{"name": "v", "dimensions": 4, "distance": "dot"}])
         log.append_indexes(connection, NAMESPACE, [INDEX])
 
 

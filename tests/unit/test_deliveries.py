@@ -23,6 +23,7 @@ from tessera.models.webhooks import EventType, secret_bytes
 from tessera.slots import Slot
 from tessera.wiring import close_warehouse, open_warehouse
 from tests.receiver import Receiver, hanging, receiving
+from tests.unit.rows import insert_namespace
 from tests.website import PUBLIC
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -35,24 +36,8 @@ class Place:
         self.wh = wh
         self.alive: set[str] = set()
         self.started: list[Deliverer] = []
-        at = now()
         with wh.db.write() as connection:
-            connection.execute(
-                namespaces.insert().values(
-                    namespace_id="ns_1",
-                    organization_id="org_1",
-                    namespace_name="one",
-                    feature_extractors=[],
-                    user_indexes=[],
-                    added_indexes=[],
-                    vectors=[],
-                    vector_inference_map={},
-                    infrastructure={},
-                    view_id="ns_1-1",
-                    created_at=at,
-                    updated_at=at,
-                )
-            )
+            insert_namespace(connection, "ns_1", "one")
 
     def hook(self, name: str, url: str, *, timeout: float = 10.0, **columns: Any) -> None:
         sealed = {"url": self.wh.vault.seal(url), "headers": None, "timeout": timeout}

@@ -22,6 +22,7 @@ from tessera.db import tables
 from tessera.db.engine import now
 from tessera.errors import BadRequestError, QdrantError, StorageError
 from tessera.wiring import close_warehouse, open_warehouse
+from tests.unit.rows import insert_namespace
 
 
 class Place:
@@ -36,22 +37,7 @@ class Place:
         """Make a namespace and its batches, PENDING unless `columns` say otherwise."""
         at = now()
         with self.wh.db.write() as connection:
-            connection.execute(
-                tables.namespaces.insert().values(
-                    namespace_id=name,
-                    organization_id="org_1",
-                    namespace_name=name,
-                    feature_extractors=[],
-                    user_indexes=[],
-                    added_indexes=[],
-                    vectors=[],
-                    vector_inference_map={},
-                    infrastructure={"max_concurrent_jobs": limit},
-                    view_id=f"{name}-1",
-                    created_at=at,
-                    updated_at=at,
-                )
-            )
+            insert_namespace(connection, name, name, infrastructure={"max_concurrent_jobs": limit})
             for batch_id in batch_ids:
                 connection.execute(
                     tables.batches.insert().values(

@@ -11,11 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from tessera import artifact, log
-from tessera.db.engine import Database, now
+from tessera.db.engine import Database
 from tessera.db.tables import log_entries, metadata, namespaces
 from tessera.errors import NotFoundError, ValidationError
 from tessera.models import IndexType, PayloadIndex
 from tessera.ports import DenseVector, Document
+from tests.unit.rows import insert_namespace
 
 NAMESPACE = "ns_0123456789abcdef"
 
@@ -25,22 +26,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'log.sqlite3'}")
     metadata.create_all(database.engine)
     with database.write() as connection:
-        connection.execute(
-            namespaces.insert().values(
-                namespace_id=NAMESPACE,
-                organization_id="org_1",
-                namespace_name="n",
-                feature_extractors=[],
-                user_indexes=[],
-                added_indexes=[],
-                vectors=[],
-                vector_inference_map={},
-                infrastructure={},
-                view_id=f"{NAMESPACE}-1",
-                created_at=now(),
-                updated_at=now(),
-            )
-        )
+        insert_namespace(connection, NAMESPACE)
     yield database
     database.close()
 

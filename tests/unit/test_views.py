@@ -19,11 +19,12 @@ import sqlalchemy as sa
 from tessera import artifact, log, views
 from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.blobs import Blobs
-from tessera.db.engine import Database, now
+from tessera.db.engine import Database
 from tessera.db.tables import metadata, namespaces
 from tessera.errors import NotFoundError, QdrantError
 from tessera.ports import Document, Entry, Fusion, Mark, Page, Part, Search, View, ViewDamaged
 from tessera.views import Location, Views
+from tests.unit.rows import insert_namespace
 
 NAMESPACE = "ns_0123456789abcdef"
 
@@ -85,21 +86,8 @@ def document(number: int, value: object = None) -> Document:
 def place(tmp_path: Path) -> Iterator[Place]:
     here = Place(tmp_path)
     with here.db.write() as connection:
-        connection.execute(
-            namespaces.insert().values(
-                namespace_id=NAMESPACE,
-                organization_id="org_1",
-                namespace_name="n",
-                feature_extractors=[],
-                user_indexes=[],
-                added_indexes=[],
-                vectors=[{"name": "v", "dimensions": 4, "distance": "cosine"}],
-                vector_inference_map={},
-                infrastructure={},
-                view_id=f"{NAMESPACE}-1",
-                created_at=now(),
-                updated_at=now(),
-            )
+        insert_namespace(
+            connection, NAMESPACE, vectors=[{"name": "v", "dimensions": 4, "distance": "cosine"}]
         )
     yield here
     here.stop()
