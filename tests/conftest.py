@@ -25,6 +25,9 @@ for _name in [name for name in os.environ if name.startswith("TESSERA_")]:
     if not _name.startswith("TESSERA_TEST_"):
         del os.environ[_name]
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A run starts hundreds of processes; without compiled files each of them compiles all of Tessera again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def _is_here(host: str) -> bool:
