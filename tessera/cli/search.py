@@ -138,4 +138,9 @@ def _place(hit: Mapping[str, Any]) -> str:
         return f"page {locator.page + 1}"
     if locator.kind == "text":
         return f"characters {locator.start_char}-{locator.end_char}"
+    if locator.kind == "region" and locator.bbox is not None:
+        left, top, right, bottom = (f"{side:.0f}" for side in locator.bbox)
+        if locator.bbox == (0, 0, locator.width, locator.height):
+            return f"all of it, {right}×{bottom}"
+        return f"at {left},{top} to {right},{bottom}"
     return ""
