@@ -501,7 +501,7 @@ def _region(hit: dict[str, Any]) -> str:
 def _characters(hit: dict[str, Any]) -> str:
     """Say which characters of a text a hit is."""
     place = hit["locator"]
-    return f"{place['start_char']}–{place['end_char']}".ljust(8)
+    return f"characters {place['start_char']}–{place['end_char']}  "
 
 
 def _on_page(hit: dict[str, Any]) -> str:

@@ -163,11 +163,11 @@ def _picture_formats(path: Path) -> tuple[str, ...]:
     if sniff(path) != "image/heic":
         return tuple(kind for kind in _PICTURE_FORMATS if kind != "HEIF")
     try:
-        from pi_heif import register_heif_opener
+        from pillow_heif import register_heif_opener
     except ImportError as error:
         raise BadSample(
             "model_missing",
-            "HEIC pictures cannot be decoded here: install what does it with `pip install 'tessera[media]'`, or "
+            "HEIC pictures cannot be decoded here: install what does it with `pip install 'tessera[heif]'`, or "
             "convert the picture to JPEG.",
         ) from error
     # The picture alone: no small copies or depths beside it, and no threads of the library's own.

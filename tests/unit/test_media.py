@@ -103,9 +103,9 @@ def test_a_picture_of_a_phone(tmp_path: Path) -> None:
 
 
 def test_without_its_reader_a_heic_picture_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     message = refused("model_missing", media.open_picture, HEIC)
-    assert "pip install 'tessera[media]'" in message and "JPEG" in message
+    assert "pip install 'tessera[heif]'" in message and "JPEG" in message
 
 
 def test_a_large_picture_is_handed_on_small_and_keeps_its_size_in_words(tmp_path: Path) -> None:
