@@ -312,7 +312,7 @@ class Demo:
         question = "sleeping outside in bad weather"
         self.screen.title(f"8. Texts, by meaning: {question!r}")
         for hit in self.search("demo_library", ["texts"], TEXT_URI, {"text": question}):
-            self.screen.line(f"{hit['score']:.3f}  {hit['topic']:<12}{hit['text']}")
+            self.screen.line(f"{hit['score']:.3f}  {hit['topic']:<12}{_characters(hit)}{hit['text']}")
         question = "looking at a planet with a telescope"
         self.screen.title(f"9. Inside the video, by its subtitles: {question!r}")
         for hit in self.search(page, ["videos"], WORDS_URI, {"text": question}):
@@ -335,7 +335,7 @@ class Demo:
         self.screen.title(f"13. By picture: {ASKED_WITH}, a part of {original} that was not put in")
         query = {"image": _base64(pictures[ASKED_WITH])}
         for hit in self.search("demo_library", ["pictures"], IMAGE_URI, query):
-            self.screen.line(f"{hit['score']:.3f}  {hit['file']}")
+            self.screen.line(f"{hit['score']:.3f}  {hit['file']:<20}{_region(hit)}")
         mountain = self.folder / "media" / "mountain.png"
         sample_media.shot_picture(sample_media.SHOTS[5]).save(mountain)
         self.screen.title("14. By picture, in the film: a snowy mountain")
@@ -488,6 +488,20 @@ def _box(hit: dict[str, Any]) -> str:
     """Say where in the picture a hit lies, if it says so."""
     box = hit.get("locator", {}).get("bbox")
     return f" at {box[0]:.0f},{box[1]:.0f} to {box[2]:.0f},{box[3]:.0f}" if box else ""
+
+
+def _region(hit: dict[str, Any]) -> str:
+    """Say which part of a picture a hit is."""
+    place = hit["locator"]
+    if place["bbox"] == [0, 0, place["width"], place["height"]]:
+        return f"all of its {place['width']:.0f}×{place['height']:.0f} pixels"
+    return _box(hit).strip()
+
+
+def _characters(hit: dict[str, Any]) -> str:
+    """Say which characters of a text a hit is."""
+    place = hit["locator"]
+    return f"characters {place['start_char']}–{place['end_char']}  "
 
 
 def _on_page(hit: dict[str, Any]) -> str:

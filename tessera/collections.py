@@ -686,7 +686,7 @@ def _outputs(
 ) -> Outputs | None:
     """Return what the extractor writes with these parameters; its vectors must be those of the namespace."""
     try:
-        checked = implementation.Params.model_validate({**params, **(config.parameters or {})})
+        checked = implementation.Params.sent({**params, **(config.parameters or {})})
     except pydantic.ValidationError as error:
         problems += schema_problems(error, (*_EXTRACTOR, "parameters"))
         return None

@@ -160,7 +160,7 @@ def sniff(data: bytes, size_bytes: int | None = None) -> str | None:
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return "audio/aiff"
     if head[4:8] == b"ftyp":
-        return _BRANDS.get(head[8:12], "video/mp4")
+        return _BRANDS.get(head[8:12]) or _picture_brand(head) or "video/mp4"
     if head[:4] == b"\x1aE\xdf\xa3":
         return "video/webm" if b"webm" in head else "video/x-matroska"
     if head[:4] == b"OggS":
@@ -262,17 +262,21 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
 _BRANDS = {
     b"avif": "image/avif",
     b"avis": "image/avif",
-    b"heic": "image/heic",
-    b"heix": "image/heic",
-    b"hevc": "image/heic",
-    b"mif1": "image/heic",
-    b"msf1": "image/heic",
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "image/heic"),
     b"qt  ": "video/quicktime",
     b"M4A ": "audio/mp4",
     b"M4B ": "audio/mp4",
     b"3gp4": "video/3gpp",
     b"3gp5": "video/3gpp",
 }
+
+
+def _picture_brand(head: bytes) -> str | None:
+    """Return what a file of pictures is whose major brand names no codec: its other brands do (ISO/IEC 23008-12)."""
+    if head[8:12] not in (b"mif1", b"msf1"):
+        return None
+    brands = head[16 : int.from_bytes(head[:4], "big")]
+    return "image/avif" if b"avif" in brands or b"avis" in brands else "image/heic"
 
 
 def _checked_type(data: bytes, kind: str, declared: str | None) -> str:
@@ -353,6 +357,12 @@ def _refuse_other_text(path: Path) -> None:
             decoder = codecs.getincrementaldecoder(encoding)()
             while piece := file.read(2**20):
                 decoder.decode(piece)
+                if encoding == "utf-8-sig" and b"\0" in piece:
+                    raise BadContent(
+                        "encoding",
+                        "holds zero bytes, as UTF-16 without a byte order mark does; send UTF-8, or UTF-16 with the "
+                        "mark.",
+                    )
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         named = encoding.removesuffix("-sig")

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tessera import descriptor, faces, labels
+from tessera import descriptor, faces, labels, languages
 from tessera.errors import BadSample, InferenceServiceUnavailableError, quote
 
 if TYPE_CHECKING:
@@ -685,7 +685,7 @@ def _remedy(model: Model) -> str:
 
 
 def _speaks(model: Model, language: str | None) -> bool:
-    return language is None or not model.languages or language.partition("-")[0].lower() in model.languages
+    return language is None or not model.languages or languages.code_of(language) in model.languages
 
 
 @contextmanager

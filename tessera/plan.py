@@ -335,7 +335,7 @@ def _plan_extractors(
         taken[extractor.name] = spelling
         found = _params_problems(item.params, location)
         try:
-            params = extractor.Params.model_validate(item.params or {})
+            params = extractor.Params.sent(item.params or {})
         except pydantic.ValidationError as error:
             found += schema_problems(error, (*location, "params"))
         if found:

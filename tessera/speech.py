@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tessera import languages
+
 #: ``int16[n]``, mono, 16,000 a second.
 Samples = npt.NDArray[np.int16]
 RATE = 16_000
@@ -88,7 +90,7 @@ class Whisper:
         """Return the words of a stretch; of a `language` that is not given the model makes a guess."""
         found, _ = self._model.transcribe(
             samples.astype(np.float32) / 32768,
-            language=language,
+            language=languages.code_of(language or "") or language,
             word_timestamps=True,
             condition_on_previous_text=False,
             temperature=0.0,

@@ -13,9 +13,12 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.media import BLUE, GREEN, RED, picture, video
 
+#: A picture that lies on its side as phones leave it: blue comes on top when it is turned.
+HEIC = Path(__file__).parent / "data" / "photo.heic"
 #: What a whole file of each kind is, by the type of its property.
 PROPERTY = {
     "text": "text",
@@ -25,6 +28,7 @@ PROPERTY = {
     "webp": "image",
     "bmp": "image",
     "tiff": "image",
+    "heic": "image",
     "mp4": "video",
     "mkv": "video",
     "wav": "audio",
@@ -58,6 +62,8 @@ def whole(kind: str, number: int = 0) -> File:
     elif kind == "pdf":
         text = f"Page {number}: the keeper of the lighthouse counts {number * 7} ships in the fog."
         data = pdf(f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode())
+    elif kind == "heic":
+        data = HEIC.read_bytes()  # nothing here could make one
     else:
         data = _encoded(kind, colour)
     return File(f"whole-{number}.{kind}", PROPERTY[kind], data)
@@ -245,6 +251,9 @@ def bombs() -> Iterator[File]:
     canvas = b"VP8X" + struct.pack("<I", 10) + b"\x02\x00\x00\x00" + b"\xfe\x3f\x00" * 2
     webp = b"RIFF" + struct.pack("<I", 4 + len(canvas)) + b"WEBP" + canvas
     yield File("canvas.webp", "image", webp, _BAD_PICTURE)
+    heic = whole("heic").data
+    claims = _set_everywhere(heic, b"ispe", 4, struct.pack(">II", 60_000, 60_000))
+    yield File("gigapixel.heic", "image", claims, _BAD_PICTURE)
     bmp = whole("bmp").data
     yield File("gigapixel.bmp", "image", bmp[:18] + struct.pack("<ii", 60_000, 60_000) + bmp[26:], too_large)
     yield File(

@@ -79,7 +79,7 @@ def _walk(root: Path, unreadable: Told) -> Iterator[Path]:
 
 def _recognised(path: Path) -> tuple[str, str] | None:
     """Return kind and media type of a file, or None."""
-    from tessera import content
+    from tessera import containers, content
 
     named = mimetypes.guess_type(path.name)[0]
     seen = content.sniff_file(path)
@@ -92,4 +92,7 @@ def _recognised(path: Path) -> tuple[str, str] | None:
         # Damaged perhaps: the server says what is wrong with it.
         seen = named
     kind = content.family(seen) if seen is not None else "other"
+    if kind == "video" and containers.holds_only_sound(path):
+        # A voice memo, a podcast: it has the container of a video, and nothing to be seen.
+        kind = "audio"
     return (kind, seen or "") if kind in KINDS else None

@@ -138,4 +138,9 @@ def _place(hit: Mapping[str, Any]) -> str:
         return f"page {locator.page + 1}"
     if locator.kind == "text":
         return f"characters {locator.start_char}-{locator.end_char}"
+    if locator.kind == "region" and locator.bbox is not None:
+        left, top, right, bottom = locator.bbox
+        if (left, top) == (0, 0) and (right, bottom) == (locator.width, locator.height):
+            return f"all of it, {right:.0f}×{bottom:.0f}"
+        return f"at {left:.0f},{top:.0f} to {right:.0f},{bottom:.0f}"
     return ""

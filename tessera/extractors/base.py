@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo
 
 from tessera.errors import BadSample
 from tessera.fetching import Fetcher
@@ -36,6 +36,7 @@ __all__ = [
     "Sample",
     "SparseOutput",
     "VectorOutput",
+    "is_new",
     "words_of",
 ]
 
@@ -47,6 +48,19 @@ class Params(BaseModel):
     """Parameters of an extractor; unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    @classmethod
+    def sent(cls, given: Mapping[str, Any]) -> Self:
+        """Check what somebody sends now, more strictly than what was stored; raises pydantic's `ValidationError`."""
+        return cls.model_validate(given, context=_NEW)
+
+
+_NEW = {"is_new": True}
+
+
+def is_new(info: ValidationInfo) -> bool:
+    """Tell a validator whether the parameters were sent just now: a rule of today refuses no stored ones."""
+    return bool(info.context and info.context.get("is_new"))
 
 
 @dataclass(frozen=True, slots=True)

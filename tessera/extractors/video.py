@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from tessera import media, reading
-from tessera.errors import InferenceServiceUnavailableError
+from tessera import languages, media, reading
+from tessera.errors import InferenceServiceUnavailableError, quote
 from tessera.extractors.base import (
     BadSample,
     Extractor,
@@ -25,6 +25,7 @@ from tessera.extractors.base import (
     Params,
     Sample,
     VectorOutput,
+    is_new,
     text_vector,
     words_of,
 )
@@ -84,7 +85,8 @@ class VideoParams(Params):
     run_transcription_embedding: bool = Field(True, description="Embed those words, to be found by meaning.")
     transcription_language: str | None = Field(
         "en",
-        description="Which of several subtitle tracks is read, and the language that is spoken; null: any.",
+        description="Which of several subtitle tracks is read, and the language that is spoken: a code such as en, eng "
+        "or en-GB; null: any.",
     )
     transcription_model: str | None = Field(
         None, description="Model of speech; `tessera models` lists them. Default: the best that is installed."
@@ -125,6 +127,17 @@ class VideoParams(Params):
     @classmethod
     def _split_method(cls, value: object) -> object:
         return "time" if value is None else value
+
+    @field_validator("transcription_language")
+    @classmethod
+    def _language(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # What was stored before this was checked still opens.
+        if value is not None and is_new(info) and languages.code_of(value) is None:
+            raise ValueError(
+                f"{quote(value)} is no language that models of speech know; send one of "
+                f"{', '.join(languages.SPELLINGS)}, or null for whatever is spoken"
+            )
+        return value
 
     @field_validator("run_video_description", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tessera import alarms, content, exif
+from tessera import alarms, content, exif, languages
 from tessera.errors import BadSample
 
 if TYPE_CHECKING:
@@ -48,8 +48,11 @@ THUMBNAIL_SIDE = 480
 THUMBNAIL_QUALITY = 82
 
 #: Pillow's readers that are used: none that starts a program (EPS) or reads what nobody sends.
-_PICTURE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000")
-_DECODED = frozenset({f"image/{kind}" for kind in ("jpeg", "png", "webp", "bmp", "tiff", "avif", "jp2")})
+_PICTURE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")
+_DECODED = frozenset(
+    {f"image/{kind}" for kind in ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "jp2", "heic")}
+)
+_PICTURES = "JPEG, PNG, GIF, WebP, AVIF, HEIC, TIFF, BMP or JPEG 2000"
 #: FFmpeg's readers that are used: none that opens other files or addresses (hls, dash, concat).
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,srt,webvtt,ass,"
@@ -116,9 +119,9 @@ def open_picture(path: Path, side: int = WORKING_SIDE) -> Picture:
         # Pillow warns of what is odd in a file, and of large pictures; the bound below is ours.
         warnings.simplefilter("ignore")
         try:
-            opened = Image.open(path, formats=_PICTURE_FORMATS)
+            opened = Image.open(path, formats=_picture_formats(path))
         except UnidentifiedImageError:
-            raise _not_a("picture", path, "JPEG, PNG, GIF, WebP, AVIF, TIFF, BMP or JPEG 2000") from None
+            raise _not_a("picture", path, _PICTURES) from None
         with opened as image:
             width, height = image.size
             if width * height > MAX_PICTURE_PIXELS:
@@ -148,11 +151,28 @@ def picture_size(path: Path) -> tuple[int, int]:
     with decoding("picture"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path, formats=_PICTURE_FORMATS) as image:
+            with Image.open(path, formats=_picture_formats(path)) as image:
                 width, height = image.size
         except UnidentifiedImageError:
-            raise _not_a("picture", path, "JPEG, PNG, GIF, WebP, AVIF, TIFF, BMP or JPEG 2000") from None
+            raise _not_a("picture", path, _PICTURES) from None
     return width, height
+
+
+def _picture_formats(path: Path) -> tuple[str, ...]:
+    """Return which of Pillow's readers may look at a file; that of HEIC is made known to Pillow when one comes."""
+    if sniff(path) != "image/heic":
+        return tuple(kind for kind in _PICTURE_FORMATS if kind != "HEIF")
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise BadSample(
+            "model_missing",
+            "HEIC pictures cannot be decoded here: install what does it with `pip install 'tessera[heif]'`, or "
+            "convert the picture to JPEG.",
+        ) from error
+    # The picture alone: no small copies or depths beside it, and no threads of the library's own.
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return ("HEIF",)
 
 
 def thumbnail(image: Image) -> bytes:
@@ -323,9 +343,21 @@ def opened(path: Path, what: Literal["video", "sound"] = "video") -> Iterator[In
 
 def picture_stream(container: InputContainer, path: Path) -> VideoStream:
     """Return the first stream of pictures, ready to be decoded. Raises `BadSample`."""
-    if not container.streams.video:
-        raise BadSample("unsupported", f"The file ({sniff(path)}) holds no pictures.")
-    stream = container.streams.video[0]
+    import av
+
+    # The cover of a recording is a stream of one picture, and no film.
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        holds = f"The file ({sniff(path)}) holds no pictures"
+        if not container.streams.audio:
+            raise BadSample("unsupported", f"{holds}.")
+        raise BadSample(
+            "unsupported",
+            f"{holds}, only sound. Put it into a property of type audio that a collection maps to the input `audio`; "
+            "MP3, WAV, FLAC, M4A and video containers are read there.",
+        )
+    stream = streams[0]
     context: VideoCodecContext | None = stream.codec_context
     if context is None:
         raise BadSample("unsupported", "The video is in a format that has no decoder here.")
@@ -497,22 +529,14 @@ def _check_count(cues: Sequence[Cue]) -> None:
         raise BadSample("limit", f"There are more than {MAX_CUES} subtitles.")
 
 
-#: Two letters as people write a language, three as containers do (ISO 639-1, 639-2).
-_LANGUAGES = {
-    "en": "eng",
-    "de": "ger",
-    "fr": "fre",
-    "es": "spa",
-    "it": "ita",
-    "pt": "por",
-    "nl": "dut",
-    "ja": "jpn",
-}
-
-
 def _rank(stream: Any, language: str | None) -> tuple[bool, bool, int]:
-    wanted = {language, _LANGUAGES.get(language or "")} - {None}
-    return (stream.language not in wanted, not stream.disposition & 1, stream.index)
+    code = languages.code_of(language or "")
+    wanted = {language, *languages.SPELLINGS.get(code or "", ())}
+    return (
+        stream.language is None or stream.language not in wanted,
+        not stream.disposition & 1,
+        stream.index,
+    )
 
 
 # --- errors -------------------------------------------------------------------------------------------

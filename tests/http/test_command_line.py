@@ -16,9 +16,10 @@ import httpx
 import pytest
 
 from tessera.cli import main
+from tests.damage import HEIC
 from tests.http.loop import Loop
 from tests.http.processes import ROOT, Server
-from tests.media import BLUE, GREEN, RED, picture
+from tests.media import BLUE, GREEN, RED, SPEECH, picture, sound_as
 
 
 def run(server: Server, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -51,6 +52,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "pictures/red.png").write_bytes(picture(RED))
     (folder / "pictures/green.bin").write_bytes(picture(GREEN))
     (folder / "pictures/cut.png").write_bytes(picture(BLUE)[:60])
+    (folder / "pictures/IMG_0001.HEIC").write_bytes(HEIC.read_bytes())
     (folder / "archive.zip").write_bytes(b"PK\x03\x04" + bytes(50))
     (folder / "nothing.txt").touch()
     (folder / ".hidden.txt").write_text("not for others")
@@ -78,7 +80,7 @@ def test_a_folder_goes_in_and_is_found_and_again_only_what_changed(
     first = run(server, "ingest", str(folder), "-n", name)
     assert first.returncode == 5
     assert (
-        f"4 files of {folder} can be found in namespace {name}: 5 sent, 0 unchanged, 1 failed."
+        f"5 files of {folder} can be found in namespace {name}: 6 sent, 0 unchanged, 1 failed."
         in first.stdout
     )
     assert f"Namespace {name} was made" in first.stderr
@@ -99,7 +101,7 @@ def test_a_folder_goes_in_and_is_found_and_again_only_what_changed(
 
     head = client.get(f"/v1/namespaces/{name}").json()
     again = ingest(server, folder, name, code=5)
-    assert (again["sent"], again["unchanged"]) == (0, 5)
+    assert (again["sent"], again["unchanged"]) == (0, 6)
     assert [item["path"] for item in again["failed"]] == [f"{folder}/pictures/cut.png"]
     assert client.get(f"/v1/namespaces/{name}").json()["document_count"] == head["document_count"]
 
@@ -107,12 +109,12 @@ def test_a_folder_goes_in_and_is_found_and_again_only_what_changed(
     (folder / "pictures/cut.png").write_bytes(picture(BLUE))
     (folder / "cat.md").write_bytes(picture(GREEN, size=32))
     changed = ingest(server, folder, name, code=0)
-    assert (changed["sent"], changed["unchanged"], changed["failed"]) == (3, 2, [])
+    assert (changed["sent"], changed["unchanged"], changed["failed"]) == (3, 3, [])
     texts = {hit["path"]: hit["text"] for hit in found(server, name, "something to read by")}
     assert texts == {f"{folder}/train.txt": "A lamp of brass with a shade of green glass."}, (
         "what a file was before is gone, also where it was of another kind"
     )
-    assert client.get(f"/v1/namespaces/{name}").json()["document_count"] == 5
+    assert client.get(f"/v1/namespaces/{name}").json()["document_count"] == 6
 
     client.headers["X-Namespace"] = name
     triggered = client.post("/v1/collections/files-image/trigger", json={}).json()
@@ -131,17 +133,31 @@ def test_what_cannot_be_read_is_a_failure_and_the_rest_goes_in(
         (tmp_path / "locked.txt").write_text("secret")
         (tmp_path / "locked.txt").chmod(0)
         cause = "unreadable"
+    # Nothing says that this is UTF-16: it was taken for UTF-8 with a zero behind each letter.
+    (tmp_path / "unmarked.txt").write_bytes("Remember the milk.".encode("utf-16-le"))
     # A name that is no Unicode (macOS refuses those), and one with what a terminal would obey.
     odd = b"caf\xe9.txt" if sys.platform == "linux" else b"cafe.txt"
     (tmp_path / os.fsdecode(odd)).write_text("Coffee is ground finer for espresso.")
     (tmp_path / "line\nbreak\x1b[2J.txt").write_text("A ferry crosses the bay at noon.")
     told = ingest(server, tmp_path, name, code=5)
-    assert [(item["path"], item["cause"]) for item in told["failed"]] == [(f"{tmp_path}/locked.txt", cause)]
+    assert [(item["path"], item["cause"]) for item in told["failed"]] == [
+        (f"{tmp_path}/locked.txt", cause),
+        (f"{tmp_path}/unmarked.txt", "refused"),
+    ]
+    assert "UTF-16 without a byte order mark" in told["failed"][1]["message"]
     assert told["sent"] == 2
     hits = found(server, name, "boats")
     assert {hit["filename"] for hit in hits} == {"line_break_[2J.txt", odd.decode(errors="replace")}
     said = run(server, "search", "boats", "-n", name).stdout
     assert "\x1b" not in said and len([line for line in said.splitlines() if line[:1] != " "]) == 2
+
+
+def test_a_container_with_nothing_but_sound_is_sound(server: Server, tmp_path: Path, name: str) -> None:
+    """A voice memo called a film was sent as one, and failed."""
+    sound_as(SPEECH, tmp_path / "memo.mp4", "aac", until_s=6.9)
+    assert ingest(server, tmp_path, name, code=0)["sent"] == 1
+    (hit, *_) = found(server, name, "somebody brings bread")
+    assert hit["kind"] == "audio" and hit["path"] == f"{tmp_path}/memo.mp4"
 
 
 def test_one_file_and_kinds_that_nobody_takes(server: Server, tmp_path: Path, name: str) -> None:

@@ -278,13 +278,27 @@ def test_each_collection_skips_objects_of_another_kind(gated_server: Server, loo
 
 def test_an_object_that_lacks_one_of_its_inputs_fails_with_what_it_lacks(loop: Loop) -> None:
     bucket = loop.bucket({"clip": {"type": "video"}, "words": {"type": "text"}})
-    loop.collection(bucket, {**VIDEO, "input_mappings": {"video": "clip", "subtitles": "words"}})
+    mapped = {"video": "clip", "subtitles": "words"}
+    collection = loop.collection(bucket, {**VIDEO, "input_mappings": mapped})
     words = {"property": "words", "type": "text", "data": "1\n00:00:00,000 --> 00:00:01,000\nHello\n"}
     batch = loop.run(bucket, [loop.object(bucket, {"blobs": [words]})])
     assert batch["error_summary"] == {"missing_input": 1}
     (row,) = failed(loop, f"/buckets/{bucket}/batches/{batch['batch_id']}").values()
     assert "It lacks the property 'clip' of input `video`." in row["error"]
     assert "Give the object the property" in row["next_step"]
+    path = f"/buckets/{bucket}/batches/{batch['batch_id']}"
+    assert "retry_mode 'all'" in loop.refused(409, "POST", f"{path}/retry"), "nothing was changed"
+    again = loop.post(f"{path}/retry", {"retry_mode": "all"})
+    assert loop.wait(again["task_id"])["status"] == "FAILED"
+    (row,) = failed(loop, path).values()
+    assert (row["cause"], row["error_kind"]) == ("missing_input", "missing_input")
+
+    film = {"property": "clip", "type": "video", "data": encoded(video([(1.0, RED)]))}
+    loop.patch(f"/buckets/{bucket}/objects/{row['object_id']}", {"blobs": [film, words]})
+    again = loop.post(f"{path}/retry", {"retry_mode": "all"})
+    assert loop.wait(again["task_id"])["status"] == "COMPLETED"
+    assert failed(loop, path) == {}
+    assert {item["root_object_id"] for item in loop.documents(collection)} == {row["object_id"]}
 
 
 def test_a_changed_field_alone_is_a_change(loop: Loop) -> None:

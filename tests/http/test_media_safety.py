@@ -142,7 +142,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
 
 def damaged() -> list[File]:
     """Return files whose rows fail, for causes that are known."""
-    kinds = ("png", "jpeg", "webp", "bmp", "mp4")
+    kinds = ("png", "jpeg", "webp", "bmp", "heic", "mp4")
     ruined = [damage.cut(damage.whole(kind), part) for kind in kinds for part in (0.2, 0.4, 0.6)]
     hollow = [
         damage.hollow(damage.whole(kind, n)) for kind in ("png", "jpeg", "webp", "mp4") for n in range(3)

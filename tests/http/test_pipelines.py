@@ -588,6 +588,25 @@ def test_what_is_wrong_with_a_trigger_is_named(loop: Loop) -> None:
 # --- failures, retries, changes while it runs ----------------------------------------------------------
 
 
+def test_a_later_tier_skips_documents_of_another_kind(loop: Loop) -> None:
+    bucket = loop.bucket({"note": {"type": "text"}, "photo": {"type": "image"}})
+    everything = loop.collection(bucket, {**PASSTHROUGH, "include_all_source_fields": True})
+    words = fed(loop, [everything], {**GATED, "input_mappings": {"text": "note"}})
+    pictures = fed(loop, [everything], {**IMAGE, "input_mappings": {"image": "photo"}})
+    photo = {"property": "photo", "type": "image", "data": encoded(picture(RED))}
+    note, seen = loop.note(bucket, "a b"), loop.object(bucket, {"blobs": [photo]})
+    batch = loop.run(bucket, [note, seen])
+    assert (batch["status"], batch["progress"]["errors"]) == ("COMPLETED", 0)
+    assert [tier["status"] for tier in batch["tier_tasks"]] == ["COMPLETED", "COMPLETED"]
+    assert {item["root_object_id"] for item in loop.documents(words)} == {note}
+    assert {item["root_object_id"] for item in loop.documents(pictures)} == {seen}
+    told = [
+        line["message"] for line in loop.get(f"/buckets/{bucket}/batches/{batch['batch_id']}/logs")["logs"]
+    ]
+    for collection in (words, pictures):
+        assert any(f"1 source(s) skipped in collection {collection}" in line for line in told), told
+
+
 @pytest.mark.operation("POST", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/retry", 200)
 @pytest.mark.operation("GET", "/v1/buckets/{bucket_identifier}/batches/{batch_id}/failed-documents", 200)
 def test_rows_of_a_later_tier_fail_and_are_retried_alone(loop: Loop, tmp_path: Path) -> None:

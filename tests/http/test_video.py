@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,6 +132,38 @@ def test_a_recording_is_an_input_of_its_own(loop: Loop, tmp_path: Any) -> None:
     best, *_ = search(loop, collection, "somebody brings bread")
     assert best["start_time"] == pytest.approx(SAID[1]["start_time"], abs=1)
     assert best["end_time"] == pytest.approx(SAID[1]["end_time"], abs=1)
+
+
+def test_a_language_that_no_model_knows_is_refused_when_it_is_sent(loop: Loop) -> None:
+    bucket = loop.bucket({"recording": {"type": "audio"}})
+    extractor = {"feature_extractor_name": "video_extractor", "version": "1.0.0"}
+    body = {"collection_name": "klingon", "source": {"type": "bucket", "bucket_ids": [bucket]}}
+    sent = {**extractor, "parameters": {"transcription_language": "klingon"}}
+    said = loop.refused(422, "POST", "/collections", {**body, "feature_extractor": sent})
+    assert "feature_extractor.parameters.transcription_language" in said and "klingon" in said
+    assert "send one of af, am, " in said and "or null" in said
+    space = {"namespace_name": "qo_nos"}
+    of_space = {**extractor, "params": {"transcription_language": "klingon"}}
+    said = loop.refused(422, "POST", "/namespaces", {**space, "feature_extractors": [of_space]})
+    assert "feature_extractors[0].params.transcription_language" in said
+    for number, language in enumerate(("en-GB", "ENG", "de", "deu", "yue", None)):
+        sent = {**extractor, "parameters": {"transcription_language": language}}
+        loop.post("/collections", {**body, "collection_name": f"said_{number}", "feature_extractor": sent})
+
+
+def test_a_collection_with_a_language_that_was_stored_before_still_opens(loop: Loop, server: Server) -> None:
+    bucket = loop.bucket({"recording": {"type": "audio"}})
+    extractor = {"feature_extractor_name": "video_extractor", "version": "1.0.0"}
+    collection = loop.collection(bucket, {**extractor, "parameters": {"transcription_language": "uk"}})
+    with sqlite3.connect(server.data / "tessera.sqlite3") as database:
+        database.execute(
+            "UPDATE collections SET feature_extractor = replace(feature_extractor, '\"uk\"', '\"klingon\"') "
+            "WHERE collection_id = ?",
+            (collection,),
+        )
+    shown = loop.get(f"/collections/{collection}")
+    assert shown["feature_extractor"]["parameters"]["transcription_language"] == "klingon"
+    assert shown["vector_indexes"]
 
 
 def test_a_model_of_speech_that_is_not_installed_is_refused_with_the_command(loop: Loop) -> None:

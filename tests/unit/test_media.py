@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from PIL import Image
 from tessera import media, sample_media
 from tessera.errors import BadSample
 from tessera.media import Cue
-from tests.media import turned
+from tests.damage import HEIC
+from tests.media import SPEECH, sound_as, turned
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,28 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     assert blue > 200 > 50 > red
 
 
+def test_a_picture_of_a_phone(tmp_path: Path) -> None:
+    """HEIC says itself how it is turned, and in its EXIF once more: it is turned once."""
+    picture = media.open_picture(HEIC)
+    assert (picture.width, picture.height, picture.image.size) == (64, 96, (64, 96))
+    assert media.picture_size(HEIC) == (64, 96)
+    assert picture.taken.at == "2026-05-04T10:11:12"
+    red, _, blue = picture.image.convert("RGB").getpixel((32, 8))  # type: ignore[misc]
+    assert blue > 200 > 50 > red
+    cut = tmp_path / "cut.heic"
+    for part in (40, 300, 650):
+        cut.write_bytes(HEIC.read_bytes()[:part])
+        assert "damaged or cut off" in refused("unreadable", media.open_picture, cut)
+    drawn = encoded(tmp_path / "called.heic", Image.new("RGB", (8, 8)), "JPEG")
+    assert media.open_picture(drawn).width == 8, "the bytes count"
+
+
+def test_without_its_reader_a_heic_picture_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    message = refused("model_missing", media.open_picture, HEIC)
+    assert "pip install 'tessera[heif]'" in message and "JPEG" in message
+
+
 def test_a_large_picture_is_handed_on_small_and_keeps_its_size_in_words(tmp_path: Path) -> None:
     picture = media.open_picture(encoded(tmp_path / "p.jpg", Image.new("RGB", (4000, 1000)), "JPEG"))
     assert (picture.width, picture.height) == (4000, 1000)
@@ -126,6 +150,13 @@ def test_thumbnails_are_small_jpegs() -> None:
 
 
 # --- video --------------------------------------------------------------------------------------------
+
+
+def test_a_container_without_pictures_says_where_it_belongs(tmp_path: Path) -> None:
+    memo = sound_as(SPEECH, tmp_path / "memo.mp4", "aac", until_s=1)
+    message = refused("unsupported", lambda path: [media.probe(path)], memo)
+    assert "only sound" in message
+    assert "property of type audio" in message and "input `audio`" in message
 
 
 def test_probe(mp4: Path, mkv: Path) -> None:
