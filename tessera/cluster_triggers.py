@@ -28,6 +28,7 @@ from tessera.ids import new_id
 from tessera.models.base import JsonObject
 from tessera.models.cluster_triggers import (
     CreateTriggerRequest,
+    CronSchedule,
     EventSchedule,
     ExecutionConfig,
     ListTriggersRequest,
@@ -340,10 +341,19 @@ def _in_status(row: Mapping[Any, Any], schedule: Schedule, status: TriggerStatus
             values |= {"due_at": next_due(schedule, at, at)}
         except ValueError as error:
             # What was right when it was stored: this machine, say, does not know its time zone.
-            raise BadRequestError(f"The schedule is {error}. Send another schedule_config.") from None
+            raise BadRequestError(
+                f"The trigger stays {row['status']}: its schedule_config ({_told(schedule)}) is {error}. PATCH "
+                f'/v1/clusters/triggers/{row["trigger_id"]} with another schedule_config and status "active".'
+            ) from None
         if row["status"] != TriggerStatus.ACTIVE:
             values["failures"] = 0
     return values
+
+
+def _told(schedule: Schedule) -> str:
+    if isinstance(schedule, CronSchedule):
+        return f"{quote(schedule.cron_expression)} in {quote(schedule.timezone)}"
+    return "of another kind"
 
 
 # --- the cluster of a trigger --------------------------------------------------------------------------

@@ -170,6 +170,10 @@ def _field_problems(request: ListDocumentsRequest) -> Iterator[Problem]:
             yield Problem(
                 location, f"{quote(path)} is not a field: a path is names with dots between them.", "field"
             )
+    for index, path in enumerate(request.select or ()):
+        if not is_path(path):
+            why = f"{quote(path)} is not a field: a path is names with dots between them."
+            yield Problem(("body", "select", index), why, "field")
 
 
 def _presented(wh: Warehouse, namespace_id: str, hit: Hit, request: ListDocumentsRequest) -> JsonObject:

@@ -63,7 +63,11 @@ def explain(
 
 
 def _inputs(plan: retriever_plan.Plan, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the inputs with their defaults, and the names of those that an execution would ask for."""
+    """Return the inputs with their defaults, and the names of those that an execution would ask for.
+
+    Raises for what was given and is not of its type, as an execution would.
+    """
+    retriever_context.check_inputs(plan.fields, given)
     inputs = {name: field.default for name, field in plan.fields.items()} | dict(given)
     missing = [name for name, field in plan.fields.items() if field.required and inputs.get(name) is None]
     return {name: value for name, value in inputs.items() if name not in missing}, missing

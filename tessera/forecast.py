@@ -215,12 +215,9 @@ def plan_batch(
                 sa.select(collection_rows).where(collection_rows.c.collection_id.in_(ids))
             ).mappings()
         }
+        if wanted is None:
+            _refuse_many(connection, row["bucket_id"])
         found = _objects(connection, row["bucket_id"], wanted)
-        if len(found) > MAX_SOURCES:
-            raise BadRequestError(
-                f"The bucket has more than {MAX_SOURCES} objects; name some in object_ids.",
-                details={"limit": MAX_SOURCES},
-            )
         done = {
             collection_id: _done(connection, collection_id)
             for collection_id in (stages[0].collection_ids if stages else ())
@@ -385,10 +382,22 @@ def _advice(lacking: Sequence[str], parts: Sequence[Part]) -> str | None:
 # --- the objects of a bucket ----------------------------------------------------------------------------
 
 
+def _refuse_many(connection: Connection, bucket_id: str) -> None:
+    """Refuse more objects than a plan has: one that left some out would show too small a number."""
+    mine = sa.select(sa.func.count()).select_from(objects).where(objects.c.bucket_id == bucket_id)
+    count = connection.execute(mine).scalar_one()
+    if count > MAX_SOURCES:
+        raise BadRequestError(
+            f"object_ids is left out, and the bucket has {count} objects; a plan has at most {MAX_SOURCES}. Send some "
+            "of them in object_ids, a part at a time.",
+            details={"sources": count, "limit": MAX_SOURCES},
+        )
+
+
 def _objects(connection: Connection, bucket_id: str, wanted: Sequence[str] | None) -> list[RowMapping]:
     query = sa.select(objects).where(objects.c.bucket_id == bucket_id)
     if wanted is None:
-        return list(connection.execute(query.order_by(objects.c.object_id).limit(MAX_SOURCES + 1)).mappings())
+        return list(connection.execute(query.order_by(objects.c.object_id)).mappings())
     found: list[RowMapping] = []
     for start in range(0, len(wanted), _SLICE):
         part = objects.c.object_id.in_(wanted[start : start + _SLICE])

@@ -24,10 +24,10 @@ MAX_LIMIT = 1000
 MAX_OFFSET = 10_000
 DEFAULT_LIMIT = 10
 
+#: Spellings of the cursor; the first that is given counts.
+_CURSORS = ("cursor", "next_cursor", "after")
 #: Keys that a list takes in the query or in the body.
-PAGE_KEYS = frozenset(
-    {"limit", "page_size", "offset", "page", "cursor", "next_cursor", "after", "include_total"}
-)
+PAGE_KEYS = frozenset({"limit", "page_size", "offset", "page", *_CURSORS, "include_total"})
 
 _SIGNATURE_BYTES = 12
 
@@ -78,6 +78,15 @@ def read_page(
     limit = integer(("limit", "page_size"), 1, MAX_LIMIT) or default_limit
     offset = integer(("offset",), 0, MAX_OFFSET)
     page = integer(("page",), 1, MAX_OFFSET)
+    problems += [
+        Problem(
+            ("body", name),
+            f"{name} must be a string, a next_cursor of an answer, not {quote(body[name])}.",
+            "cursor",
+        )
+        for name in _CURSORS
+        if not isinstance(body.get(name), str | None)
+    ]
     raise_problems(problems)
     if offset is None:
         offset = 0 if page is None else (page - 1) * limit
@@ -85,7 +94,7 @@ def read_page(
         (
             given[name]
             for given in (query, body)
-            for name in ("cursor", "next_cursor", "after")
+            for name in _CURSORS
             if isinstance(given.get(name), str) and given[name]
         ),
         None,

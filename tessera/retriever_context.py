@@ -21,7 +21,7 @@ from tessera.models.retrievers import InputField
 from tessera.plan import effective_indexes, stored_indexes
 from tessera.ports import Fusion, Hit, Page, PageResult, Search
 from tessera.query_vectors import embed, vectors_of, word_query
-from tessera.retriever_definition import Location, collections_named, equipment_of
+from tessera.retriever_definition import Location, collections_named, equipment_of, input_problem
 from tessera.retriever_features import text_features
 from tessera.retriever_plan import Plan
 from tessera.stages.base import Stage, StageContext
@@ -159,21 +159,13 @@ def stage_params(stage: Stage, spec: Mapping[str, Any], scope: Mapping[str, Any]
 
 
 def read_inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs with defaults filled in; raise for each required one that is missing."""
+    """Return the inputs with defaults filled in; raise for each that is missing or not of its type."""
     inputs = dict(given)
-    problems = []
+    problems = _wrong(fields, given)
     for name, field in fields.items():
         if inputs.get(name) is not None:
-            if field.enum and inputs[name] not in field.enum:
-                allowed = ", ".join(quote(value) for value in field.enum)
-                problems.append(
-                    Problem(
-                        ("body", "inputs", name),
-                        f"Input {name} is {quote(inputs[name])}; allowed: {allowed}.",
-                        "enum",
-                    )
-                )
-        elif field.default is not None:
+            continue
+        if field.default is not None:
             inputs[name] = deepcopy(field.default)  # the plan's, and others run by it
         elif field.required:
             problems.append(
@@ -187,6 +179,19 @@ def read_inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> d
             inputs.setdefault(name, None)
     raise_problems(problems)
     return inputs
+
+
+def check_inputs(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> None:
+    """Raise `ValidationError` for each input that is given and not of its type."""
+    raise_problems(_wrong(fields, given))
+
+
+def _wrong(fields: Mapping[str, InputField], given: Mapping[str, Any]) -> list[Problem]:
+    found = []
+    for name, field in fields.items():
+        if given.get(name) is not None and (wrong := input_problem(field, given[name])) is not None:
+            found.append(Problem(("body", "inputs", name), f"Input {name} {wrong}", "input"))
+    return found
 
 
 def _other_collection(wh: Warehouse, namespace_id: str, identifier: str) -> Filter:

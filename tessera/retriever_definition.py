@@ -10,10 +10,11 @@ import pydantic
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from tessera import names, templates
+from tessera import names, schemas, templates
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import collections, retrievers, taxonomies
 from tessera.errors import BadRequestError, ForbiddenError, NotFoundError, Problem, quote
+from tessera.models.buckets import BLOB_TYPES, FieldType, SchemaField
 from tessera.models.retrievers import InputField
 from tessera.ports import HIDDEN_FIELDS
 from tessera.retriever_features import NO_WORDS, vector_of
@@ -30,6 +31,9 @@ _STAGE_KEYS = frozenset(
     {"type", "stage_id", "stage_name", "stage_type", "config", "version", "batch_size", "description"}
     | {"feature_extractor", "collection_ids", "parameters"}
 )
+#: Types of inputs that a stage reads in more than one form.
+_TEXTS = frozenset({"string", "text"})
+_CHECKED_WHERE_USED = frozenset({"document_reference", *BLOB_TYPES}) - _TEXTS
 
 
 def normalise_stage(
@@ -128,11 +132,40 @@ def _input_fields(raw: Mapping[str, Any] | None) -> tuple[dict[str, InputField],
     fields: dict[str, InputField] = {}
     problems: list[Problem] = []
     for name, value in schema.items():
+        place: Location = ("body", "input_schema", name)
         try:
-            fields[name] = InputField.model_validate(value)
+            field = fields[name] = InputField.model_validate(value)
         except pydantic.ValidationError as error:
-            problems += schema_problems(error, ("body", "input_schema", name))
+            problems += schema_problems(error, place)
+            continue
+        for index, allowed in enumerate(field.enum or ()):
+            if (wrong := _type_problem(field, allowed)) is not None:
+                message = f"A value of the enum of input {quote(name)} {wrong}"
+                problems.append(Problem((*place, "enum", index), message, "enum"))
+        if field.default is not None and (wrong := input_problem(field, field.default)) is not None:
+            message = f"The default of input {quote(name)} {wrong}"
+            problems.append(Problem((*place, "default"), message, "default"))
     return fields, problems
+
+
+def input_problem(field: InputField, value: object) -> str | None:
+    """Return what is wrong with a value for an input, as the end of a sentence; None when nothing is.
+
+    Files and references to documents are checked where they are used, and so are lists and objects in the place of a
+    text (a vector, say): which of them are taken is for the stage to know.
+    """
+    wrong = _type_problem(field, value)
+    if wrong is None and field.enum and value not in field.enum:
+        return f"is {quote(value)}; allowed: {', '.join(quote(each) for each in field.enum)}."
+    return wrong
+
+
+def _type_problem(field: InputField, value: object) -> str | None:
+    if field.type in _CHECKED_WHERE_USED:
+        return None
+    if field.type in _TEXTS and isinstance(value, list | dict):
+        return None
+    return schemas.value_problem(SchemaField(type=FieldType(field.type)), value)
 
 
 def checked_stages(

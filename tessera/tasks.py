@@ -136,7 +136,10 @@ def answer(connection: Connection, row: Mapping[Any, Any]) -> TaskResponse:
     extra = dict(row["additional_data"] or {})
     if row["task_type"] == TaskType.BUCKETS_BATCHES_PROCESS and row["inputs"]:
         extra |= _of_batch(connection, row, extra)
-    extra["progress"] = progress.shown(row["status"], extra).model_dump()
+    told = progress.shown(row["status"], extra).model_dump()
+    # What was counted last stands beside: a task that has ended does not say 99 % there.
+    extra |= {name: told[name] for name in ("percent", "remaining_s") if name in extra}
+    extra["progress"] = told
     error = row["error"]
     if error:
         extra["error"] = error

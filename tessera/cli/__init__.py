@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from tessera import __version__
 from tessera.cli import (
     backup,
+    datasets,
     erase,
     extractors,
     failures,
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         watch,
         search,
         retriever,
+        datasets,
         settings,
         keys,
         models,

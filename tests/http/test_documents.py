@@ -236,6 +236,10 @@ def test_select_keeps_what_it_names(still_shop: Shop) -> None:
     assert (document["metadata"], document["year"]) == ({"category": "Lamps"}, 2001)
     assert "category" not in document
     assert document["root_object_id"] == still_shop.object_ids[0]
+    path = f"/collections/{still_shop.collection}/documents/list"
+    for wrong in ("a..b", "", "metadata."):
+        said = still_shop.loop.refused(422, "POST", path, {"select": ["year", wrong]})
+        assert f"{wrong!r} is not a field" in said
 
 
 @pytest.mark.parametrize(

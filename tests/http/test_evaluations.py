@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tessera import cli
 from tests.http.loop import PASSTHROUGH, Loop
 from tests.http.processes import Server
 from tests.http.test_command_line import run
@@ -342,7 +343,7 @@ def test_a_retriever_is_run_and_explained(server: Server, shelf: Shelf) -> None:
     for given, said in (("since", "is no NAME=VALUE"), ("until=3", "its inputs: since")):
         assert said in tessera(server, "run", "newest", "--input", given, code=2).stderr
     for given in ("since=NaN", "since=1e999", f"since={'[' * 5000}"):  # no JSON, so it goes as it is written
-        assert tessera(server, "run", "newest", "--input", given).stdout == ""
+        assert "whole number" in tessera(server, "run", "newest", "--input", given, code=4).stderr
     for wrong in ("..", ""):  # would be another path
         assert "no id or name" in tessera(server, "run", wrong, code=2).stderr
     assert "UTF-8" in tessera(server, "run", "\udcff", code=2).stderr
@@ -372,3 +373,73 @@ def test_two_retrievers_are_compared_from_the_command_line(server: Server, shelf
     unjudged = shelf.dataset(query("unjudged", 2000))
     refused = tessera(server, "compare", oldest, "newest", "--dataset", unjudged, code=1)
     assert "no relevant document" in refused.stderr
+
+
+def test_a_dataset_is_imported_from_a_file(server: Server, shelf: Shelf, tmp_path: Path) -> None:
+    lines, table = tmp_path / "judged.jsonl", tmp_path / "judged.CSV"
+    lines.write_text(
+        '{"query_id": "a", "query_input": {"since": 2009}, "relevant_documents": ["b11"], '
+        '"relevance_scores": {"b11": 3}}\n\n{"query": "new", "relevant_documents": ["b10", "b11"]}\n'
+    )
+    table.write_text(
+        '\ufeffquery,relevant_documents,relevance_scores\r\n"old,\nnew",b01 b02,2 0\r\nx,b01,\r\n'
+    )
+    for file, name, expected in (
+        (
+            lines,
+            "from-lines",
+            [
+                ("a", {"since": 2009}, ["b11"], {"b11": 3}),
+                ("line-3", {"since": "new"}, ["b10", "b11"], None),
+            ],
+        ),
+        (
+            table,
+            "from-table",
+            [
+                ("line-2", {"since": "old,\nnew"}, ["b01", "b02"], {"b01": 2, "b02": 0}),
+                ("line-4", {"since": "x"}, ["b01"], None),
+            ],
+        ),
+    ):
+        asked = ("dataset", "import", str(file), "--name", name, "--input", "since", "-n", "judged-shelf")
+        done = run(server, *asked)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"Dataset {name}" in done.stdout
+        assert "has 2 queries" in done.stdout
+        made = shelf.get(f"/retrievers/evaluations/datasets/{name}")["queries"]
+        found = [
+            (each["query_id"], each["query_input"], each["relevant_documents"], each["relevance_scores"])
+            for each in made
+        ]
+        assert found == expected
+    again = run(server, *asked)
+    assert (again.returncode, "exists in this namespace" in again.stderr) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "says"),
+    [
+        ("x.jsonl", '{"query": "a", "relevant_documents": []}\n{', 1, "x.jsonl, line 2: no JSON"),
+        ("x.jsonl", '{"query": NaN, "relevant_documents": []}', 1, "line 1: no JSON (NaN"),
+        ("x.jsonl", '\n{"query": "a"}', 1, "line 2: relevant_documents"),
+        ("x.jsonl", '{"relevant_documents": []}', 1, "line 1: needs either query"),
+        ("x.jsonl", '{"query": "a", "query_id": "q", "relevant_documents": []}\n' * 2, 1, "that of line 1"),
+        ("x.jsonl", "[]", 1, "line 1: no JSON object"),
+        ("x.csv", "query,ids\n", 1, "line 1: the column 'relevant_documents' is missing"),
+        ("x.csv", 'query,relevant_documents\na,b\n"c,d', 1, "line 3: no CSV"),
+        ("x.csv", "query,relevant_documents\na,b,c\n", 1, "line 2: 3 cells, where line 1 has 2"),
+        ("x.csv", "query,relevant_documents,relevance_scores\na,b c,1\n", 1, "line 2: relevance_scores"),
+        ("x.csv", "query,relevant_documents\n", 1, "0 queries; a dataset has 1 to 5000"),
+        ("x.csv", b"query,relevant_documents\n\xff,b\n", 1, "line 2: these bytes are no UTF-8"),
+        ("x.txt", "", 2, "must end with .jsonl, .ndjson or .csv"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_by_its_line_and_not_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | bytes, code: int, says: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    asked = ["dataset", "import", str(file), "--name", "n", "-n", "n", "--data", str(tmp_path / "none")]
+    assert cli.main(asked) == code
+    assert says in capsys.readouterr().err

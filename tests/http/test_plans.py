@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,30 @@ def test_a_plan_knows_the_files_first_and_their_price_after_a_batch(fresh: Serve
         loop.refused(404, "POST", "/buckets/bkt_0000000000000000/batches/plan", {})
         # A plan is no batch.
         assert loop.post(f"/buckets/{bucket}/batches/list", {})["total_count"] == 1
+
+
+@pytest.mark.slow
+def test_a_bucket_of_more_objects_than_a_plan_has_is_counted_and_refused(fresh: Server) -> None:
+    with fresh.client() as client:
+        loop = made(client, "crowded", feature_extractors=[PASSTHROUGH])
+        bucket = loop.bucket()
+        loop.collection(bucket)
+        one = loop.note(bucket, "one of many")
+        fields = (
+            "namespace_id, bucket_id, fields, blobs, version, content_hash, size_bytes, status, created_at"
+        )
+        with closing(sqlite3.connect(fresh.data / "tessera.sqlite3")) as db, db:
+            db.execute(
+                "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 100004) "
+                f"INSERT INTO objects (object_id, {fields}, updated_at) "
+                f"SELECT printf('obj_%016x', n), {fields}, updated_at FROM objects, numbers WHERE object_id = ?",
+                [one],
+            )
+        said = loop.refused(400, "POST", f"/buckets/{bucket}/batches/plan", {})
+        assert "100005 objects" in said
+        assert "object_ids" in said
+        part = loop.post(f"/buckets/{bucket}/batches/plan", {"object_ids": [one]})
+        assert [item["sources"] for item in part["extractors"]] == [1]
 
 
 @pytest.mark.operation("POST", "/v1/batches/plan", 200)

@@ -108,6 +108,7 @@ def test_a_stream_goes_from_the_first_row_to_the_finished_task(waiting: Waiting)
     last = task["additional_data"]["progress"]
     assert (last["stage"], last["done"], last["total"], last["failed"]) == ("done", 4, 4, 1)
     assert (last["percent"], last["remaining_s"]) == (100.0, 0.0)
+    assert task["additional_data"]["percent"] == 100.0, "said in two places, it is the same"
     assert seen, "who watches from the beginning sees it go on"
     for earlier, later in zip(seen, [*seen[1:], last], strict=True):
         assert earlier["done"] <= later["done"] and earlier["percent"] <= later["percent"]

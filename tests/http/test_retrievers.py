@@ -240,6 +240,16 @@ def test_metadata_changes_and_stages_do_not(place: Place) -> None:
             ["target_collection_id"],
         ),
         ({"input_schema": {"q": {"type": "poem"}}}, 422, ["q"]),
+        (
+            {"input_schema": {**SCHEMA, "n": {"type": "integer", "default": "abc"}}},
+            422,
+            ["default of input 'n'", "whole number", "'abc'"],
+        ),
+        (
+            {"input_schema": {**SCHEMA, "n": {"type": "integer", "enum": [1, "2"]}}},
+            422,
+            ["enum of input 'n'", "'2'"],
+        ),
     ],
 )
 def test_what_is_wrong_is_told_when_it_is_created(
@@ -255,6 +265,32 @@ def test_what_is_wrong_is_told_when_it_is_created(
     for word in words:
         assert word in said
     place.refused(404, "GET", "/retrievers/wrong")
+
+
+def test_an_input_is_of_its_type_or_refused_by_name(place: Place) -> None:
+    filtering = _stage("attribute_filter", field="metadata.year", operator="gte", value="{{INPUT.since}}")
+    kinds: dict[str, tuple[Any, list[Any]]] = {
+        "integer": (2020, ["abc", "2020", 2020.5, True, [2020], {}]),
+        "number": (2020.5, ["abc", False]),
+        "date": ("2020-01-31", ["tomorrow", 2020]),
+        "string": ("2020", [2020, True]),
+    }
+    for kind, (good, wrong) in kinds.items():
+        body = {
+            "collection_identifiers": [place.texts],
+            "input_schema": {"since": {"type": kind}},
+            "stages": [filtering],
+        }
+        place.post("/retrievers/execute", {**body, "inputs": {"since": good}})
+        for value in wrong:
+            asked = {**body, "inputs": {"since": value}}
+            said = place.refused(422, "POST", "/retrievers/execute", asked)
+            assert "Input since must be" in said
+    stored = {**body, "retriever_name": "typed", "input_schema": {"since": {"type": "integer"}}}
+    place.post("/retrievers", stored)
+    for path in ("execute", "execute/explain"):
+        said = place.refused(422, "POST", f"/retrievers/typed/{path}", {"inputs": {"since": "abc"}})
+        assert said == "Input since must be a whole number, not 'abc'."
 
 
 # --- queries -------------------------------------------------------------------------------------------

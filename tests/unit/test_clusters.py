@@ -313,8 +313,15 @@ def test_a_trigger_that_has_no_next_moment_any_more_fails_and_holds_up_no_other(
     seen = place.seen(lost)
     assert (seen.status, seen.execution_count, seen.next_scheduled_at) == ("failed", 0, None)
     assert "time zone" in str(seen.last_execution_error)
-    with pytest.raises(BadRequestError, match=r"time zone.*Send another schedule_config"):
+    with pytest.raises(BadRequestError, match=r"'Gone/Away'\) is no time zone.*PATCH .*schedule_config"):
         cluster_triggers.set_status(place.wh, WHO, "one", lost.trigger_id, TriggerStatus.ACTIVE)
+    there = UpdateTriggerRequest(
+        schedule_config={"cron_expression": "* * * * *", "timezone": "UTC"}, status=TriggerStatus.ACTIVE
+    )
+    cluster_triggers.update(place.wh, WHO, "one", lost.trigger_id, there)
+    seen = place.seen(lost)
+    assert (seen.status, seen.consecutive_failures) == ("active", 0)
+    assert seen.next_scheduled_at is not None
 
 
 def test_a_cluster_has_so_many_triggers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,13 @@ def test_a_forged_cursor_is_refused(forge: Any) -> None:
         read({"cursor": forge(cursor)})
 
 
+@pytest.mark.parametrize("given", [5, ["x"], {}, True])
+@pytest.mark.parametrize("name", ["cursor", "next_cursor", "after"])
+def test_a_cursor_that_is_no_text_is_refused_by_name(name: str, given: Any) -> None:
+    with pytest.raises(ValidationError, match=f"^{name} must be a string"):
+        read({}, {name: given})
+
+
 def test_a_cursor_of_another_server_is_refused() -> None:
     other = SimpleNamespace(signing_key=b"o" * 32)
     with pytest.raises(BadRequestError):
