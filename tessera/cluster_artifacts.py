@@ -124,7 +124,8 @@ def _columns(found: Found) -> tuple[Sequence[Any], ...]:
 def _forget_words(connection: Connection, run_id: str, labels: Collection[int]) -> None:
     """Replace label and keywords of clusters that lost a member: they may be made of its words."""
     this = cluster_runs.c.run_id == run_id
-    result = connection.execute(sa.select(cluster_runs.c.result).where(this)).scalar()
+    # Held, so that a label given at the same moment is not lost, nor brings words back.
+    result = connection.execute(sa.select(cluster_runs.c.result).where(this).with_for_update()).scalar()
     if not result:
         return
     ids = {f"cl_{label}" for label in labels}

@@ -215,6 +215,7 @@ def relabel(
     """Give groups of an execution labels of one's own; an empty one takes one's own back. Durable when answered."""
     with wh.db.write() as connection:
         cluster = _cluster(connection, principal, namespace, identifier)
+        clusters.hold_run(connection, run_id)
         run = _completed(connection, cluster["cluster_id"], run_id)
         overrides = dict(run["result"].get("label_overrides") or {})
         for name, label in given.items():
@@ -236,6 +237,7 @@ def rename(
         raise BadRequestError(f"run_name has {len(name)} characters; at most {RUN_NAME_CHARS} are allowed.")
     with wh.db.write() as connection:
         cluster = _cluster(connection, principal, namespace, identifier)
+        clusters.hold_run(connection, run_id)
         run = _completed(connection, cluster["cluster_id"], run_id)
         _change_result(connection, principal, run, run_name=name or None)
     return {"cluster_id": cluster["cluster_id"], "run_id": run_id, "run_name": name or None}

@@ -86,7 +86,7 @@ class Claim:
 
 
 def claim(wh: Warehouse, holder: str, alive: Callable[[], Collection[str]]) -> Claim | None:
-    """Take up the oldest execution that no live server holds; None when there is none.
+    """Take up the execution that is next of those that no live server holds; None when there is none.
 
     One under which too many servers ended fails instead. None is begun in a namespace in which documents are being
     erased, so that the erasing ends.
@@ -122,7 +122,11 @@ def claim(wh: Warehouse, holder: str, alive: Callable[[], Collection[str]]) -> C
 
 
 def _oldest(holder: str, alive: Collection[str]) -> sa.Select[Any]:
-    """Return the query for the oldest execution that may be taken up by `holder`."""
+    """Return the query for the execution that `holder` takes up next.
+
+    Those that were begun go on first. Of namespaces that wait, the one with the fewest under way is next, then the one
+    whose last execution ended longest ago: many clusters of one hold up no other's.
+    """
     c = cluster_runs.c
     free = sa.or_(
         sa.and_(c.status == "pending", c.namespace_id.not_in(sa.select(erasures.c.namespace_id))),
@@ -131,10 +135,22 @@ def _oldest(holder: str, alive: Collection[str]) -> sa.Select[Any]:
             sa.or_(c.holder.is_(None), c.holder == holder, c.holder.not_in(list(alive))),
         ),
     )
+    of_namespace = cluster_runs.alias()
+    mine = of_namespace.c.namespace_id == c.namespace_id
+    under_way = (
+        sa.select(sa.func.count()).where(mine, of_namespace.c.status == "processing").scalar_subquery()
+    )
+    ended = sa.select(sa.func.max(of_namespace.c.completed_at)).where(mine).scalar_subquery()
     return (
         sa.select(c.run_id, c.status, c.holder, c.crashes)
         .where(free)
-        .order_by(c.created_at, c.run_id)
+        .order_by(
+            c.status == "pending",
+            sa.func.coalesce(under_way, 0),
+            sa.func.coalesce(ended, ""),
+            c.created_at,
+            c.run_id,
+        )
         .limit(1)
     )
 

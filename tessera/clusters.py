@@ -261,6 +261,12 @@ def hold(connection: Connection, cluster_id: str) -> None:
     connection.execute(this.with_for_update())
 
 
+def hold_run(connection: Connection, run_id: str) -> None:
+    """Let no other transaction change what an execution found until this one has ended: read it afterwards."""
+    this = sa.select(cluster_runs.c.run_id).where(cluster_runs.c.run_id == run_id)
+    connection.execute(this.with_for_update())
+
+
 def begin(
     connection: Connection,
     organization_id: str,

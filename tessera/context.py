@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tessera.plan_cache import PlanCache
 from tessera.result_cache import ResultCache
@@ -64,6 +64,8 @@ class Warehouse:
     warm: set[str] = field(default_factory=set, repr=False)
     #: Batches under way on this server, each with whether it had the workers for itself all the time.
     under_way: dict[str, bool] = field(default_factory=dict, repr=False)
+    #: Weights of searches that were learned, by retriever and what was asked, each with the interactions counted then.
+    learned: dict[tuple[Any, ...], tuple[int, Any]] = field(default_factory=dict, repr=False)
     language: LanguageModel | None = field(default=None, repr=False)
     filter_uses: FilterUses | None = field(default=None, repr=False)
 

@@ -20,9 +20,9 @@ from tessera.db.tables import evaluation_datasets as datasets
 from tessera.db.tables import evaluation_queries as outcomes
 from tessera.db.tables import evaluations
 from tessera.errors import TesseraError, ValidationError
-from tessera.evaluations import OPEN, end, outcomes_of, row_of, tell
+from tessera.evaluations import end, outcomes_of, row_of, tell
 from tessera.models.base import JsonObject
-from tessera.models.evaluations import EvaluationStatus
+from tessera.models.evaluations import OPEN, EvaluationStatus
 from tessera.models.tasks import TaskStatus
 
 #: After so long another evaluation has its turn.

@@ -32,6 +32,7 @@ from tessera.errors import (
 from tessera.ids import new_id
 from tessera.models.base import JsonObject
 from tessera.models.evaluations import (
+    OPEN,
     CreateDatasetRequest,
     EvaluationConfig,
     EvaluationStatus,
@@ -40,8 +41,6 @@ from tessera.models.evaluations import (
 from tessera.models.tasks import TaskStatus, TaskType
 from tessera.pagination import PageRequest
 
-#: States of an evaluation that has not ended.
-OPEN = (EvaluationStatus.PENDING, EvaluationStatus.IN_PROGRESS)
 #: Queries times the largest k of one evaluation: its record names the documents at each.
 _MOST_PLACES = 500_000
 

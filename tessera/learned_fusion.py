@@ -7,7 +7,6 @@ that the retriever states are used, and the answer says so.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -31,9 +30,6 @@ _FEW = 1_000
 _HELD = 1024
 _IDS = 500
 
-_lock = threading.Lock()
-_held: dict[tuple[Any, ...], tuple[int, Learned]] = {}
-
 
 def weights_of(
     wh: Warehouse,
@@ -56,8 +52,7 @@ def weights_of(
             .select_from(interactions)
             .where(interactions.c.retriever_id == retriever_id)
         ).scalar_one()
-        with _lock:
-            held = _held.get(key)
+        held: tuple[int, Learned] | None = wh.learned.get(key)
         if held is not None:
             # As long as too few speak for a document each one counts, while reading all of them costs little.
             certain = 0 if held[1].fallback is None else _FEW
@@ -67,10 +62,9 @@ def weights_of(
         chosen = _chosen(connection, retriever_id, rewards) if count else {}
         lists = _lists(connection, retriever_id, chosen, names)
     learned = _learned(lists, stated, rewards, least)
-    with _lock:
-        if len(_held) >= _HELD:
-            _held.clear()
-        _held[key] = count, learned
+    if len(wh.learned) >= _HELD:
+        wh.learned.clear()
+    wh.learned[key] = count, learned
     return learned
 
 

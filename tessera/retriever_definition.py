@@ -187,6 +187,8 @@ def checked_stages(
         stages.append(stage)
         before = [earlier["stage_name"] for earlier in stages[:-1]]
         kind = wh.registry.stages[stage["config"]["stage_id"]]
+        if not wrong:
+            problems += _named_feature_problems(wh, place, kind, stage["parameters"], index)
         problems += _reference_problems(
             stage["parameters"], fields if declared else None, before, index, kind
         )
@@ -237,6 +239,24 @@ def _reference_problems(
         problems.append(
             Problem(("body", "stages", index, "parameters"), f"{expression} {why}", "unknown_input")
         )
+    return problems
+
+
+def _named_feature_problems(
+    wh: Warehouse, place: RowMapping, stage: Stage, parameters: Mapping[str, Any], index: int
+) -> list[Problem]:
+    """Return a problem for each feature that a stage compares by and that this namespace has not."""
+    problems = []
+    for key in stage.names_features:
+        uri = parameters.get(key)
+        # The official client states a default, the text "null".
+        if not isinstance(uri, str) or uri in ("", "null") or templates.is_template(uri):
+            continue
+        try:
+            vector_of(wh, place, uri, key)
+        except BadRequestError as error:
+            where: Location = ("body", "stages", index, "parameters", key)
+            problems.append(Problem(where, error.message, "unknown_feature", 400))
     return problems
 
 

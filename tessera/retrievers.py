@@ -17,7 +17,7 @@ from tessera.db.engine import now
 from tessera.db.tables import evaluations, retrievers, tasks
 from tessera.errors import AlreadyExistsError, BadRequestError, Problem, quote, raise_problems
 from tessera.ids import new_id
-from tessera.models.evaluations import EvaluationStatus
+from tessera.models.evaluations import OPEN
 from tessera.models.retrievers import CloneRetrieverRequest, CreateRetrieverRequest, PatchRetrieverRequest
 from tessera.models.tasks import TaskStatus
 from tessera.pagination import PageRequest, paginate
@@ -267,7 +267,7 @@ def _end_evaluations(connection: Connection, retriever_id: str) -> None:
     """Let the tasks of evaluations end that go with their retriever: nothing else would."""
     going = sa.select(evaluations.c.task_id).where(
         evaluations.c.retriever_id == retriever_id,
-        evaluations.c.status.in_([EvaluationStatus.PENDING, EvaluationStatus.IN_PROGRESS]),
+        evaluations.c.status.in_(OPEN),
     )
     ended = {"status": TaskStatus.CANCELED, "error": "The retriever was deleted.", "updated_at": now()}
     connection.execute(sa.update(tasks).where(tasks.c.task_id.in_(going)).values(**ended))

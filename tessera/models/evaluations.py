@@ -22,6 +22,10 @@ class EvaluationStatus(StrEnum):
     FAILED = "failed"
 
 
+#: States of an evaluation that has not ended.
+OPEN = (EvaluationStatus.PENDING, EvaluationStatus.IN_PROGRESS)
+
+
 class GroundTruthQuery(Model):
     """A query, and which documents answer it; a score above 0 is relevant, 1 unless `relevance_scores` says more."""
 

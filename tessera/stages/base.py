@@ -224,6 +224,8 @@ class Stage(ABC):
     needs_language: ClassVar[bool] = False
     #: Parameters that name a collection of the namespace, beside those that the retriever reads.
     names_collections: ClassVar[tuple[str, ...]] = ()
+    #: Parameters that name a feature of the namespace whose vectors are compared.
+    names_features: ClassVar[tuple[str, ...]] = ()
     #: Parameters that name a taxonomy of the namespace.
     names_taxonomies: ClassVar[tuple[str, ...]] = ()
 

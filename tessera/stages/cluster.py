@@ -69,6 +69,7 @@ class Cluster(Stage):
         "Groups hits by their vectors, and answers the groups, the hits with their group, or one hit of each."
     )
     icon = "chart-scatter"
+    names_features = ("feature_uri",)
     Params = ClusterParams
 
     def is_installed(self) -> bool:

@@ -135,6 +135,7 @@ class CrossCompare(Stage):
         "reference_field": "text",
     }
     names_collections = ("reference_collection_id",)
+    names_features = ("feature_uri", "visual_feature_uri")
 
     def problems(self, parameters: Mapping[str, Any], location: tuple[str | int, ...]) -> list[Problem]:
         """Return a problem for a collection that an input would choose, and for looks without a feature."""

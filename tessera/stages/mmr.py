@@ -34,6 +34,7 @@ class Mmr(Stage):
     category = "sort"
     description = "Chooses hits that are relevant and unlike each other (maximal marginal relevance)."
     icon = "shuffle"
+    names_features = ("feature_uri",)
     Params = MmrParams
     cost_tier = "moderate"
     example: ClassVar = {"lambda": 0.5, "top_n": 10}

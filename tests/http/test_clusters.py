@@ -379,8 +379,27 @@ def test_hits_are_grouped_while_a_query_waits(place: Topics) -> None:
     assert all(each["score"] is not None for each in labelled)
     one_each = themes(place, n_clusters=2, output_mode="representatives")
     assert [each["kind"] for each in one_each] == ["tent", "soup"]
-    wrong = {"stages": [{"stage_id": "cluster", "parameters": {"feature_uri": "mixpeek://no@v1/thing"}}]}
-    assert "feature" in place.refused(400, "POST", "/retrievers/execute", wrong)
+
+
+@pytest.mark.parametrize(
+    ("stage_id", "name", "more"),
+    [
+        ("cluster", "feature_uri", {}),
+        ("mmr", "feature_uri", {}),
+        ("cross_compare", "visual_feature_uri", {"match_tiers": ["visual"]}),
+    ],
+)
+def test_a_feature_that_is_not_there_is_refused_at_creation(
+    place: Topics, stage_id: str, name: str, more: dict[str, Any]
+) -> None:
+    parameters = {name: "mixpeek://no@v1/thing", **more}
+    if stage_id == "cross_compare":
+        parameters["reference_collection_id"] = place.texts
+    stages = [{"stage_id": stage_id, "parameters": parameters}]
+    asked = {"retriever_name": f"no_{stage_id}", "collection_identifiers": [place.texts], "stages": stages}
+    for path in ("/retrievers", "/retrievers/execute"):
+        said = place.refused(400, "POST", path, asked)
+        assert name in said and "mixpeek://no@v1/thing" in said and TEXT_URI in said
 
 
 def test_the_same_on_a_qdrant_server(server_on_qdrant: Server) -> None:

@@ -360,6 +360,26 @@ def test_a_server_that_came_while_another_looked_keeps_what_it_took_up(place: Pl
     assert (stood(place, run_id)["holder"], stood(place, run_id)["crashes"]) == ("second", 1)
 
 
+def test_many_executions_of_one_namespace_hold_up_no_other(place: Place) -> None:
+    begun(place)
+    with place.wh.db.write() as connection:
+        insert_namespace(connection, "ns_2", "two")
+        cluster = connection.execute(sa.select(cluster_rows)).mappings().one()
+        of_two = {**cluster, "cluster_id": "clust_2", "namespace_id": "ns_2"}
+        second = {**cluster, "cluster_id": "clust_3", "cluster_name": "more"}
+        connection.execute(cluster_rows.insert(), [second, of_two])
+        clusters.begin(connection, "org_1", second, {})
+        clusters.begin(connection, "org_1", of_two, {})
+    order = []
+    for _ in range(3):
+        claimed = cluster_runs.claim(place.wh, "me", lambda: {"me"})
+        assert claimed is not None
+        order.append(stood(place, claimed.run_id)["namespace_id"])
+        with place.wh.db.write() as connection:
+            cluster_runs.end(connection, claimed.run_id, "Ended.")
+    assert order == ["ns_1", "ns_2", "ns_1"]
+
+
 def test_none_is_begun_while_documents_are_erased(place: Place) -> None:
     begun(place)
     at = now()
