@@ -24,7 +24,7 @@ import pytest
 import qdrant_edge
 
 from tessera import artifact
-from tessera.adapters.qdrant import edge, edge_host
+from tessera.adapters.qdrant import edge, edge_host, pipe
 from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.adapters.qdrant.view import finish
 from tessera.errors import QdrantError
@@ -698,6 +698,37 @@ def test_large_questions_and_large_answers_may_meet_in_the_pipe(
         kill_hosts(vectors)
     assert not stuck
     assert not failed
+
+
+def test_an_answer_that_cannot_be_read_ends_the_host_and_is_asked_for_again(
+    start: Callable[..., EdgeVectors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whose answers were lost with it: without the host's end all would wait for theirs in vain."""
+    vectors, where = start(), view(tmp_path)
+    vectors.open(where)
+    vectors.apply(where, [Entry(1, "edit", upserts=(document(1),))])
+    vectors.flush(where)
+    (pid,) = host_pids(vectors)
+    os.kill(pid, signal.SIGSTOP)
+    outcomes: list[int] = []
+    readers = [threading.Thread(target=lambda: outcomes.append(vectors.count(where))) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    wait_until(lambda: sum(host.waiting for host in vectors._slots if host) == 4, 60)
+    feed = pipe.Incoming.feed
+    fails = iter([True])
+
+    def failing(incoming: pipe.Incoming, data: bytes) -> list[tuple[Any, ...]]:
+        if next(fails, False):
+            raise MemoryError
+        return feed(incoming, data)
+
+    monkeypatch.setattr(pipe.Incoming, "feed", failing)
+    os.kill(pid, signal.SIGCONT)
+    for reader in readers:
+        reader.join(60)
+    assert outcomes == [1] * 4
+    assert host_pids(vectors) != [pid]
 
 
 def test_a_second_server_cannot_open_what_the_first_holds(

@@ -205,7 +205,28 @@ class _Host:
         return value
 
     def _read(self) -> None:
-        """Hand answers to those who wait, until the host ends."""
+        """Hand answers to those who wait, until the host ends; then tell those who still do."""
+        try:
+            self._hand_out()
+        except Exception:
+            # Memory was short, say. Nobody can tell whose answers are lost with it, and all would wait in vain: the
+            # host ends, and what it was asked is asked again. Killed from here, it is no view's fault.
+            self.process.kill()
+            logger.exception("An answer of vector host %d could not be read; it is ended.", self.process.pid)
+        with self._lock:
+            self._dead = True
+            waiting, self._pending = self._pending, {}
+        self._connection.close()
+        status = self.process.wait()
+        self._record.unlink(missing_ok=True)
+        if not self._is_ending:
+            blamed = self._blamed or {view_id for view_id, _ in waiting.values() if view_id}
+            self._on_death(self, blamed, status)
+        for _, future in waiting.values():
+            future.set_exception(_HostDied())
+
+    def _hand_out(self) -> None:
+        """Hand answers to those who wait, until there are no more."""
         incoming = pipe.Incoming()
         while True:
             try:
@@ -213,7 +234,7 @@ class _Host:
             except OSError:
                 data = b""
             if not data:
-                break
+                return
             for request_id, outcome, value in incoming.feed(data):
                 with self._lock:
                     view_id, future = self._pending.pop(request_id, ("", None))
@@ -226,17 +247,6 @@ class _Host:
                         future = None
                 if future is not None:
                     future.set_result((outcome, value))
-        with self._lock:
-            self._dead = True
-            waiting, self._pending = self._pending, {}
-        self._connection.close()
-        status = self.process.wait()
-        self._record.unlink(missing_ok=True)
-        if not self._is_ending:
-            blamed = self._blamed or {view_id for view_id, _ in waiting.values() if view_id}
-            self._on_death(self, blamed, status)
-        for _, future in waiting.values():
-            future.set_exception(_HostDied())
 
     def kill(self) -> None:
         """End the host at once; what it holds is lost. Returns when its files are free."""
