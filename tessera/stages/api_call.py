@@ -129,7 +129,7 @@ class ApiCallParams(StageParams):
     @field_validator("headers", mode="before")
     @classmethod
     def _no_headers(cls, value: Any) -> Any:
-        return value or {}
+        return {} if value is None else value
 
     @field_validator("headers")
     @classmethod

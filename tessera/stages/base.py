@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 
 from tessera import templates
 from tessera.budget import Budget
@@ -72,6 +72,17 @@ class StageParams(BaseModel):
     """Parameters of a stage; unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # To Python true is 1; who sends it for a number meant something else.
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            kinds = get_args(annotation) or (annotation,)
+            if (int in kinds or float in kinds) and bool not in kinds:
+                raise ValueError(f"a number is needed, not {str(value).lower()}")
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,13 +133,15 @@ class FeatureSearchParams(StageParams):
     @field_validator("facets", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        listed = [value] if isinstance(value, str | dict) else value or []
+        listed = [value] if isinstance(value, str | dict) else [] if value is None else value
+        if not isinstance(listed, list):
+            return listed  # no list: the model says what is allowed
         return [{"key": item} if isinstance(item, str) else item for item in listed]
 
     @field_validator("collection_identifiers", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
-        return value or []
+        return [] if value is None else value
 
 
 class FeatureSearch(Stage):

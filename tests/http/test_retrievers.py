@@ -218,6 +218,15 @@ def test_metadata_changes_and_stages_do_not(place: Place) -> None:
         ({"stages": [_feature(query="{{INPUT.q | upper}}")]}, 422, ["INPUT.q | upper", "{{INPUT.name}}"]),
         ({"stages": [_feature(query="{{ 7 * 7 }}")]}, 422, ["7 * 7"]),
         ({"stages": [{"stage_id": "limit", "parameters": {"limit": 0}}]}, 422, ["limit"]),
+        ({"stages": [{"stage_id": "limit", "parameters": {"limit": True}}]}, 422, ["limit", "not true"]),
+        ({"stages": [_feature(query="{{INPUT.q}}", facets=True)]}, 422, ["facets", "list"]),
+        ({"stages": [_feature(query="{{INPUT.q}}", facets=0)]}, 422, ["facets", "list"]),
+        ({"stages": [_feature(query="{{INPUT.q}}", facets=[True])]}, 422, ["facets"]),
+        (
+            {"stages": [_feature(query="{{INPUT.q}}", collection_identifiers=0)]},
+            422,
+            ["collection_identifiers"],
+        ),
         ({"stages": [{"stage_id": "attribute_filter", "parameters": {}}]}, 422, ["conditions"]),
         ({"stages": [_stage("group_by", field="internal_id")]}, 422, ["internal_id"]),
         (
