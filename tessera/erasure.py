@@ -636,9 +636,11 @@ def _renew_view(work: _Work) -> None:
     wh, n = work.wh, namespace_rows.c
     this = n.namespace_id == work.namespace_id
     with wh.db.read() as connection:
-        row = connection.execute(sa.select(n.mark_seq, n.head, n.document_count).where(this)).one_or_none()
+        row = connection.execute(sa.select(n.checkpoint_seq).where(this)).one_or_none()
     if row is None:
         return  # the namespace was deleted: its purge removes everything
+    if _knows_nothing(work, row.checkpoint_seq):
+        return
     wh.views.renew(work.namespace_id)
     with wh.db.read() as connection:
         used = connection.execute(sa.select(n.view_id, n.place).where(this)).one_or_none()
@@ -658,6 +660,21 @@ def _renew_view(work: _Work) -> None:
             here = [row.view_id for row in doomed if row.place == used.place]
             connection.execute(sa.delete(doomed_views).where(doomed_views.c.view_id.in_(here)))
         work.save(connection)
+
+
+def _knows_nothing(work: _Work, checkpoint_seq: int) -> bool:
+    """Say whether no view can hold anything of what is erased, so that none need be made anew.
+
+    The log names every document that a view ever had, until it is folded; and what another erasure has taken out of
+    it is in views until that one has renewed them.
+    """
+    report = work.report
+    found = ("documents", "objects", "entries_rewritten", "artifacts_rewritten")
+    if checkpoint_seq or any(report[name] for name in found):
+        return False
+    others = sa.and_(erasures.c.namespace_id == work.namespace_id, erasures.c.task_id != work.task_id)
+    with work.wh.db.read() as connection:
+        return connection.execute(sa.select(sa.literal(1)).where(sa.exists().where(others))).scalar() is None
 
 
 # --- files ---------------------------------------------------------------------------------------------

@@ -177,6 +177,24 @@ def read(
     return [entry_of(row, local_path) for row in rows]
 
 
+def artifact_at(
+    connection: Connection, namespace_id: str, seq: int, *, local_path: Callable[[str], Path]
+) -> Entry | None:
+    """Return entry `seq` if it is an artifact that a view which has the entry before can go on with."""
+    row = connection.execute(
+        sa.select(log_entries)
+        .join(namespaces, namespaces.c.namespace_id == log_entries.c.namespace_id)
+        .where(
+            log_entries.c.namespace_id == namespace_id,
+            log_entries.c.seq == seq,
+            log_entries.c.artifact_key.is_not(None),
+            # Those of a checkpoint go on from the start of it, under the numbers of others.
+            namespaces.c.checkpoint_seq < seq,
+        )
+    ).one_or_none()
+    return None if row is None else entry_of(row, local_path)
+
+
 def changed_since(
     connection: Connection,
     namespace_id: str,

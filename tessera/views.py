@@ -99,6 +99,7 @@ class _Open:
 
     __slots__ = (
         "behind",
+        "damage",
         "edits",
         "flush_from",
         "gone",
@@ -122,6 +123,8 @@ class _Open:
         self.gone = False
         #: Whether an entry could not be applied: then every use tries to catch up.
         self.behind = False
+        #: Damage that was told, perhaps for the only time, and is not treated yet.
+        self.damage: ViewDamaged | None = None
         self.openings = 0
         self.used_at = time.monotonic()
         #: Whether this process has had the view open before: what it lost since, it lost whole.
@@ -239,12 +242,10 @@ class Views:
             return None
         try:
             with self._db.read() as connection:
-                entries = log.read(
-                    connection, namespace_id, after=seq - 1, limit=1, local_path=self._blobs.path
-                )
-            if len(entries) != 1 or entries[0].seq != seq or entries[0].artifact_path is None:
+                entry = log.artifact_at(connection, namespace_id, seq, local_path=self._blobs.path)
+            if entry is None:
                 return None
-            mark = self._vectors.apply_next(view, entries[0])
+            mark = self._vectors.apply_next(view, entry)
         except ViewDamaged as damage:
             return damage
         except Exception:  # noqa: BLE001  see above
@@ -636,7 +637,7 @@ class Views:
                 state.ready = False
                 if state.view is not None:
                     self._vectors.release(state.view)
-            except QdrantError as error:
+            except Exception as error:  # noqa: BLE001  one view's trouble must not end the flusher of all
                 logger.warning("view %s was not let go: %s", namespace_id, error)
             finally:
                 state.lock.release()
@@ -716,6 +717,8 @@ class Views:
     def _make_ready(self, namespace_id: str, state: _Open) -> None:
         if state.ready:
             return
+        if state.damage is not None:
+            raise state.damage
         row = self._row(namespace_id)
         vectors = tuple(DenseVector(**vector) for vector in row.vectors)
         sparse = SparseText.all_of(row.sparse_vectors)
@@ -824,7 +827,11 @@ class Views:
                     break  # what was read beyond it has writers of its own, who would wait for each other
 
     def _set_aside(self, namespace_id: str, state: _Open, damage: ViewDamaged) -> None:
-        """Give the namespace a fresh view, to be built from the log; the damaged one is dropped."""
+        """Give the namespace a fresh view, to be built from the log; the damaged one is dropped.
+
+        When the database cannot be written to now, whoever uses the view next does it.
+        """
+        state.ready, state.damage = False, damage
         with self._db.write() as connection:
             row = connection.execute(
                 sa.update(namespaces)
@@ -841,7 +848,7 @@ class Views:
                 )
                 # Whoever is killed from here on leaves a directory that the next server drops.
                 connection.execute(_doom(damage.view_id, namespace_id, row.place, now()))
-        state.ready = False
+        state.damage = None
         if row is None:
             return  # it is another one's turn already, or the namespace is gone
         logger.warning("view %s is damaged (%s); rebuilding from the log", damage.view_id, damage.reason)
@@ -875,10 +882,12 @@ class Views:
         began = time.monotonic()
         try:
             mark = self._vectors.flush(view)
-        except (ViewLost, ViewDamaged):
+        except ViewLost:
             with state.lock:
                 if state.view is view:
-                    state.ready = False  # whoever uses it next opens it, and sees what is the matter
+                    state.ready = False  # whoever uses it next opens it
+        except ViewDamaged as damage:
+            self._treat(namespace_id, state, view, damage)
         except Exception as error:  # noqa: BLE001  one view's trouble must not end the flusher of all
             logger.warning("view %s could not be flushed: %s", view.view_id, error)
             self._dirty.add(namespace_id)
@@ -886,6 +895,16 @@ class Views:
             ended = time.monotonic()
             state.flush_from = ended + min(FLUSH_LATEST_S, (ended - began) / FLUSH_SHARE)
             self._db.later(_record(namespace_id, mark))
+
+    def _treat(self, namespace_id: str, state: _Open, view: View, damage: ViewDamaged) -> None:
+        """Set aside a view that was found damaged by nobody who waits; the next use of it builds it anew."""
+        with state.lock:
+            if state.view is not view or state.gone:
+                return
+            try:
+                self._set_aside(namespace_id, state, damage)
+            except Exception as error:  # noqa: BLE001  one view's trouble must not end the flusher of all
+                logger.warning("damaged view %s could not be set aside yet: %s", view.view_id, error)
 
 
 def _portions(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

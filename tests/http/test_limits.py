@@ -7,10 +7,16 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
+from tessera.config import Settings
+from tessera.limits import check_quota
 from tests.http.loop import TEXT, Loop
 from tests.http.processes import Server
 from tests.http.test_errors import envelope
@@ -294,3 +300,25 @@ def test_settings_of_limits_are_checked(tmp_path: Path, setting: str, value: str
 
     with pytest.raises(ConfigurationError, match="is not one of"):
         load({"data": tmp_path}, {f"TESSERA_{setting}": value})
+
+
+def test_who_counts_for_a_quota_waits_for_whoever_counts_the_same_where_a_database_has_many_writers() -> None:
+    """Both counted the last place as free, and both took it."""
+    sent: list[str] = []
+
+    class PostgreSQL:
+        dialect = postgresql.dialect()
+
+        def execute(self, statement: sa.Executable) -> SimpleNamespace:
+            sent.append(str(statement.compile(dialect=self.dialect)))
+            return SimpleNamespace(scalar_one=lambda: 4)
+
+    wh: Any = SimpleNamespace(settings=Settings(quotas="buckets=5,documents=5"))
+    who: Any = SimpleNamespace(account_type="free", organization_id="org_1")
+    connection: Any = PostgreSQL()
+    check_quota(wh, connection, who, "buckets")
+    assert [text.split("(")[0] for text in sent] == ["SELECT pg_advisory_xact_lock", "SELECT count"]
+    del sent[:]
+    # The row of a namespace is held by then, and how many documents are findable is known later.
+    check_quota(wh, connection, who, "documents")
+    assert len(sent) == 1 and "lock" not in sent[0]

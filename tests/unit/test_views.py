@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tessera.adapters.qdrant.edge import EdgeVectors
 from tessera.blobs import Blobs
 from tessera.db.engine import Database
 from tessera.db.tables import metadata, namespaces
-from tessera.errors import NotFoundError, QdrantError
+from tessera.errors import DeadlineError, NotFoundError, QdrantError, StorageUnavailableError
 from tessera.ports import Document, Entry, Fusion, Mark, Page, Part, Search, View, ViewDamaged
 from tessera.views import Location, Views
 from tests.unit.rows import insert_namespace
@@ -374,6 +375,73 @@ def test_a_view_that_is_damaged_when_it_is_flushed_ends_nobodys_flushing(
     assert place.found() == {"doc_1": 1, "doc_2": 2}
 
 
+def test_damage_that_is_told_at_a_flush_is_treated_even_when_the_database_could_not_be_written_then(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be told for the only time: a count that is not the mark's was forgotten, and the view answered on."""
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    _wait_for(lambda: place.row().mark_seq == 1)
+    told, write = threading.Event(), place.db.write
+
+    def damaged(view: View) -> Mark:
+        told.set()
+        raise ViewDamaged(view.view_id, "it holds 2 documents where its mark says 1")
+
+    def full() -> None:
+        raise StorageUnavailableError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        seq = place.write(document(2))
+        patch.setattr(place.vectors, "flush", damaged)
+        patch.setattr(place.db, "write", full)
+        place.views.apply(NAMESPACE, seq)
+        _wait_for(lambda: "could not be set aside yet" in caplog.text)
+        assert told.is_set()
+        with pytest.raises(StorageUnavailableError):
+            place.found()
+    assert place.db.write == write
+    assert place.found() == {"doc_1": 1, "doc_2": 2}
+    assert place.row().view_id == f"{NAMESPACE}-2"
+    assert "it holds 2 documents where its mark says 1" in caplog.text
+
+
+def test_an_engine_that_lacks_entries_is_given_them_from_the_log(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lay between was passed over in silence, and no one ever looked."""
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    apply, said = place.vectors.apply, []
+
+    def too_far(view: View, entries: Sequence[Entry]) -> Mark:
+        mark = apply(view, entries)
+        said.append(mark.seq)
+        return replace(mark, seq=mark.seq + 1) if len(said) == 1 else mark
+
+    monkeypatch.setattr(place.vectors, "apply", too_far)
+    place.views.apply(NAMESPACE, place.write(document(2)))
+    place.write(document(3))
+    seq = place.write(document(4))
+    assert place.views.apply(NAMESPACE, seq).seq == seq
+    assert place.found() == {f"doc_{n}": n for n in range(1, 5)}
+    assert place.row().view_id == f"{NAMESPACE}-1", "nothing is damaged"
+
+
+def test_an_edit_that_others_are_ahead_of_is_read_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only artifacts are handed on ahead; a contended edit's body was parsed to learn that it is none."""
+    place.views.apply(NAMESPACE, place.write(document(1)))
+    place.write(document(2))
+    seq = place.write(document(3))
+    entry_of, parsed = log.entry_of, []
+
+    def noted(row: sa.Row[tuple[object, ...]], local_path: Callable[[str], Path]) -> Entry:
+        parsed.append(row.seq)
+        return entry_of(row, local_path)
+
+    monkeypatch.setattr(log, "entry_of", noted)
+    place.views.apply(NAMESPACE, seq)
+    assert parsed == [2, 3]
+
+
 def test_a_reader_waits_for_a_view_only_so_long(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers of one namespace that is rebuilt took every thread of the server, for as long as that took."""
     monkeypatch.setattr(views, "READ_PATIENCE_S", 0.2)
@@ -420,10 +488,19 @@ def test_what_is_kept_of_namespaces_is_bounded(place: Place, monkeypatch: pytest
             ],
         )
     place.views.apply(NAMESPACE, place.write(document(1)))
+    release, late = place.vectors.release, []
+
+    def late_once(view: View) -> None:
+        if not late:
+            late.append(view.view_id)
+            raise DeadlineError("The vector engine did not answer within 600 s.")
+        release(view)
+
+    monkeypatch.setattr(place.vectors, "release", late_once)  # the thread that flushes all views died of it
     for name in others:
         assert place.views.count(name) == 0
     deadline = time.monotonic() + 30
-    while len(place.views._open) > 8 or len(place.vectors._placed) > 8:
+    while len(place.views._open) > 8 or len(place.vectors._placed) > 8 + len(late):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     place.views.apply(NAMESPACE, place.write(document(2)))

@@ -58,7 +58,7 @@ from tessera.adapters.qdrant.view import (
     sparse_recipe,
 )
 from tessera.errors import BadRequestError, EngineFullError, QdrantError, storage_trouble
-from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged
+from tessera.ports import Hit, Mark, PageResult, Payload, View, ViewDamaged, ViewLost
 
 #: 0.7.2 and 0.8.0 lose every point that was not flushed when their process is killed; 0.9.0 loses none.
 OLDEST_EDGE: Final = (0, 9, 0)
@@ -996,7 +996,7 @@ class Host:
             outcome = pipe.BAD_REQUEST, (error.message, error.details)
         elif isinstance(error, ViewDamaged):
             outcome = pipe.DAMAGED, error.reason
-        elif isinstance(error, _NotOpen):
+        elif isinstance(error, _NotOpen | ViewLost):
             outcome = pipe.LOST, str(error)
         elif isinstance(error, Panic):
             outcome = pipe.PANIC, f"The vector engine panicked: {error}"
@@ -1134,7 +1134,7 @@ class Host:
             self._die(job.request_ids, panic)
         except Exception as error:  # noqa: BLE001 - one entry's error must not end the host
             self._applied(view_id)
-            if isinstance(error, QdrantError | OSError):
+            if isinstance(error, QdrantError | OSError | ViewLost):
                 self._let_go(view_id)
             self._fail(job.request_ids, error)
 

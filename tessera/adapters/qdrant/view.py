@@ -57,6 +57,7 @@ from tessera.ports import (
     Search,
     SparseText,
     View,
+    ViewLost,
 )
 
 #: Points in one read of those that are looked through for a new index.
@@ -443,10 +444,19 @@ class LiveView:
     # --- writing -----------------------------------------------------------------------------------
 
     def apply(self, entries: Sequence[Entry]) -> Steps[Mark]:
-        """Apply `entries` in order, slice by slice. Entries that the view has already are passed over."""
+        """Apply `entries` in order, slice by slice. Entries that the view has already are passed over.
+
+        Raises `ViewLost` at an entry that is not the next one: whoever opens the view again learns where it stands.
+        """
         for entry in entries:
-            if entry.seq <= self.standing.seq:
+            stands_at = self.standing.seq
+            if entry.seq <= stands_at:
                 continue
+            # From nothing it begins with the log's first entry, which after a fold has another number than 1.
+            if 0 < stands_at < entry.seq - 1:
+                raise ViewLost(
+                    f"view {self.view.view_id} stands at entry {stands_at}, and was given entry {entry.seq} next"
+                )
             self._count_again()
             try:
                 yield from self._apply(entry)
