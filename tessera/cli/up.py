@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tessera import collector
 from tessera.cli.options import add_settings, load
 from tessera.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, note
 
@@ -38,6 +39,7 @@ def add(commands: Any) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
+    collector.rest()
     from tessera import config, data_directory
     from tessera.db.engine import now
 
@@ -83,7 +85,6 @@ def _first_key(data: Path, wh: Warehouse) -> None:
 def _serve(wh: Warehouse, listener: socket.socket, url: str) -> int:
     import uvicorn
 
-    from tessera import collector
     from tessera.api.app import make_app
     from tessera.api.request_log import RequestLog
     from tessera.api.wire import protocol
