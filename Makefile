@@ -62,7 +62,7 @@ demo: $(READY)
 	@$(PY) -m demo $(ARGS)
 
 test: $(READY) $(SDKS_READY)
-	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(READY) $(SDKS_READY)
 	@$(PY) -m pytest -m slow --timeout 3600 $(ARGS)

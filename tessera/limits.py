@@ -16,7 +16,7 @@ from functools import lru_cache
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tessera.config import RATE_CLASSES, Settings, parse_numbers
+from tessera.config import QUOTAS, RATE_CLASSES, Settings, parse_numbers
 from tessera.context import Principal, Warehouse
 from tessera.db.tables import (
     api_keys,
@@ -32,18 +32,7 @@ from tessera.errors import QuotaExceededError, TooManyRequestsError
 
 WINDOW_S = 60
 #: What is a row as soon as it is asked for. No transaction that takes a place in one of these holds a namespace's row.
-_COUNTED_EXACTLY = frozenset(
-    {
-        "namespaces",
-        "buckets",
-        "collections",
-        "retrievers",
-        "taxonomies",
-        "clusters",
-        "api_keys",
-        "active_batches",
-    }
-)
+_COUNTED_EXACTLY = frozenset(QUOTAS) - {"documents", "batch_objects"}
 
 #: Requests a minute of each class by account type, as the vendor's quotas guide states them.
 _RATE_TIERS: Mapping[str, int] = {"free": 60, "pro": 600, "team": 600}
