@@ -69,7 +69,7 @@ from tessera.db.tables import namespaces as namespace_rows
 from tessera.db.tables import objects as object_rows
 from tessera.db.tables import tasks as task_rows
 from tessera.enrichment import KEPT, nodes_of, undone
-from tessera.errors import BadRequestError, QdrantError
+from tessera.errors import BadRequestError, QdrantError, UnavailableError
 from tessera.filters import parse
 from tessera.links import SCHEME
 from tessera.models.erasures import EraseRequest
@@ -177,7 +177,7 @@ def request(wh: Warehouse, principal: Principal, namespace: str, body: EraseRequ
         answer = tasks.answer(connection, _task(connection, task_id))
     try:
         wh.views.apply(namespace_id, seq)
-    except QdrantError as error:
+    except UnavailableError as error:
         # The log has the deletion, and a view answers nothing before it has the log.
         logger.warning("deletion %d of %s waits for its view: %s", seq, namespace_id, error.message)
     wh.results.forget(namespace_id)

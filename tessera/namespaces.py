@@ -980,7 +980,7 @@ def _write_change(
         try:
             if wh.views.apply(namespace_id, seq).behind:
                 wh.views.wait_for_build(namespace_id, _INDEX_PATIENCE_S)
-        except QdrantError as error:
+        except UnavailableError as error:
             # The log has the change, so the next use of the view applies it.
             logger.warning("index change %s of %s waits for its view: %s", seq, namespace_id, error.message)
     return answer(wh, shown)

@@ -21,7 +21,7 @@ from tessera.adapters.qdrant.server import ServerVectors
 from tessera.errors import BadRequestError, ValidationError
 from tessera.filters import And, Condition, Filter, Not, Or, matches, parse
 from tessera.models import INDEX_PARAMS, IndexType, PayloadIndex
-from tessera.ports import DenseVector, Document, Entry, Page, Search, SparseText, Vectors, View
+from tessera.ports import DenseVector, Document, Entry, Page, Search, SparseText, Vectors, View, ViewLost
 from tests import qdrant_rest
 
 Payload = dict[str, Any]
@@ -1071,3 +1071,18 @@ def test_a_read_of_many_slices_sees_one_state(log: Log, engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_an_entry_behind_a_gap_is_refused_and_the_view_goes_on_where_it_stands(engine: Engine) -> None:
+    """What lay between was passed over in silence, and counted as applied."""
+    log = Log(engine)
+    log.upsert(document(1))
+    third = Entry(3, "edit", upserts=(document(3),))
+    with pytest.raises(ViewLost, match="stands at entry 1, and was given entry 3"):
+        engine.vectors.apply(log.view, [third])
+    # Opened again it tells where it stands; what it had in memory alone it may have lost.
+    assert engine.vectors.open(log.view).seq <= 1
+    assert engine.vectors.get(log.view, [document(3).document_id]) == []
+    first, second = (Entry(n, "edit", upserts=(document(n),)) for n in (1, 2))
+    mark = engine.vectors.apply(log.view, [first, second, third])
+    assert (mark.seq, mark.document_count) == (3, 3)
