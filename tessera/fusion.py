@@ -112,8 +112,8 @@ def fused_scores(
     """Return the score of every key of `rankings`.
 
     ``rrf`` adds ``weight / (60 + rank)``; ``weighted`` adds scores scaled to 0…1 within each ranking;
-    ``max`` takes the best of those; ``dbsf`` adds scores scaled by mean ± 3 standard deviations
-    (distribution-based score fusion).
+    ``max`` takes the best of those; ``dbsf`` adds scores scaled by mean ± 3 standard deviations of a sample
+    (distribution-based score fusion, as Qdrant computes it: 0.5 where there is one score, or all are equal).
     """
     scores: dict[K, float] = {}
     for (keys, own), weight in zip(rankings, weights, strict=True):
@@ -150,10 +150,11 @@ def _scaled(raw: Sequence[float], method: str, rrf_k: int) -> list[float]:
     if not raw:
         return []
     if method == "dbsf":
-        mean, spread = statistics.fmean(raw), statistics.pstdev(raw)
+        mean, spread = statistics.fmean(raw), statistics.stdev(raw) if len(raw) > 1 else 0.0
         low, high = mean - 3 * spread, mean + 3 * spread
     else:
         low, high = min(raw), max(raw)
     if high <= low:
-        return [1.0 for _ in raw]
+        # The mean of a distribution is its middle; of a scale from worst to best, one score is the best.
+        return [0.5 if method == "dbsf" else 1.0 for _ in raw]
     return [(value - low) / (high - low) for value in raw]

@@ -81,9 +81,10 @@ def by_hand(rankings: Sequence[Sequence[Hit]], fusion: Fusion) -> list[Hit]:
             else:
                 low, high = min(raw), max(raw)
                 if fusion.method == "dbsf":
-                    middle, spread = statistics.fmean(raw), statistics.pstdev(raw)
+                    middle, spread = statistics.fmean(raw), statistics.stdev(raw) if len(raw) > 1 else 0.0
                     low, high = middle - 3 * spread, middle + 3 * spread
-                value = (score - low) / (high - low) if high > low else 1.0
+                alike = 0.5 if fusion.method == "dbsf" else 1.0
+                value = (score - low) / (high - low) if high > low else alike
             so_far = scores.get(hit.document_id)
             if fusion.method == "max":
                 value = part.weight * value

@@ -45,9 +45,14 @@ def test_max_takes_the_best() -> None:
 
 def test_dbsf_scales_by_three_deviations() -> None:
     scores = {"a": 0.9, "b": 0.6, "c": 0.3}
-    mean, spread = statistics.fmean(scores.values()), statistics.pstdev(scores.values())
+    mean, spread = statistics.fmean(scores.values()), statistics.stdev(scores.values())
     expected = [(name, (score - mean + 3 * spread) / (6 * spread)) for name, score in scores.items()]
     assert fused("dbsf", ranking(**scores)) == [(name, pytest.approx(score)) for name, score in expected]
+
+
+def test_dbsf_takes_what_does_not_differ_for_the_middle() -> None:
+    assert fused("dbsf", ranking(only=7.0)) == [("only", 0.5)]
+    assert fused("dbsf", ranking(a=7.0, b=7.0)) == [("a", 0.5), ("b", 0.5)]
 
 
 def test_dbsf_lets_a_score_stand_out() -> None:
