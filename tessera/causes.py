@@ -41,7 +41,7 @@ _REPLACE = "then retry with retry_mode 'all'."
 
 KINDS: dict[str, Kind] = {
     "unreadable": Kind(
-        "unreadable", "decode", f"Replace the file by a whole one (PATCH the object), {_REPLACE}"
+        "unreadable", "decode", f"Replace the file by one that can be read (PATCH the object), {_REPLACE}"
     ),
     "missing_input": Kind(
         "missing_input",

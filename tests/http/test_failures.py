@@ -102,7 +102,7 @@ def test_a_row_says_its_cause_its_stage_and_the_next_step(loop: Loop) -> None:
     assert (row["cause"], row["stage"], row["error_type"]) == ("unreadable", "decode", "permanent")
     assert (row["can_retry"], row["is_parked"], row["attempts"], row["retry_count"]) == (False, False, 1, 0)
     assert "cannot be decoded" in row["error"]
-    assert "whole one" in row["next_step"]
+    assert "one that can be read" in row["next_step"]
     (short,) = batch["failed_objects"]
     assert short == {key: row[key] for key in ("object_id", "error", "error_type", "timestamp")}
     (tier,) = batch["tier_tasks"][0]["errors"]
