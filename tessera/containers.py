@@ -43,16 +43,16 @@ def holds_only_sound(path: Path) -> bool:
 
 
 def _handlers(file: IO[bytes], end: int) -> Iterator[bytes]:
-    for _, movie, movie_end in _boxes(file, 0, end, b"moov"):
-        for _, track, track_end in _boxes(file, movie, movie_end, b"trak"):
-            for _, media, media_end in _boxes(file, track, track_end, b"mdia"):
-                for _, handler, _ in _boxes(file, media, media_end, b"hdlr"):
+    for movie, movie_end in _boxes(file, 0, end, b"moov"):
+        for track, track_end in _boxes(file, movie, movie_end, b"trak"):
+            for media, media_end in _boxes(file, track, track_end, b"mdia"):
+                for handler, _ in _boxes(file, media, media_end, b"hdlr"):
                     file.seek(handler + 8)
                     yield file.read(4)
 
 
-def _boxes(file: IO[bytes], at: int, end: int, wanted: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, begin and end of what is in each box of a name between two places."""
+def _boxes(file: IO[bytes], at: int, end: int, wanted: bytes) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of what is in each box of the name `wanted` between two places."""
     for _ in range(_MOST):
         if at + 8 > end:
             return
@@ -66,7 +66,7 @@ def _boxes(file: IO[bytes], at: int, end: int, wanted: bytes) -> Iterator[tuple[
         if at + size < begin:
             return
         if head[4:8] == wanted:
-            yield wanted, begin, min(end, at + size)
+            yield begin, min(end, at + size)
         at += size
 
 

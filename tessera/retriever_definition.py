@@ -34,6 +34,8 @@ _STAGE_KEYS = frozenset(
 #: Types of inputs that a stage reads in more than one form.
 _TEXTS = frozenset({"string", "text"})
 _CHECKED_WHERE_USED = frozenset({"document_reference", *BLOB_TYPES}) - _TEXTS
+#: A property of each type, made once: every execution checks its inputs.
+_OF_TYPE = {str(kind): SchemaField(type=kind) for kind in FieldType}
 
 
 def normalise_stage(
@@ -165,7 +167,7 @@ def _type_problem(field: InputField, value: object) -> str | None:
         return None
     if field.type in _TEXTS and isinstance(value, list | dict):
         return None
-    return schemas.value_problem(SchemaField(type=FieldType(field.type)), value)
+    return schemas.value_problem(_OF_TYPE[field.type], value)
 
 
 def checked_stages(

@@ -16,7 +16,6 @@ from tessera.cli.terminal import EXIT_OK, EXIT_USAGE, CommandError, counted, pla
 
 #: Lines that are named where more could be.
 _NAMED = 10
-_MAX_QUERIES = 5000
 _COLUMNS = ("query_id", "query", "relevant_documents", "relevance_scores")
 
 
@@ -68,6 +67,8 @@ def _import(options: argparse.Namespace) -> int:
 
 def _read(path: Path, name: str) -> list[dict[str, Any]]:
     """Return the queries of a file. Raises `CommandError` that names each line that is wrong."""
+    from tessera.models.evaluations import MAX_QUERIES
+
     readers: dict[str, Callable[[str], Iterator[tuple[int, Any]]]] = {
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
@@ -105,9 +106,9 @@ def _read(path: Path, name: str) -> list[dict[str, Any]]:
         shown = [f"{path}, {each}" for each in wrong[:_NAMED]]
         more = [f"and {counted(len(wrong) - _NAMED, 'line')} more."] if len(wrong) > _NAMED else []
         raise CommandError("\n".join(map(plain, [*shown, *more, "Nothing was sent."])))
-    if not 1 <= len(queries) <= _MAX_QUERIES:
+    if not 1 <= len(queries) <= MAX_QUERIES:
         raise CommandError(
-            f"{path} has {len(queries)} queries; a dataset has 1 to {_MAX_QUERIES}. Nothing was sent."
+            f"{path} has {len(queries)} queries; a dataset has 1 to {MAX_QUERIES}. Nothing was sent."
         )
     return queries
 

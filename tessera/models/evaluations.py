@@ -22,6 +22,8 @@ class EvaluationStatus(StrEnum):
     FAILED = "failed"
 
 
+#: Most queries of one dataset.
+MAX_QUERIES = 5000
 #: States of an evaluation that has not ended.
 OPEN = (EvaluationStatus.PENDING, EvaluationStatus.IN_PROGRESS)
 
@@ -58,7 +60,7 @@ class CreateDatasetRequest(Model):
 
     dataset_name: str = Field(min_length=1, max_length=200)
     description: str | None = Field(None, max_length=2000)
-    queries: list[GroundTruthQuery] = Field(min_length=1, max_length=5000)
+    queries: list[GroundTruthQuery] = Field(min_length=1, max_length=MAX_QUERIES)
     metadata: JsonObject | None = None
 
 

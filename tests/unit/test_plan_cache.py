@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tessera import organizations, retriever_plan, retrievers
-from tessera.config import Settings
+from tessera import retriever_plan, retrievers
 from tessera.context import Warehouse
 from tessera.db.engine import Database
 from tessera.db.version import DataVersion
 from tessera.errors import NotFoundError
 from tessera.models.retrievers import PatchRetrieverRequest
 from tessera.plan_cache import PlanCache
-from tessera.wiring import close_warehouse, open_warehouse
-from tests.unit.test_result_cache import KEY, Place
+from tests.unit.place import Place, opened
 
 # --- the version -----------------------------------------------------------------------------------------
 
@@ -168,11 +166,8 @@ def test_memory_is_bounded_and_the_least_recent_goes_first() -> None:
 
 @pytest.fixture(scope="module")
 def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
-    settings = Settings(data=tmp_path_factory.mktemp("plans") / "data", offline=True)
-    wh = open_warehouse(settings, run_jobs=False)
-    organizations.bootstrap(wh.db, KEY)
-    yield wh
-    close_warehouse(wh)
+    with opened(tmp_path_factory.mktemp("plans") / "data") as wh:
+        yield wh
 
 
 @pytest.fixture
