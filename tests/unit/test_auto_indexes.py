@@ -12,7 +12,7 @@ from tessera.config import Settings
 from tessera.filters import Condition
 from tessera.models.documents import CreateDocumentRequest
 from tessera.wiring import close_warehouse, open_warehouse
-from tests.unit.test_result_cache import KEY, Place
+from tests.unit.place import KEY, Place
 
 
 def test_a_flag_turned_off_in_the_middle_refuses_no_field(
